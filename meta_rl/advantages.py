@@ -1,0 +1,360 @@
+"""Advantages: per trace in a group, per episode, then per token.
+
+Axes: P prompts, G group, B = P * G traces, T tokens, K episodes, S budgets.
+Nothing here is differentiated: advantages are constants of the policy gradient.
+
+Three credits of progress that are easily confused (r = progress, w = weights):
+
+  immediate               α·r_j, the literal gradient of MRT's objective, whose
+                          prefixes come from the previous policy
+  return-to-go            α·Σ_{i>=j} r_i = α·(J_k - J_j): in expectation the
+                          outcome gradient with J as a baseline
+  weighted return-to-go   Σ_{i>=j} w_i·r_i, the area under J over tokens
+"""
+
+import jax
+import jax.numpy as jnp
+
+from meta_rl import masked
+
+Array = jax.Array
+
+SCALES = ('std', 'none')
+KINDS = ('immediate', 'return_to_go')
+
+
+def group_normalize(
+  rewards: Array, *, scale: str = 'std', ddof: int = 1, eps: float = 1e-4
+) -> Array:
+  """Returns rewards relative to their group.
+
+    A = (r - mean) / (std + eps), or r - mean with scale 'none'
+
+  A group of equal rewards gives exactly 0. Without that guard the rounding of
+  the mean is divided by eps and comes out as a signal.
+
+  Args:
+    rewards: f32[P,G], one group a row.
+    scale: 'std' (GRPO) or 'none' (Dr. GRPO).
+    ddof: 1 for the sample standard deviation, 0 for the population's.
+    eps: added outside the root.
+
+  Returns:
+    f32[P,G].
+
+  Raises:
+    ValueError: wrong shape or dtype, unknown scale, G = 1, or ddof not 0 or 1.
+
+  Source: DeepSeekMath (arXiv 2402.03300); Dr. GRPO (arXiv 2503.20783).
+  """
+  rewards = masked.as_array('rewards', rewards, 'float[P,G]')
+  masked.check_choice('scale', scale, SCALES)
+  if ddof not in (0, 1):
+    raise ValueError(f'ddof must be 0 or 1, got {ddof!r}')
+  size = _check_group('rewards', rewards, axis=1)
+
+  centred = rewards - jnp.mean(rewards, axis=1, keepdims=True)
+  if scale == 'std':
+    variance = jnp.sum(centred**2, axis=1, keepdims=True) / (size - ddof)
+    centred = centred / (jnp.sqrt(variance) + eps)
+  return jnp.where(_is_constant(rewards), 0.0, centred)
+
+
+def leave_one_out(rewards: Array) -> Array:
+  """Returns rewards minus the mean of the others of their group (RLOO).
+
+    A_g = r_g - mean_{h != g} r_h = (r_g - mean)·G / (G - 1)
+
+  The baseline does not depend on the trace it is subtracted from, so the
+  gradient is unbiased.
+
+  Args:
+    rewards: f32[P,G], one group a row.
+
+  Returns:
+    f32[P,G]; exactly 0 in a group of equal rewards.
+
+  Raises:
+    ValueError: wrong shape or dtype, or G = 1.
+
+  Source: Ahmadian et al. 2024 (arXiv 2402.14740).
+  """
+  rewards = masked.as_array('rewards', rewards, 'float[P,G]')
+  size = _check_group('rewards', rewards, axis=1)
+  centred = rewards - jnp.mean(rewards, axis=1, keepdims=True)
+  return jnp.where(_is_constant(rewards), 0.0, centred * size / (size - 1))
+
+
+def brpo(scores: Array, prior: Array) -> Array:
+  """Returns the advantage of the tokens between each two budgets.
+
+    R_s  = Σ_{k>=s} p_k·score_k
+    V1_s = (Σ_{k<s} 2^k·score_k / Σ_{k<s} 2^k)·Σ_{k>=s} p_k,  0 for s = 0
+    V2_s = mean of R_s over the group
+    A_s  = R_s - (s·V1_s + (S - s)·V2_s) / S
+
+  Early on the group is the better baseline, later the trace's own past is: V1
+  looks only at scores before s, so it may be subtracted. (Tokens of the
+  summaries take their score minus the mean of the same budget's summaries.)
+
+  Args:
+    scores: f32[P,G,S], mean score of the summaries written at budget s.
+    prior: f32[S], probability of each budget, sum 1.
+
+  Returns:
+    f32[P,G,S].
+
+  Raises:
+    ValueError: wrong shape or dtype, or G = 1.
+
+  Source: AnytimeReasoner (arXiv 2505.13438), section 3.
+  """
+  dims = {}
+  scores = masked.as_array('scores', scores, 'float[P,G,S]', dims)
+  prior = masked.as_array('prior', prior, 'float[S]', dims)
+  _check_group('scores', scores, axis=1)
+
+  num = dims['S']
+  s = jnp.arange(num, dtype=scores.dtype)
+  # 2^k / Σ_{k<s} 2^k = 2^(k-s) / (1 - 2^-s): no power that can overflow.
+  past = jnp.tril(jnp.exp2(s - s[:, None]), -1)
+  past = masked.safe_divide(past, 1 - jnp.exp2(-s[:, None]))
+  returns = masked.reverse_cumsum(prior * scores)
+  own = jnp.sum(past * scores[..., None, :], axis=-1)
+  own = own * masked.reverse_cumsum(prior)
+  group = jnp.mean(returns, axis=1, keepdims=True)
+  return returns - (s * own + (num - s) * group) / num
+
+
+def episode_weights(
+  ends: Array, *, horizon: int | float | Array, outcome_mass: float = 0.0
+) -> Array:
+  """Returns the share of token budgets that an episode's progress counts for.
+
+    w_j = (1 - ρ)·max(0, 1 - e_j/H) + ρ,   e_j = ends[j+1] - ends[0]
+
+  P(b >= e_j) for a budget b that is uniform on (0, H] with probability 1 - ρ
+  and unlimited with probability ρ. ρ = 0 is minus the token-weighted regret,
+  ρ = 1 the outcome.
+
+  Args:
+    ends: i32[B,K+1], tokens.
+    horizon: H, tokens, > 0.
+    outcome_mass: ρ in [0, 1]; 0.3 to 0.5 keeps the accuracy at full budget.
+
+  Returns:
+    f32[B,K] in [ρ, 1].
+
+  Raises:
+    ValueError: wrong shape or dtype, horizon <= 0, or ρ outside [0, 1].
+  """
+  ends = masked.as_array('ends', ends, 'int[B,K+1]')
+  masked.check_range('horizon', horizon, above=0)
+  masked.check_range('outcome_mass', outcome_mass, low=0, high=1)
+  left = jnp.maximum(0.0, 1.0 - (ends[:, 1:] - ends[:, :1]) / horizon)
+  return (1.0 - outcome_mass) * left + outcome_mass
+
+
+def episode_credit(
+  progress: Array, weights: Array, *, kind: str = 'immediate'
+) -> Array:
+  """Returns the credit of each episode, up to the caller's factor α.
+
+    immediate:    w_j·r_j
+    return_to_go: Σ_{i>=j} w_i·r_i
+
+  Progress below 0 counts: clipping it would reward going back and forth.
+
+  Args:
+    progress: f32[B,K], 0 from the trace's count on.
+    weights: f32[B,K].
+    kind: 'immediate' or 'return_to_go'.
+
+  Returns:
+    f32[B,K].
+
+  Raises:
+    ValueError: wrong shape or dtype, or an unknown kind.
+
+  Source: arXiv 2503.07572, section 6.
+  """
+  dims = {}
+  progress = masked.as_array('progress', progress, 'float[B,K]', dims)
+  weights = masked.as_array('weights', weights, 'float[B,K]', dims)
+  masked.check_choice('kind', kind, KINDS)
+  credit = progress * weights
+  return credit if kind == 'immediate' else masked.reverse_cumsum(credit)
+
+
+def returns(
+  progress: Array,
+  weights: Array,
+  lengths: Array,
+  count: Array,
+  *,
+  price: float | Array = 0.0,
+  horizon: int | float | Array,
+) -> Array:
+  """Returns what thinking on from each boundary brought, net of its tokens.
+
+    R_j = Σ_{j <= i < count} (w_i·r_i - λ·len_i/H),   0 for j >= count
+
+  Stopping returns 0, so thinking pays while its return is positive. Without a
+  price, progress after the last gain is 0 and nothing teaches when to stop.
+
+  Args:
+    progress: f32[B,K].
+    weights: f32[B,K].
+    lengths: i32[B,K], tokens of each episode.
+    count: i32[B], number of episodes, 0..K.
+    price: λ, success probability that a horizon of tokens costs, >= 0.
+    horizon: H, tokens, > 0.
+
+  Returns:
+    f32[B,K+1], one value a boundary.
+
+  Raises:
+    ValueError: wrong shape or dtype, price < 0, or horizon <= 0.
+  """
+  dims = {}
+  progress = masked.as_array('progress', progress, 'float[B,K]', dims)
+  weights = masked.as_array('weights', weights, 'float[B,K]', dims)
+  lengths = masked.as_array('lengths', lengths, 'int[B,K]', dims)
+  count = masked.as_array('count', count, 'int[B]', dims)
+  masked.check_range('price', price, low=0)
+  masked.check_range('horizon', horizon, above=0)
+  gain = progress * weights - price * lengths / horizon
+  inside = jnp.arange(dims['K']) < count[:, None]
+  total = masked.reverse_cumsum(masked.select(inside, gain))
+  return jnp.pad(total, ((0, 0), (0, 1)))
+
+
+def prover_baseline(
+  returns: Array,
+  success: Array,
+  count: Array,
+  *,
+  ridge: float = 1e-3,
+  min_rows: int = 16,
+  axis_name: str | None = None,
+) -> Array:
+  """Returns the baseline of every boundary, with the prover as the critic.
+
+    b_ij = a + c·(1 - J_ij), (a, c) fitted by ridge regression of the returns at
+    boundary j over all rows i' != i that reach it
+
+  Rows that stop at j reach it too, with return 0: a baseline fitted to and
+  subtracted from the continuing rows alone would make the gradient of 'stop or
+  go on' vanish. Leaving row i out makes its baseline independent of what it
+  returned, so the gradient stays unbiased. It equals y - e/(1 - h) of the full
+  fit (residual e, leverage h); here the sums of the fit are downdated by the
+  row instead, whose denominator is at least `ridge` whatever the leverage.
+
+  Args:
+    returns: f32[B,K+1], return of thinking on from each boundary; 0 at count.
+    success: f32[B,K+1], J, probability.
+    count: i32[B], number of episodes; the row reaches boundaries j <= count.
+    ridge: penalty on the squared slope, > 0; the intercept has none.
+    min_rows: with fewer rows at a boundary the slope is 0: the mean of the
+      other rows.
+    axis_name: mapped axis (shard_map, pmap, vmap) over which the rows are
+      spread; the fit then takes in the rows of all of it.
+
+  Returns:
+    f32[B,K+1]; 0 for j > count and for a row alone at its boundary.
+
+  Raises:
+    ValueError: wrong shape or dtype, ridge <= 0, or min_rows < 1.
+  """
+  dims = {}
+  returns = masked.as_array('returns', returns, 'float[B,K+1]', dims)
+  success = masked.as_array('success', success, 'float[B,K+1]', dims)
+  count = masked.as_array('count', count, 'int[B]', dims)
+  masked.check_range('ridge', ridge, above=0)
+  masked.check_range('min_rows', min_rows, low=1)
+
+  reached = jnp.arange(dims['K'] + 1) <= count[:, None]
+
+  def total(x):
+    x = masked.masked_sum(x, reached, axis=0)
+    return x if axis_name is None else jax.lax.psum(x, axis_name)
+
+  size = total(jnp.ones_like(returns))
+  others = jnp.maximum(size - 1, 1)
+  mean_x = total(1 - success) / jnp.maximum(size, 1)
+  mean_y = total(returns) / jnp.maximum(size, 1)
+  x = masked.select(reached, 1 - success - mean_x)
+  y = masked.select(reached, returns - mean_y)
+  # Taking row i out moves the means by x/(n-1), y/(n-1) and takes n/(n-1) of
+  # its squares out of the sums.
+  rest = size / others
+  square = jnp.maximum(total(x * x) - rest * x * x, 0)
+  slope = (total(x * y) - rest * x * y) / (square + ridge)
+  mean = mean_y - y / others
+  fitted = mean + slope * rest * x
+  baseline = jnp.where(size < min_rows, mean, fitted)
+  baseline = masked.select(reached & (size > 1), baseline)
+  return jax.lax.stop_gradient(baseline)
+
+
+def to_tokens(
+  episode_advantages: Array,
+  episode_ids: Array,
+  *,
+  rest: Array,
+  stop: Array | None = None,
+  stop_index: Array | None = None,
+) -> Array:
+  """Returns the advantage of every token.
+
+    A_t = episode_advantages[ids_t], rest where ids_t = -1, stop at stop_index
+
+  Args:
+    episode_advantages: f32[B,K].
+    episode_ids: i32[B,T], as from `episodes.token_ids`, in -1..K-1.
+    rest: f32[B], for tokens without an episode: the answer's own advantage.
+    stop: f32[B], for the token that ended the thinking; None: `rest`.
+    stop_index: i32[B], where that token is (the answer marker), -1 for none.
+
+  Returns:
+    f32[B,T].
+
+  Raises:
+    ValueError: wrong shape or dtype, or stop without stop_index.
+  """
+  dims = {}
+  advantages = masked.as_array(
+    'episode_advantages', episode_advantages, 'float[B,K]', dims
+  )
+  ids = masked.as_array('episode_ids', episode_ids, 'int[B,T]', dims)
+  rest = masked.as_array('rest', rest, 'float[B]', dims)
+  if stop is not None and stop_index is None:
+    raise ValueError('stop needs stop_index, the index of the answer marker')
+
+  spread = jnp.take_along_axis(advantages, jnp.maximum(ids, 0), axis=1)
+  result = jnp.where(ids >= 0, spread, rest[:, None])
+  if stop_index is None:
+    return result
+  stop_index = masked.as_array('stop_index', stop_index, 'int[B]', dims)
+  stop = (
+    rest if stop is None else masked.as_array('stop', stop, 'float[B]', dims)
+  )
+  is_stop = jnp.arange(ids.shape[1]) == stop_index[:, None]
+  return jnp.where(is_stop, stop[:, None], result)
+
+
+def _check_group(name: str, x: Array, axis: int) -> int:
+  """Returns G; raises ValueError if a group has no one to compare with."""
+  size = x.shape[axis]
+  if size < 2:
+    raise ValueError(
+      f'{name} has group size {size}: a group baseline compares the traces of '
+      'one prompt, so group_size must be at least 2'
+    )
+  return size
+
+
+def _is_constant(rewards: Array) -> Array:
+  return jnp.max(rewards, 1, keepdims=True) == jnp.min(
+    rewards, 1, keepdims=True
+  )

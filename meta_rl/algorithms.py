@@ -1,0 +1,184 @@
+"""From what was measured on a batch of traces to an advantage for every token.
+
+Each algorithm is one function over the same few pure pieces and one row of
+`ALGORITHMS`. They differ in credit alone; rollout, loss and update are shared,
+so that a comparison compares what it says.
+
+Axes: P prompts, G group, B = P * G traces, T tokens, K episodes.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from meta_rl import advantages, episodes, masked, regret
+from meta_rl.types import Array, Episodes
+
+CREDITS = ('token_weighted', 'return_to_go', 'immediate')
+BASELINES = ('prover', 'none')
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Measured:
+  """What an algorithm may look at.
+
+  Attributes:
+    rewards: f32[B], r, the outcome of each trace's own answer.
+    success: f32[B,K+1], J at every boundary; past count it repeats.
+    episodes: the boundaries.
+    stop_index: i32[B], column of the token that ended thinking (the answer
+      marker); the token count where there is none.
+    answered: bool[B], an answer followed the end of thinking.
+  """
+
+  rewards: Array
+  success: Array
+  episodes: Episodes
+  stop_index: Array
+  answered: Array
+
+
+def outcome(
+  measured: Measured,
+  length: int,
+  *,
+  group_size: int,
+  baseline: str = 'mean_std',
+) -> Array:
+  """Returns one advantage a trace, on all of its tokens: outcome-reward RL.
+
+    mean_std       (r - mean) / (std + eps), GRPO (arXiv 2402.03300)
+    mean           r - mean, Dr. GRPO (arXiv 2503.20783)
+    leave_one_out  r - mean of the others, RLOO (arXiv 2402.14740)
+
+  Args:
+    measured: rewards f32[B] are all that is used.
+    length: T.
+    group_size: G traces of each prompt, one after the other.
+    baseline: 'mean_std', 'mean' or 'leave_one_out'.
+
+  Returns:
+    f32[B,T].
+  """
+  rewards = measured.rewards.reshape(-1, group_size)
+  masked.check_choice('baseline', baseline, _OUTCOME_BASELINES)
+  advantage = _OUTCOME_BASELINES[baseline](rewards).reshape(-1)
+  return jnp.broadcast_to(advantage[:, None], (advantage.shape[0], length))
+
+
+_OUTCOME_BASELINES = {
+  'mean_std': lambda r: advantages.group_normalize(r, scale='std'),
+  'mean': lambda r: advantages.group_normalize(r, scale='none'),
+  'leave_one_out': advantages.leave_one_out,
+}
+
+
+def mrt(
+  measured: Measured,
+  length: int,
+  *,
+  group_size: int,
+  horizon: int,
+  credit: str = 'token_weighted',
+  alpha: float = 1.0,
+  outcome_mass: float = 0.3,
+  price: float = 0.0,
+  baseline: str = 'prover',
+  axis_name: str | None = None,
+) -> Array:
+  """Returns per-episode MRT advantages on tokens.
+
+  With progress p_i = J_{i+1} - J_i and weights w_i = (1 - rho) max(0, 1 - e_i/H)
+  + rho, the return of boundary j is, by `credit`,
+
+    token_weighted   R_j = sum_{i>=j} (w_i p_i - price * len_i / H)
+    return_to_go     R_j = (1 + alpha) (J_k - J_j), the control: in expectation
+                     (1 + alpha) times the outcome gradient
+    immediate        the tokens of episode j get A_outcome + alpha * p_j, the
+                     literal gradient of the paper's objective (the outcome part
+                     is leave-one-out within the group)
+
+  For the first two, boundary j's baseline b_j depends on the prefix alone, so
+  episode j gets R_j - b_j, the token that stops at boundary k gets 0 - b_k, and
+  the answer gets its own r - J_k. `J_k` stands in for r while thinking (Rao-
+  Blackwell). Nothing is divided by a batch standard deviation: the weights
+  would lose their meaning.
+
+  Departs from MRT v0.1: J is exact by default and not a mean of 4 branches, the
+  baseline is fitted on J itself, and stopping is an action with an advantage.
+
+  Args:
+    measured: rewards, J and boundaries.
+    length: T.
+    group_size: G; used by 'immediate' alone.
+    horizon: H, tokens.
+    credit: 'token_weighted', 'return_to_go' or 'immediate'.
+    alpha: weight of the progress term; 'token_weighted' is scaled by it.
+    outcome_mass: rho in [0, 1], share of the budget prior on the full budget.
+    price: lambda >= 0, of a horizon of tokens.
+    baseline: 'prover' (`advantages.prover_baseline`) or 'none'.
+    axis_name: of a mapped data axis; the baseline is then fitted on all rows.
+
+  Returns:
+    f32[B,T].
+
+  Source: Qu et al. 2025, arXiv 2503.07572, section 6.
+  """
+  masked.check_choice('credit', credit, CREDITS)
+  masked.check_choice('baseline', baseline, BASELINES)
+  success, (ends, count) = measured.success, _parts(measured.episodes)
+  progress = regret.progress(success, count)
+  final = _at(success, count)
+  answer = measured.rewards - final
+  if credit == 'immediate':
+    own = outcome(
+      measured, length, group_size=group_size, baseline='leave_one_out'
+    )[:, 0]
+    weights = jnp.ones_like(progress)
+    per_episode = own[:, None] + alpha * advantages.episode_credit(
+      progress, weights, kind='immediate'
+    )
+    stop = rest = own
+  else:
+    weighted = credit == 'token_weighted'
+    scale = alpha if weighted else 1 + alpha
+    returns = advantages.returns(
+      progress,
+      advantages.episode_weights(
+        ends, horizon=horizon, outcome_mass=outcome_mass if weighted else 1.0
+      ),
+      ends[:, 1:] - ends[:, :-1],
+      count,
+      price=price if weighted else 0.0,
+      horizon=horizon,
+    )
+    base = jnp.zeros_like(returns)
+    if baseline == 'prover':
+      base = advantages.prover_baseline(
+        returns, success, count, axis_name=axis_name
+      )
+    per_episode = scale * (returns - base)[:, :-1]
+    # Ending the trace in place of answering forgoes the answer: r - J_k too.
+    stop = scale * -_at(base, count) + jnp.where(measured.answered, 0.0, answer)
+    rest = answer
+  return advantages.to_tokens(
+    per_episode,
+    episodes.token_ids(measured.episodes, length),
+    rest=rest,
+    stop=stop,
+    stop_index=measured.stop_index,
+  )
+
+
+def _parts(found: Episodes) -> tuple[Array, Array]:
+  return found.ends, found.count
+
+
+def _at(values: Array, index: Array) -> Array:
+  """Returns values[b, index[b]]."""
+  return jnp.take_along_axis(values, index[:, None], axis=1)[:, 0]
+
+
+ALGORITHMS = {'outcome': outcome, 'mrt': mrt}

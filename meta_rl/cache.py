@@ -1,0 +1,58 @@
+"""Forking, growing and picking rows of any model's cache.
+
+A cache is whatever pytree `model.init_cache(batch, length)` gives. Which axis of
+a leaf is the batch and which is the length is read off the shapes that
+`init_cache` would give for other sizes, so a foreign model needs no convention:
+scanned layers (layer axis first) and token buffers work alike.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from meta_rl.types import Array, Cache, Model
+
+
+def _axes(model: Model, first: tuple[int, int], second: tuple[int, int]):
+  """Returns, for every leaf, the axes on which two caches' shapes differ."""
+  shapes = [
+    jax.eval_shape(lambda s=size: model.init_cache(*s))
+    for size in (first, second)
+  ]
+  differ = lambda a, b: tuple(
+    i for i, (x, y) in enumerate(zip(a.shape, b.shape)) if x != y
+  )
+  return jax.tree.map(differ, *shapes)
+
+
+def _map(fn, cache: Cache, axes) -> Cache:
+  """Applies `fn(leaf, axis)` along each of a leaf's axes."""
+  leaves, tree = jax.tree.flatten(cache)
+  out = []
+  for leaf, leaf_axes in zip(leaves, tree.flatten_up_to(axes)):
+    for axis in leaf_axes:
+      leaf = fn(leaf, axis)
+    out.append(leaf)
+  return tree.unflatten(out)
+
+
+def fork(model: Model, cache: Cache, copies: int) -> Cache:
+  """Returns a cache in which each row stands `copies` times in succession."""
+  axes = _axes(model, (2, 4), (3, 4))
+  return _map(lambda x, i: jnp.repeat(x, copies, axis=i), cache, axes)
+
+
+def take(model: Model, cache: Cache, rows: Array) -> Cache:
+  """Returns the cache of the given rows i32[R]."""
+  axes = _axes(model, (2, 4), (3, 4))
+  return _map(lambda x, i: jnp.take(x, rows, axis=i), cache, axes)
+
+
+def grow(model: Model, cache: Cache, slots: int) -> Cache:
+  """Returns a cache with `slots` more empty slots at its end."""
+
+  def pad(leaf, axis):
+    widths = [(0, 0)] * leaf.ndim
+    widths[axis] = (0, slots)
+    return jnp.pad(leaf, widths)
+
+  return _map(pad, cache, _axes(model, (2, 4), (2, 5)))

@@ -1,0 +1,115 @@
+"""Files that are whole or seen not to be: atomic writes and manifests.
+
+A manifest lists size and crc32 of every file below a folder. It says nothing of
+who wrote them, only that they are the bytes that were written.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import tempfile
+import zlib
+from pathlib import Path
+
+from etils import epath
+
+MANIFEST_NAME = 'MANIFEST.json'
+_CHUNK = 1 << 20
+
+
+def atomic_write(path, data: bytes):
+  """Writes `data` to `path` so that a reader sees the old file or the new one.
+
+  Temporary file in the same folder, fsync, rename; the temporary file is
+  removed on any error, a full disk included.
+  """
+  path = Path(path)
+  fd, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
+  try:
+    with os.fdopen(fd, 'wb') as f:
+      f.write(data)
+      f.flush()
+      os.fsync(f.fileno())
+    # mkstemp makes files of the owner alone; others may read results.
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(temporary, 0o666 & ~umask)
+    os.replace(temporary, path)
+  except BaseException:
+    with contextlib.suppress(FileNotFoundError):
+      os.unlink(temporary)
+    raise
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+  """Returns the message of an error as one line of at most `limit` characters.
+
+  An error without a message gives the name of its class.
+  """
+  text = ' '.join(str(error).split()) or type(error).__name__
+  return text if len(text) <= limit else text[: limit - 1] + '…'
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+  """Returns whether an error, or one that it came from, is a full disk."""
+  while error is not None:
+    if getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT):
+      return True
+    # Tensorstore, in C++, says it in words.
+    if 'No space left' in str(error) or 'quota exceeded' in str(error):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
+
+
+def _files(folder: epath.Path):
+  for path in sorted(folder.iterdir()):
+    if path.is_dir():
+      yield from _files(path)
+    else:
+      yield path
+
+
+def _crc32(path: epath.Path) -> int:
+  value = 0
+  with path.open('rb') as f:
+    while chunk := f.read(_CHUNK):
+      value = zlib.crc32(chunk, value)
+  return value
+
+
+def write_manifest(folder):
+  """Writes the manifest of all files in the subfolders of `folder`."""
+  folder = epath.Path(folder)
+  files = {
+    str(path.relative_to(folder)): [path.stat().length, _crc32(path)]
+    for part in sorted(folder.iterdir())
+    if part.is_dir()
+    for path in _files(part)
+  }
+  (folder / MANIFEST_NAME).write_text(json.dumps(files))
+
+
+def find_damage(folder) -> str | None:
+  """Returns the first difference from the manifest, None if there is none.
+
+  A missing file, another size, other bytes, an unreadable manifest. Files that
+  the manifest does not list are not looked at.
+  """
+  folder = epath.Path(folder)
+  try:
+    files = json.loads((folder / MANIFEST_NAME).read_text())
+    for name, (size, crc) in files.items():
+      path = folder / name
+      if not path.exists():
+        return f'{name} is missing'
+      if path.stat().length != size:
+        return f'{name} has {path.stat().length} bytes instead of {size}'
+      if _crc32(path) != crc:
+        return f'{name} has other bytes than were written'
+  except FileNotFoundError:
+    return f'{MANIFEST_NAME} is missing'
+  except (OSError, ValueError, TypeError, AttributeError) as error:
+    return f'{MANIFEST_NAME} cannot be used ({one_line(error)})'
+  return None

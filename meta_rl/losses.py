@@ -1,0 +1,265 @@
+"""Losses to minimise, each as (WeightedSum, metrics of WeightedSums).
+
+Nothing is divided here: micro-batches and devices add their sums, and the
+update divides once, so that a loss does not depend on how a batch was cut.
+
+Axes: B traces, T tokens; all arguments are [B,T] and `mask` says which tokens
+are actions. Masked positions may hold NaN or infinities: they are replaced
+before any arithmetic, so that neither values nor gradients see them.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from meta_rl import masked
+from meta_rl.types import WeightedSum
+
+Array = jax.Array
+Metrics = dict[str, WeightedSum]
+
+SURROGATES = ('clip', 'cispo')
+RATIOS = ('token', 'sequence')
+AGGREGATES = ('sequence_mean', 'token_mean', 'constant')
+
+# Of KL(π‖ref) on tokens drawn from π, with d = log ref - log π.
+KL_ESTIMATORS = {
+  'k1': lambda d: -d,
+  'k2': lambda d: d**2 / 2,
+  'k3': lambda d: jnp.expm1(d) - d,
+}
+
+
+def aggregate_tokens(
+  per_token: Array,
+  mask: Array,
+  *,
+  aggregate: str = 'sequence_mean',
+  constant: int | float | Array | None = None,
+) -> WeightedSum:
+  """Returns the sum of a value of tokens and the weight to divide it by.
+
+    sequence_mean: Σ_rows mean of the row's tokens / rows that have a token
+    token_mean:    Σ tokens / number of tokens
+    constant:      Σ tokens / (B·constant)
+
+  'sequence_mean' gives every trace one vote, 'token_mean' every token (DAPO),
+  and 'constant' also one vote a token, with a weight that does not depend on
+  lengths, so that long traces are neither diluted nor favoured (Dr. GRPO).
+
+  Args:
+    per_token: f32[B,T], may hold anything where the mask is False.
+    mask: bool[B,T].
+    aggregate: one of the three.
+    constant: tokens a sequence, e.g. max_new_tokens, > 0; for 'constant' only.
+
+  Returns:
+    WeightedSum; total 0 and weight 0 (B·constant for 'constant') on an empty
+    mask.
+
+  Raises:
+    ValueError: wrong shape or dtype, unknown aggregate, constant missing.
+
+  Source: DAPO (arXiv 2503.14476); Dr. GRPO (arXiv 2503.20783).
+  """
+  dims = {}
+  per_token = masked.as_array('per_token', per_token, 'float[B,T]', dims)
+  mask = masked.as_array('mask', mask, 'bool[B,T]', dims)
+  _check_aggregate(aggregate, constant)
+  if aggregate == 'sequence_mean':
+    total = jnp.sum(masked.masked_mean(per_token, mask, axis=1))
+    weight = jnp.sum(jnp.any(mask, axis=1), dtype=per_token.dtype)
+    return WeightedSum(total, weight)
+  total = masked.masked_sum(per_token, mask)
+  if aggregate == 'token_mean':
+    return WeightedSum(total, jnp.sum(mask, dtype=per_token.dtype))
+  return WeightedSum(total, jnp.asarray(dims['B'] * constant, per_token.dtype))
+
+
+def policy_gradient(
+  log_probs: Array,
+  behavior_log_probs: Array,
+  advantages: Array,
+  mask: Array,
+  *,
+  clip_low: float = 0.2,
+  clip_high: float = 0.2,
+  surrogate: str = 'clip',
+  ratio: str = 'token',
+  aggregate: str = 'sequence_mean',
+  constant: int | float | Array | None = None,
+) -> tuple[WeightedSum, Metrics]:
+  """Returns the policy-gradient loss of recorded tokens.
+
+    clip:  -min(r·A, clip(r, 1 - clip_low, 1 + clip_high)·A)
+    cispo: -sg(clip(r, 1 - clip_low, 1 + clip_high))·A·log π
+
+    token:    r_t = exp(log π_t - log b_t)
+    sequence: r_t = sg(s)·π_t/sg(π_t), s = exp(mean_t (log π_t - log b_t))
+
+  On the tokens' own policy (π = b) both surrogates have the gradient
+  -A·∇log π. The sequence ratio is GSPO-token: its value is one number a trace,
+  its gradient one number a token, so per-token credit survives.
+
+  Args:
+    log_probs: f32[B,T], nats, log π, being trained.
+    behavior_log_probs: f32[B,T], nats, log b, recorded when sampled.
+    advantages: f32[B,T], a constant: no gradient flows into it.
+    mask: bool[B,T], actions.
+    clip_low: the ratio may fall this far below 1, in [0, 1].
+    clip_high: the ratio may rise this far above 1, >= 0.
+    surrogate: 'clip' (PPO) or 'cispo'.
+    ratio: 'token' or 'sequence'.
+    aggregate: as in `aggregate_tokens`.
+    constant: as in `aggregate_tokens`.
+
+  Returns:
+    The loss, and over the tokens of the mask: `ratio_mean` (of the ratio used),
+    `clip_fraction` (tokens whose gradient was cut by the clip; for 'cispo',
+    whose weight was), `approx_kl` (nats a token, k3 of KL(b‖π), tokens drawn
+    from b; always of the token ratio).
+
+  Raises:
+    ValueError: wrong shape or dtype, unknown option, constant missing.
+
+  Source: PPO (arXiv 1707.06347); CISPO (arXiv 2506.13585); GSPO (arXiv
+  2507.18071).
+  """
+  dims = {}
+  mask = masked.as_array('mask', mask, 'bool[B,T]', dims)
+  log_probs = _tokens('log_probs', log_probs, mask, dims)
+  behavior = _tokens('behavior_log_probs', behavior_log_probs, mask, dims)
+  advantages = _tokens('advantages', advantages, mask, dims)
+  masked.check_choice('surrogate', surrogate, SURROGATES)
+  masked.check_choice('ratio', ratio, RATIOS)
+  masked.check_range('clip_low', clip_low, low=0, high=1)
+  masked.check_range('clip_high', clip_high, low=0)
+
+  advantages = jax.lax.stop_gradient(advantages)
+  log_ratio = log_probs - behavior
+  r = _ratio(log_probs, log_ratio, mask, ratio)
+  low, high = r < 1 - clip_low, r > 1 + clip_high
+  clipped = jnp.clip(r, 1 - clip_low, 1 + clip_high)
+  if surrogate == 'clip':
+    per_token = -jnp.minimum(r * advantages, clipped * advantages)
+    cut = jnp.where(advantages > 0, high, low & (advantages < 0))
+  else:
+    per_token = -jax.lax.stop_gradient(clipped) * advantages * log_probs
+    cut = low | high
+  loss = aggregate_tokens(
+    per_token, mask, aggregate=aggregate, constant=constant
+  )
+  return loss, {
+    'ratio_mean': _metric(r, mask),
+    'clip_fraction': _metric(cut.astype(r.dtype), mask),
+    'approx_kl': _metric(KL_ESTIMATORS['k3'](log_ratio), mask),
+  }
+
+
+def kl_penalty(
+  log_probs: Array,
+  ref_log_probs: Array,
+  mask: Array,
+  *,
+  estimator: str = 'k1',
+  aggregate: str = 'sequence_mean',
+  constant: int | float | Array | None = None,
+) -> tuple[WeightedSum, Metrics]:
+  """Returns an estimate of KL(π‖ref) from tokens that were drawn from π.
+
+    d = log ref - log π;   k1 = -d,   k2 = d²/2,   k3 = e^d - 1 - d
+
+  k1 and k3 are unbiased values, k2 is not; as losses on-policy E∇k1 = 0, so k1
+  is a metric or a part of the reward only, E∇k2 = ∇KL(π‖ref), and k3 (GRPO's
+  term) has the gradient of KL(ref‖π).
+
+  Args:
+    log_probs: f32[B,T], nats, being trained.
+    ref_log_probs: f32[B,T], nats, of the same tokens under the reference.
+    mask: bool[B,T].
+    estimator: 'k1', 'k2' or 'k3'.
+    aggregate: as in `aggregate_tokens`.
+    constant: as in `aggregate_tokens`.
+
+  Returns:
+    The penalty, nats, before its coefficient, and `ref_kl_k1`, `ref_kl_k2`,
+    `ref_kl_k3` over the tokens of the mask.
+
+  Raises:
+    ValueError: wrong shape or dtype, unknown option, constant missing.
+
+  Source: Schulman, 'Approximating KL divergence' (2020); GRPO (arXiv
+  2402.03300).
+  """
+  dims = {}
+  mask = masked.as_array('mask', mask, 'bool[B,T]', dims)
+  log_probs = _tokens('log_probs', log_probs, mask, dims)
+  reference = _tokens('ref_log_probs', ref_log_probs, mask, dims)
+  masked.check_choice('estimator', estimator, KL_ESTIMATORS)
+  values = {k: f(reference - log_probs) for k, f in KL_ESTIMATORS.items()}
+  penalty = aggregate_tokens(
+    values[estimator], mask, aggregate=aggregate, constant=constant
+  )
+  return penalty, {f'ref_kl_{k}': _metric(v, mask) for k, v in values.items()}
+
+
+def entropy_bonus(
+  entropy: Array,
+  mask: Array,
+  *,
+  aggregate: str = 'sequence_mean',
+  constant: int | float | Array | None = None,
+) -> tuple[WeightedSum, Metrics]:
+  """Returns minus the entropy: added to a loss, it is a bonus for exploring.
+
+  Args:
+    entropy: f32[B,T], nats, of the policy at each token.
+    mask: bool[B,T].
+    aggregate: as in `aggregate_tokens`.
+    constant: as in `aggregate_tokens`.
+
+  Returns:
+    The loss -entropy, before its coefficient, and `entropy` (nats a token).
+
+  Raises:
+    ValueError: wrong shape or dtype, unknown option, constant missing.
+  """
+  dims = {}
+  mask = masked.as_array('mask', mask, 'bool[B,T]', dims)
+  entropy = _tokens('entropy', entropy, mask, dims)
+  loss = aggregate_tokens(
+    -entropy, mask, aggregate=aggregate, constant=constant
+  )
+  return loss, {'entropy': _metric(entropy, mask)}
+
+
+def _ratio(log_probs: Array, log_ratio: Array, mask: Array, kind: str) -> Array:
+  """Returns f32[B,T], the importance ratio of each token; 1 where masked."""
+  if kind == 'token':
+    return jnp.exp(log_ratio)
+  mean = masked.masked_mean(log_ratio, mask, axis=1)[:, None]
+  sequence = jax.lax.stop_gradient(jnp.exp(mean))
+  return sequence * jnp.exp(log_probs - jax.lax.stop_gradient(log_probs))
+
+
+def _tokens(name: str, x: Array, mask: Array, dims: dict[str, int]) -> Array:
+  """Returns x, checked, with 0 where the mask is False."""
+  return masked.select(mask, masked.as_array(name, x, 'float[B,T]', dims))
+
+
+def _metric(x: Array, mask: Array) -> WeightedSum:
+  return aggregate_tokens(
+    jax.lax.stop_gradient(x), mask, aggregate='token_mean'
+  )
+
+
+def _check_aggregate(
+  aggregate: str, constant: int | float | Array | None
+) -> None:
+  masked.check_choice('aggregate', aggregate, AGGREGATES)
+  if aggregate == 'constant':
+    if constant is None:
+      raise ValueError(
+        "aggregate 'constant' needs constant, the tokens a sequence is divided "
+        'by, e.g. constant=max_new_tokens'
+      )
+    masked.check_range('constant', constant, above=0)

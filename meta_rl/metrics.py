@@ -1,0 +1,412 @@
+"""What a run says while it goes: metrics, progress, warnings, phase times.
+
+    workdir/
+      metrics.jsonl               one line a step: {"step": 3, "loss/total": …}
+      samples/step_000050.jsonl   sampled traces
+      tensorboard/                the same scalars
+
+Names are slash-grouped with the unit in the last word: `time/generate_s`.
+"""
+
+import contextlib
+import json
+import math
+import sys
+import time
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import jax
+import tensorboardX
+import tqdm
+
+from meta_rl.files import atomic_write
+
+
+class NonFiniteError(FloatingPointError):
+  """A NaN or infinite loss; the message is one line.
+
+  Attributes:
+    step: the step that it appeared in.
+    names: the offending metrics.
+    last_checkpoint_step: step of the last good checkpoint, or None.
+  """
+
+  def __init__(self, step, names, values, last_checkpoint_step):
+    self.step = step
+    self.names = names
+    self.last_checkpoint_step = last_checkpoint_step
+    what = ', '.join(f'{n} is {v}' for n, v in zip(names, values, strict=True))
+    good = (
+      'no checkpoint was saved yet'
+      if last_checkpoint_step is None
+      else f'the last good checkpoint is step {last_checkpoint_step}'
+    )
+    super().__init__(
+      f'step {step}: {what}; {good}. Lower the learning rate or max_grad_norm '
+      'and run again from there'
+    )
+
+
+def check_finite(
+  step: int,
+  metrics: Mapping[str, float],
+  last_checkpoint_step: int | None,
+  *,
+  ignore: Iterable[str] = (),
+):
+  """Raises `NonFiniteError` if a metric is NaN or infinite.
+
+  Args:
+    step: the step that gave the metrics.
+    metrics: name -> number; pass those that the update depends on.
+    last_checkpoint_step: step of the last good checkpoint, or None.
+    ignore: names that may be non-finite.
+  """
+  ignore = set(ignore)
+  bad = {
+    name: value
+    for name, value in ((n, float(v)) for n, v in metrics.items())
+    if name not in ignore and not math.isfinite(value)
+  }
+  if bad:
+    raise NonFiniteError(
+      step, list(bad), list(bad.values()), last_checkpoint_step
+    )
+
+
+def _whole_rows(path: Path):
+  """Yields (step, line) of the whole lines; kill -9 may tear the last."""
+  with open(path, encoding='utf-8', errors='replace') as f:
+    for line in f:
+      with contextlib.suppress(ValueError, KeyError, TypeError):
+        yield int(json.loads(line)['step']), line.rstrip('\n') + '\n'
+
+
+def read_metrics(path) -> list[dict]:
+  """Returns the rows of a metrics.jsonl, torn lines left out.
+
+  Non-finite values, null in the file, come back as NaN.
+  """
+  rows = [json.loads(line) for _, line in _whole_rows(Path(path))]
+  return [
+    {name: math.nan if v is None else v for name, v in row.items()}
+    for row in rows
+  ]
+
+
+class MetricsWriter:
+  """Writes scalars to JSONL and TensorBoard, and sampled traces to JSONL.
+
+  Every line is flushed, so kill -9 loses none but the one being written. On
+  resume, lines of steps after `resume_step` go: those steps are run again, and
+  no step appears twice. Process 0 alone writes.
+
+  Args:
+    workdir: folder.
+    tensorboard: also write TensorBoard events (tensorboardX, no TensorFlow).
+    resume_step: last step of the restored checkpoint; None starts afresh.
+    name: the file is `<name>.jsonl`.
+  """
+
+  def __init__(
+    self,
+    workdir,
+    *,
+    tensorboard: bool = True,
+    resume_step: int | None = None,
+    name: str = 'metrics',
+  ):
+    self.non_finite = Counter()
+    self._workdir = Path(workdir)
+    self._active = jax.process_index() == 0
+    self._file = self._events = None
+    self._last_step = None
+    if not self._active:
+      return
+    path = self._workdir / f'{name}.jsonl'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+      self._keep_until(path, resume_step)
+    self._file = open(path, 'a', encoding='utf-8')
+    if tensorboard:
+      self._events = tensorboardX.SummaryWriter(
+        str(self._workdir / 'tensorboard'),
+        # TensorBoard hides events of earlier runs from this step on.
+        purge_step=0 if resume_step is None else resume_step + 1,
+        flush_secs=10,
+      )
+
+  def _keep_until(self, path: Path, resume_step: int | None):
+    kept = []
+    for step, line in _whole_rows(path):
+      if resume_step is not None and step <= resume_step:
+        kept.append(line)
+        self._last_step = step
+    atomic_write(path, ''.join(kept).encode())
+
+  def write(self, step: int, scalars: Mapping[str, float]):
+    """Writes one step's scalars; a non-finite one becomes null and is warned.
+
+    Args:
+      step: larger than every step before.
+      scalars: name -> number, or anything that `float` takes.
+
+    Raises:
+      ValueError: the step is not larger than the last one.
+    """
+    if self._last_step is not None and step <= self._last_step:
+      raise ValueError(
+        f'metrics of step {step} come after those of step {self._last_step}: '
+        'write all scalars of a step at once, and steps in order'
+      )
+    row = {'step': int(step)}
+    for name, value in scalars.items():
+      value = float(value)
+      if not math.isfinite(value):
+        self._count_non_finite(step, name, value)
+      row[name] = value if math.isfinite(value) else None
+    self._last_step = step
+    if not self._active:
+      return
+    self._file.write(json.dumps(row) + '\n')
+    self._file.flush()
+    if self._events is not None:
+      for name, value in row.items():
+        if name != 'step' and value is not None:
+          self._events.add_scalar(name, value, step)
+
+  def _count_non_finite(self, step: int, name: str, value: float):
+    self.non_finite[name] += 1
+    count = self.non_finite[name]
+    # Powers of two: loud at first, never a flood.
+    if count & (count - 1) == 0:
+      warnings.warn(
+        f'step {step}: {name} is {value} (time {count} in this run)',
+        RuntimeWarning,
+        stacklevel=3,
+      )
+
+  def write_text_rows(self, name: str, step: int, rows: Iterable[Mapping]):
+    """Returns the path of `<name>/step_000050.jsonl`, written whole.
+
+    Args:
+      name: folder below the workdir, e.g. 'samples'.
+      step: the step that the rows belong to.
+      rows: dicts of JSON values.
+    """
+    path = self._workdir / name / f'step_{step:06d}.jsonl'
+    if self._active:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      lines = [json.dumps(row, ensure_ascii=False) + '\n' for row in rows]
+      atomic_write(path, ''.join(lines).encode())
+    return path
+
+  def close(self):
+    """Closes the files."""
+    for f in (self._file, self._events):
+      if f is not None:
+        f.close()
+    self._file = self._events = None
+    self._active = False
+
+  def __enter__(self) -> 'MetricsWriter':
+    return self
+
+  def __exit__(self, *exc_info):
+    self.close()
+
+
+class Timer:
+  """Seconds of each phase of a step, summed.
+
+      with timer('generate'):
+        rollout = jax.block_until_ready(generate(...))
+
+  JAX returns before the device is done: a phase without block_until_ready
+  measures its dispatch only, and the next one pays.
+  """
+
+  def __init__(self, clock: Callable[[], float] = time.perf_counter):
+    self._clock = clock
+    self._seconds = defaultdict(float)
+
+  @contextlib.contextmanager
+  def __call__(self, phase: str):
+    """Adds the time spent inside to `phase`, also when an error leaves it."""
+    start = self._clock()
+    try:
+      yield
+    finally:
+      self._seconds[phase] += self._clock() - start
+
+  def metrics(self) -> dict[str, float]:
+    """Returns {'time/generate_s': seconds, …} and starts again from zero."""
+    seconds = {f'time/{k}_s': v for k, v in self._seconds.items()}
+    self._seconds.clear()
+    return seconds
+
+
+def format_seconds(seconds: float) -> str:
+  """Returns '45s', '3m05s' or '2h07m'."""
+  seconds = int(max(seconds, 0))
+  if seconds < 60:
+    return f'{seconds}s'
+  if seconds < 3600:
+    return f'{seconds // 60}m{seconds % 60:02d}s'
+  return f'{seconds // 3600}h{seconds // 60 % 60:02d}m'
+
+
+# The figures beside the bar: label, metrics of which the first found is shown,
+# format.
+_SHOWN = (
+  ('loss', ('loss/total',), '.4f'),
+  ('reward', ('rollout/reward_mean', 'reward/mean'), '.3f'),
+  ('regret', ('regret/token_weighted', 'regret/normalized'), '.3f'),
+  ('tok/s', ('time/tokens_per_s',), ',.0f'),
+)
+
+
+class ProgressBar:
+  """Step, reward, regret, tokens a second and time left.
+
+  On a terminal a bar; elsewhere (a log file, CI) one line every
+  `print_every` steps and one for the last step.
+
+  Args:
+    total_steps: steps of the whole run.
+    initial_step: steps already done, on resume.
+    print_every: steps between lines where there is no terminal.
+    stream: where to write, default stderr.
+    shown: (label, metric names, format) of the figures: the first name found
+      is shown, and a figure without one is left out.
+  """
+
+  def __init__(
+    self,
+    total_steps: int,
+    *,
+    initial_step: int = 0,
+    print_every: int = 10,
+    stream=None,
+    shown=_SHOWN,
+    clock: Callable[[], float] = time.perf_counter,
+  ):
+    self._stream = sys.stderr if stream is None else stream
+    self._total, self._initial = total_steps, initial_step
+    self._print_every, self._shown = max(1, print_every), shown
+    self._clock, self._start = clock, clock()
+    self._bar = None
+    if self._stream.isatty():
+      self._bar = tqdm.tqdm(
+        total=total_steps,
+        initial=initial_step,
+        file=self._stream,
+        unit='step',
+        dynamic_ncols=True,
+      )
+
+  def update(self, step: int, metrics: Mapping[str, float]):
+    """Shows that `step` steps of the run are done."""
+    figures = []
+    for label, names, form in self._shown:
+      found = [metrics[name] for name in names if name in metrics]
+      figures += [f'{label} {float(value):{form}}' for value in found[:1]]
+    if self._bar is not None:
+      self._bar.set_postfix_str(', '.join(figures), refresh=False)
+      self._bar.update(step - self._bar.n)
+    elif step % self._print_every == 0 or step == self._total:
+      rate = (self._clock() - self._start) / max(1, step - self._initial)
+      left = format_seconds(rate * (self._total - step))
+      line = [f'step {step}/{self._total}', *figures, f'{left} left']
+      print(', '.join(line), file=self._stream, flush=True)
+
+  def say(self, text: str):
+    """Prints a line without tearing the bar."""
+    if self._bar is not None:
+      self._bar.write(text, file=self._stream)
+    else:
+      print(text, file=self._stream, flush=True)
+
+  def close(self):
+    """Ends the bar's line."""
+    if self._bar is not None:
+      self._bar.close()
+
+  def __enter__(self) -> 'ProgressBar':
+    return self
+
+  def __exit__(self, *exc_info):
+    self.close()
+
+
+# Signs that learning is silently dead: metric, test, what to say.
+_SYMPTOMS = (
+  (
+    'rollout/truncation_rate',
+    lambda v: v >= 1.0,
+    'every trace was truncated: no answer is ever given, so all rewards are '
+    'equal; raise max_new_tokens or the thinking budget',
+  ),
+  (
+    'rollout/zero_variance_share',
+    lambda v: v >= 1.0,
+    'every group had constant rewards: the advantages are all 0; change the '
+    'difficulty of the problems, or raise group_size or the temperature',
+  ),
+  (
+    'optimizer/grad_norm',
+    lambda v: v == 0.0,
+    'the gradient was exactly 0: nothing is learnt; look at the rewards, the '
+    'loss mask and the learning rate',
+  ),
+)
+
+
+class Watchdog:
+  """Warns when learning is silently dead for `patience` steps on end.
+
+  Each warning is said once, and again only after the symptom went away.
+
+  Args:
+    patience: consecutive steps that make a symptom a warning, >= 1.
+    symptoms: (metric name, predicate, advice); steps whose metrics lack the
+      name neither count nor reset.
+  """
+
+  def __init__(self, patience: int = 3, symptoms=_SYMPTOMS):
+    if patience < 1:
+      raise ValueError(f'patience={patience} is given; allowed is >= 1')
+    self._patience, self._symptoms = patience, symptoms
+    self._streak = Counter()
+
+  def update(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+    """Returns the warnings that are new at this step, mostly none."""
+    said = []
+    for name, is_dead, advice in self._symptoms:
+      if name not in metrics:
+        continue
+      self._streak[name] = (
+        self._streak[name] + 1 if is_dead(float(metrics[name])) else 0
+      )
+      if self._streak[name] == self._patience:
+        said.append(
+          f'WARNING: step {step}: for {self._patience} steps on end {advice} '
+          f'({name} = {float(metrics[name]):g})'
+        )
+    return said
+
+
+def learning_warnings(
+  history: Iterable[Mapping[str, float]], *, patience: int = 3
+) -> list[str]:
+  """Returns every warning that `Watchdog` gives over rows of metrics.
+
+  Args:
+    history: rows as `read_metrics` gives them, in order, each with 'step'.
+    patience: consecutive steps that make a symptom a warning.
+  """
+  watchdog = Watchdog(patience)
+  return [line for row in history for line in watchdog.update(row['step'], row)]

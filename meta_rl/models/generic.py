@@ -1,0 +1,57 @@
+"""A cache for models that have none: the tokens themselves."""
+
+import jax
+import jax.numpy as jnp
+
+from meta_rl.types import Model
+
+
+def from_apply_fn(apply_fn) -> Model:
+  """Returns a `Model` around a bare function without a cache of its own.
+
+  The cache is a buffer of the tokens, positions and mask rows seen so far, and
+  every call runs `apply_fn` over the whole buffer: slow, right, and enough for
+  a ten-line toy or a foreign network to work in every public function.
+
+  Args:
+    apply_fn: `(params, tokens i32[B,L], positions i32[B,L], None, mask
+      bool[B,L,L]) -> (logits f32[B,L,V], anything)`; position -1 marks padding.
+      It is called with `cache=None` and a mask that already hides padding.
+  """
+
+  def init_cache(batch: int, length: int):
+    return {
+      'tokens': jnp.zeros((batch, length), jnp.int32),
+      'positions': jnp.full((batch, length), -1, jnp.int32),
+      'mask': jnp.zeros((batch, length, length), bool),
+      'index': jnp.zeros((), jnp.int32),
+    }
+
+  def cached(params, tokens, positions, cache, mask=None):
+    queries = tokens.shape[1]
+    if cache is None:
+      visible = _visible(positions >= 0, 0, queries, mask)
+      return apply_fn(params, tokens, positions, None, visible)[0], None
+    index = cache['index']
+    write = jax.lax.dynamic_update_slice
+    new = {
+      'tokens': write(cache['tokens'], tokens, (0, index)),
+      'positions': write(cache['positions'], positions, (0, index)),
+    }
+    rows = _visible(new['positions'] >= 0, index, queries, mask)
+    new['mask'] = write(cache['mask'], rows, (0, index, 0))
+    new['index'] = index + queries
+    logits, _ = apply_fn(
+      params, new['tokens'], new['positions'], None, new['mask']
+    )
+    return jax.lax.dynamic_slice_in_dim(logits, index, queries, 1), new
+
+  return Model(apply_fn=cached, init_cache=init_cache)
+
+
+def _visible(slots, index, queries, mask):
+  """Returns bool[B,Q,L]: `mask`, or causal by slot, without void slots."""
+  if mask is None:
+    own = index + jnp.arange(queries)
+    mask = (jnp.arange(slots.shape[1]) <= own[:, None])[None]
+  return mask & slots[:, None]

@@ -1,0 +1,399 @@
+"""Line charts in one style: PNG files, and SVG that follows the page's theme.
+
+A policy keeps one colour and one dash in every chart. Colours are told apart
+under the common colour-vision deficiencies and in grey print (the dashes), and
+each has a contrast of at least 4.5:1 on its background, since the labels at the
+line ends are written in them. Nothing here touches matplotlib's global state.
+"""
+
+import io
+import pathlib
+import re
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter
+
+# Index 0 is the base policy, 1 outcome reward, 2 MRT; the rest in order.
+LIGHT = ('#5c6672', '#b34a00', '#0a5fc2', '#8a3aa0', '#00735a', '#a8174f')
+DARK = ('#aab4c0', '#ff9f5a', '#6cb4ff', '#d9a0ec', '#4fd3ac', '#ff8fb0')
+INK, MUTED, RULE = '#17202b', '#5a6573', '#dde2e9'
+DASHES = ((4, 2), (5, 1.5, 1, 1.5), None, (1, 1), (7, 1.5), (3, 1, 1, 1, 1, 1))
+PANEL, SMALL_PANEL = (4.6, 3.0), (3.6, 2.6)  # inches
+
+_RC = {
+  'font.family': ['sans-serif'],
+  'font.size': 9.5,
+  'axes.edgecolor': RULE,
+  'axes.labelcolor': MUTED,
+  'axes.labelsize': 9.0,
+  'axes.spines.right': False,
+  'axes.spines.top': False,
+  'axes.titlecolor': INK,
+  'axes.titlelocation': 'left',
+  'axes.titlesize': 10.5,
+  'axes.titleweight': 'bold',
+  'axes.titlepad': 10.0,
+  'axes.axisbelow': True,
+  'axes.grid': True,
+  'axes.grid.axis': 'y',
+  'grid.color': RULE,
+  'grid.linewidth': 0.7,
+  'xtick.color': MUTED,
+  'ytick.color': MUTED,
+  'xtick.major.size': 3.0,
+  'ytick.major.size': 0.0,
+  'lines.solid_capstyle': 'round',
+  # A name is text, whatever dollars it holds.
+  'text.parse_math': False,
+  'svg.fonttype': 'none',
+  'svg.hashsalt': 'meta_rl',
+}
+
+
+class Line(NamedTuple):
+  """One policy's curve.
+
+  Attributes:
+    label: name written at the line's end.
+    color: index into the palette, as `assign_colors` gives it.
+    x: f[M], increasing.
+    y: f[M].
+    low: f[M], lower edge of the band, or None.
+    high: f[M], upper edge of the band, or None.
+    dots: (x, y) of points drawn as markers, such as held-out scores, or None.
+    mark: (x, y) of one point to circle, or None.
+  """
+
+  label: str
+  color: int
+  x: Sequence[float]
+  y: Sequence[float]
+  low: Sequence[float] | None = None
+  high: Sequence[float] | None = None
+  dots: tuple[Sequence[float], Sequence[float]] | None = None
+  mark: tuple[float, float] | None = None
+
+
+class Panel(NamedTuple):
+  """One chart.
+
+  Attributes:
+    title: headline of the chart.
+    x_label: quantity and unit on x.
+    y_label: quantity and unit on y.
+    lines: the curves.
+    smooth: draw a running mean over the faint raw curve (noisy training logs).
+    level: y of a horizontal reference line, or None.
+    level_label: what is written on that line.
+  """
+
+  title: str
+  x_label: str
+  y_label: str
+  lines: Sequence[Line]
+  smooth: bool = False
+  level: float | None = None
+  level_label: str = ''
+
+
+def assign_colors(algorithms: Sequence[str]) -> list[int]:
+  """Returns a palette index for each run, one colour a policy.
+
+  The base policy is grey, GRPO-like baselines orange, MRT blue, whichever runs
+  are present; what remains takes the free colours in order, and beyond six runs
+  the palette starts again.
+
+  Args:
+    algorithms: name of each run's algorithm, in any case.
+
+  Returns:
+    Palette indices, as many as algorithms.
+  """
+  colors = [-1] * len(algorithms)
+  names = [algorithm.lower() for algorithm in algorithms]
+  # A plain 'grpo' owns its colour even where 'drgrpo' comes first.
+  for exact in (True, False):
+    for i, name in enumerate(names):
+      for own, color in (('base', 0), ('grpo', 1), ('mrt', 2)):
+        match = name == own if exact else own in name
+        if match and colors[i] < 0 and color not in colors:
+          colors[i] = color
+  free = [i for i in (3, 4, 5, 1, 2, 0) if i not in colors]
+  for i, color in enumerate(colors):
+    if color < 0:
+      colors[i] = free.pop(0) if free else i % len(LIGHT)
+  return colors
+
+
+def figure(
+  panels: Sequence[Panel],
+  *,
+  columns: int = 1,
+  size: tuple[float, float] = PANEL,
+) -> Figure:
+  """Returns the panels on one figure, `columns` side by side.
+
+  Args:
+    panels: at least one.
+    columns: panels in a row.
+    size: of one panel, inches; the text keeps its size.
+
+  Returns:
+    A figure for `save_png` or `to_svg`.
+
+  Raises:
+    ValueError: no panels.
+  """
+  if not panels:
+    raise ValueError('There is no panel to draw: give at least one.')
+  columns = min(columns, len(panels))
+  rows = -(-len(panels) // columns)
+  with matplotlib.rc_context(_RC):
+    width, height = size[0] * columns, size[1] * rows
+    drawing = Figure(figsize=(width, height), facecolor='none')
+    drawing.subplots_adjust(
+      left=0.56 / width,
+      right=1 - 0.72 / width,
+      bottom=0.48 / height,
+      top=1 - 0.36 / height,
+      wspace=1.28 / (width / columns - 1.28),
+      hspace=0.84 / (height / rows - 0.84),
+    )
+    axes = drawing.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes[len(panels) :]:
+      ax.remove()
+    for ax, panel in zip(axes, panels, strict=False):
+      _draw(ax, panel)
+  return drawing
+
+
+def save_png(drawing: Figure, path: str | pathlib.Path) -> None:
+  """Writes the figure as a PNG on white, 200 dots an inch."""
+  with matplotlib.rc_context(_RC), warnings.catch_warnings():
+    # A name in a script that the font lacks is drawn as boxes: no failure.
+    warnings.filterwarnings('ignore', message='Glyph .* missing')
+    drawing.savefig(
+      path, format='png', dpi=200, facecolor='white', metadata={'Software': ''}
+    )
+
+
+def to_svg(drawing: Figure, *, prefix: str, description: str) -> str:
+  """Returns the figure as an `<svg>` element to be set into an HTML page.
+
+  Palette colours become CSS variables (`--s0` … `--s5`, `--ink`, `--muted`,
+  `--rule`), so that the chart follows the page's light or dark theme; ids get a
+  prefix, so that several charts live in one document; no link leaves the page.
+
+  Args:
+    drawing: from `figure`.
+    prefix: of the ids, unique in the page, letters and digits.
+    description: what a screen reader says, plain text.
+
+  Returns:
+    Text of one svg element.
+  """
+  buffer = io.StringIO()
+  with matplotlib.rc_context(_RC), warnings.catch_warnings():
+    warnings.filterwarnings('ignore', message='Glyph .* missing')
+    drawing.savefig(
+      buffer,
+      format='svg',
+      transparent=True,
+      metadata={'Date': None, 'Creator': None, 'Format': None, 'Type': None},
+    )
+  text = buffer.getvalue()
+  text = text[text.index('<svg') :]
+  text = re.sub(r'<metadata>.*?</metadata>', '', text, flags=re.DOTALL)
+  text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', '', text)
+  text = text.replace('xlink:href', 'href')
+  text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', text)
+  text = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', text)
+  text = re.sub(r'url\(#([^)]+)\)', rf'url(#{prefix}-\1)', text)
+  variables = {color: f'var(--s{i})' for i, color in enumerate(LIGHT)}
+  variables |= {
+    INK: 'var(--ink)',
+    MUTED: 'var(--muted)',
+    RULE: 'var(--rule)',
+  }
+  for color, variable in variables.items():
+    text = text.replace(color, variable)
+  # The page's font rules; matplotlib's family list would beat it.
+  text = re.sub(r'font-family: [^;"]*', 'font-family: var(--font)', text)
+  label = _attribute(description)
+  box = re.search(r'viewBox="[^"]*"', text).group(0)
+  body = text[text.index('>') + 1 :]
+  return f'<svg {box} role="img" aria-label="{label}">{body}'
+
+
+def running_mean(values: Sequence[float], window: int) -> np.ndarray:
+  """Returns the centred mean over `window` values, shorter at the edges."""
+  values = np.asarray(values, np.float64)
+  before, after = (window - 1) // 2, window // 2
+  sums = np.concatenate([[0.0], np.cumsum(values)])
+  index = np.arange(len(values))
+  low = np.maximum(index - before, 0)
+  high = np.minimum(index + after + 1, len(values))
+  return (sums[high] - sums[low]) / (high - low)
+
+
+def compact(value: float, _=None) -> str:
+  """Returns a number as an axis shows it: 0.25, 12, 3.4k, 12M."""
+  for size, suffix in ((1e9, 'B'), (1e6, 'M'), (1e4, 'k')):
+    if abs(value) >= size:
+      scale = 1e3 if suffix == 'k' else size
+      return f'{value / scale:.3g}{suffix}'
+  return f'{value:.10g}'.replace('-', '−')
+
+
+def _draw(ax: Axes, panel: Panel) -> None:
+  ax.set_title(panel.title)
+  ax.set_xlabel(panel.x_label)
+  ax.set_ylabel(panel.y_label)
+  ax.margins(x=0.0, y=0.06)
+  ax.xaxis.set_major_locator(MaxNLocator(5, min_n_ticks=3))
+  ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+  ax.xaxis.set_major_formatter(FuncFormatter(compact))
+  ax.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
+  # The base first: MRT is drawn on top of it.
+  for line in sorted(panel.lines, key=lambda line: line.color != 0):
+    _draw_line(ax, line, panel.smooth)
+  if panel.level is not None:
+    ax.axhline(panel.level, color=MUTED, linewidth=0.8, dashes=(1, 2))
+    ax.annotate(
+      _plain(panel.level_label)[:40],
+      (0, panel.level),
+      xycoords=('axes fraction', 'data'),
+      xytext=(5, 3),
+      textcoords='offset points',
+      color=MUTED,
+      fontsize=8,
+    )
+  _label_ends(ax, panel)
+
+
+def _draw_line(ax, line, smooth):
+  color = LIGHT[line.color % len(LIGHT)]
+  x, y = np.asarray(line.x, float), np.asarray(line.y, float)
+  if line.low is not None and line.high is not None:
+    ax.fill_between(x, line.low, line.high, color=color, alpha=0.16, lw=0)
+  if smooth and len(y) >= 8:
+    ax.plot(x, y, color=color, alpha=0.25, linewidth=0.7)
+    y = running_mean(y, max(3, len(y) // 10))
+  # Dashes would drown in a noisy curve.
+  dashes = None if smooth else DASHES[line.color % len(DASHES)]
+  (artist,) = ax.plot(x, y, color=color, linewidth=1.9)
+  if dashes:
+    artist.set_dashes(dashes)
+  if len(x) == 1:
+    ax.plot(x, y, color=color, marker='o', markersize=4)
+  if line.dots is not None and len(line.dots[0]):
+    ax.plot(
+      *line.dots,
+      color=color,
+      linestyle='none',
+      marker='o',
+      markersize=3.6,
+      clip_on=False,
+    )
+  if line.mark is not None:
+    ax.plot(
+      [line.mark[0]],
+      [line.mark[1]],
+      color=color,
+      linestyle='none',
+      marker='o',
+      markersize=6.5,
+      markerfacecolor='none',
+      markeredgewidth=1.8,
+      clip_on=False,
+    )
+
+
+def _label_ends(ax, panel):
+  """Writes each name at its line's end, pushed apart where they collide."""
+  lines = [line for line in panel.lines if len(line.y)]
+  if not lines:
+    ax.text(
+      0.5,
+      0.5,
+      'no data',
+      transform=ax.transAxes,
+      ha='center',
+      va='center',
+      color=MUTED,
+    )
+    return
+  bottom, top = ax.get_ylim()
+  ends = []
+  for line in lines:
+    y = np.asarray(line.y, float)
+    if panel.smooth and len(y) >= 8:
+      y = running_mean(y, max(3, len(y) // 10))
+    ends.append((y[-1] - bottom) / (top - bottom))
+  size = ax.get_position().height * ax.figure.get_figheight() * 72
+  places = spread(ends, 11.5 / size)
+  for line, place in zip(lines, places, strict=True):
+    name = _plain(line.label)
+    name = name if len(name) <= 9 else name[:8] + '…'
+    ax.annotate(
+      name,
+      (1, place),
+      xycoords='axes fraction',
+      xytext=(5, 0),
+      textcoords='offset points',
+      color=LIGHT[line.color % len(LIGHT)],
+      fontweight='bold',
+      fontsize=9,
+      va='center',
+      annotation_clip=False,
+    )
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+  """Returns the places moved as little as an even push needs to be `gap` apart.
+
+  Neighbours that are too close form a block centred on their mean, blocks that
+  then touch are joined; order is kept.
+
+  Args:
+    places: positions, any order.
+    gap: the smallest distance wanted, >= 0.
+
+  Returns:
+    New positions, in the order given.
+  """
+  order = np.argsort(places, kind='stable')
+  blocks = []  # (mean of the wanted places, how many)
+  for i in order:
+    blocks.append((float(places[i]), 1))
+    while len(blocks) > 1:
+      (low, m), (high, n) = blocks[-2:]
+      if high - low >= gap * (m + n) / 2:
+        break
+      blocks[-2:] = [((low * m + high * n) / (m + n), m + n)]
+  moved = []
+  for centre, n in blocks:
+    moved += [centre + gap * (i - (n - 1) / 2) for i in range(n)]
+  result = [0.0] * len(moved)
+  for i, place in zip(order, moved, strict=True):
+    result[i] = place
+  return result
+
+
+def _plain(text):
+  return ''.join(c if c.isprintable() else '?' for c in text)
+
+
+def _attribute(text):
+  return (
+    text.replace('&', '&amp;')
+    .replace('<', '&lt;')
+    .replace('>', '&gt;')
+    .replace('"', '&quot;')
+  )

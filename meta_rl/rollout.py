@@ -1,0 +1,325 @@
+"""Sampling traces on the device: prefill once, fork for the group, decode.
+
+    prompts [P,Tp] --prefill--> cache [P] --fork--> cache [B] --decode--> traces
+
+The decode loop is a `lax.while_loop` that never leaves the device: it samples a
+token, or forces one when the thinking budget is spent, writes it behind the
+prompt, and every few steps asks whether all rows are done.
+
+Axes: P prompts, G group, B = P * G traces, Tp prompt columns, N new tokens,
+T = Tp + N, V vocabulary.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from meta_rl import cache as caches
+from meta_rl import sampling
+from meta_rl.scoring import log_softmax_at, positions_of
+from meta_rl.types import Array, Cache, Model, Params, Rollout, TraceCache
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _State:
+  """The carry of the decode loop, before the token of step `step` is drawn.
+
+  Attributes:
+    step: i32[], response tokens written so far (>= 1 inside the loop).
+    cache: holds everything but the last token written.
+    last: i32[B], the last token written, -1 for rows that are done.
+    position: i32[B], position of `last`.
+    thinking: bool[B], the answer marker has not come yet.
+    thoughts: i32[B], thinking tokens so far.
+    to_force: i32[B], index of the next stop token to force, -1 for none.
+    forced, done: bool[B].
+    out: the response columns of `Rollout`, each [B,N].
+  """
+
+  step: Array
+  cache: Cache
+  last: Array
+  position: Array
+  thinking: Array
+  thoughts: Array
+  to_force: Array
+  forced: Array
+  done: Array
+  out: dict[str, Array]
+
+
+def generate(
+  model: Model,
+  params: Params,
+  prompts: Array,
+  prompt_mask: Array,
+  key: Array,
+  *,
+  max_new_tokens: int,
+  eos_id: int,
+  temperature: float = 1.0,
+  group_size: int = 1,
+  top_p: float | None = None,
+  top_k: int | None = None,
+  think_end_id: int | None = None,
+  thinking_budget: int | Array | None = None,
+  stop_ids: Sequence[int] | None = None,
+  pad_id: int = 0,
+  row_offset: int | Array = 0,
+  check_every: int = 8,
+  return_cache: bool = False,
+) -> Rollout | tuple[Rollout, TraceCache]:
+  """Returns `group_size` traces of every prompt.
+
+  Row b at response step t draws from `fold_in(fold_in(key, row_offset + b), t)`:
+  samples do not depend on sharding, slot, batch or process.
+
+  Forced termination: a row whose thinking has used up `thinking_budget` tokens
+  gets `stop_ids`, one a step, in place of samples, and answers from there. The
+  forced tokens are no actions: their `mask` is False and their log-probs 0.
+
+  Args:
+    model: the network.
+    params: its parameters.
+    prompts: i32[P,Tp], left-padded: every row ends in its last prompt token.
+    prompt_mask: bool[P,Tp], True on prompt tokens.
+    key: PRNG key, consumed here.
+    max_new_tokens: response columns N, >= 1.
+    eos_id: ends a trace; belongs to the mask.
+    temperature: >= 0; 0 is greedy.
+    group_size: traces a prompt, G.
+    top_p, top_k: truncate the support that is sampled from; None for all.
+    think_end_id: the answer marker; None: a response has no thinking part that
+      ends, and all of it before EOS counts as thinking.
+    thinking_budget: tokens, int or i32[B]; None: no forced termination.
+    stop_ids: the tokens forced at the budget, default `(think_end_id,)`.
+    pad_id: fills the columns after EOS.
+    row_offset: global index of the first trace, under `shard_map` and `pmap`.
+    check_every: decode steps between two tests whether all rows are done.
+    return_cache: also return the KV cache of the traces, for the prover. It
+      holds all columns but the last one written, enough to go on from any
+      prefix of a thinking trace.
+
+  Returns:
+    A `Rollout`; with `return_cache`, also a `TraceCache`.
+
+  Raises:
+    ValueError: shapes, or numbers outside their ranges.
+  """
+  _check(prompts, prompt_mask, max_new_tokens, group_size, temperature)
+  stop = _stop_tokens(think_end_id, thinking_budget, stop_ids, max_new_tokens)
+  num_prompts, prompt_length = prompts.shape
+  rows = num_prompts * group_size
+  budget = max_new_tokens if thinking_budget is None else thinking_budget
+  step = functools.partial(
+    _emit,
+    key=key,
+    rows=row_offset + jnp.arange(rows),
+    sample=functools.partial(
+      _sample, temperature=temperature, top_k=top_k, top_p=top_p
+    ),
+    budget=jnp.broadcast_to(jnp.asarray(budget, jnp.int32), (rows,)),
+    stop=stop,
+    eos_id=eos_id,
+    think_end_id=-1 if think_end_id is None else think_end_id,
+    pad_id=pad_id,
+  )
+
+  cache = model.init_cache(num_prompts, prompt_length)
+  positions = positions_of(prompt_mask)
+  logits, cache = _last_logits(model, params, prompts, positions, cache)
+  cache = caches.grow(model, cache, max_new_tokens)
+  cache = caches.fork(model, cache, group_size)
+  fork = lambda x: jnp.repeat(x, group_size, axis=0)
+  state = step(
+    _initial(cache, fork(positions[:, -1]), rows, max_new_tokens),
+    fork(logits),
+  )
+
+  def decode(_, state):
+    logits, cache = model.apply_fn(
+      params,
+      jnp.maximum(state.last, 0)[:, None],
+      jnp.where(state.done, -1, state.position)[:, None],
+      state.cache,
+    )
+    return step(dataclasses.replace(state, cache=cache), logits[:, 0])
+
+  def decode_some(state):
+    some = jnp.minimum(check_every, max_new_tokens - state.step)
+    return jax.lax.fori_loop(0, some, decode, state)
+
+  unfinished = lambda s: (s.step < max_new_tokens) & ~s.done.all()
+  state = jax.lax.while_loop(unfinished, decode_some, state)
+
+  before = lambda x: jnp.zeros((rows, prompt_length), x.dtype)
+  out = {k: jnp.concatenate([before(x), x], 1) for k, x in state.out.items()}
+  out['tokens'] = out['tokens'].at[:, :prompt_length].set(fork(prompts))
+  out['token_mask'] = (
+    out['token_mask'].at[:, :prompt_length].set(fork(prompt_mask))
+  )
+  rollout = Rollout(truncated=~state.done, forced=state.forced, **out)
+  if not return_cache:
+    return rollout
+  # The last token written has not been through the network.
+  return rollout, TraceCache(state.cache, prompt_length + state.step - 1)
+
+
+def _last_logits(model, params, prompts, positions, cache):
+  """Returns the logits f32[P,V] after each prompt; [P,Tp,V] is not built."""
+  if model.features_fn is None:
+    logits, cache = model.apply_fn(params, prompts, positions, cache)
+    return logits[:, -1], cache
+  features, cache = model.features_fn(params, prompts, positions, cache)
+  return model.unembed_fn(params, features[:, -1]), cache
+
+
+def _initial(cache, position, rows, max_new_tokens) -> _State:
+  """Returns the state before the first response token."""
+  shape = (rows, max_new_tokens)
+  flags = lambda value: jnp.full(rows, value)
+  return _State(
+    step=jnp.zeros((), jnp.int32),
+    cache=cache,
+    last=jnp.zeros(rows, jnp.int32),
+    position=position,
+    thinking=flags(True),
+    thoughts=jnp.zeros(rows, jnp.int32),
+    to_force=jnp.full(rows, -1, jnp.int32),
+    forced=flags(False),
+    done=flags(False),
+    out={
+      'tokens': jnp.zeros(shape, jnp.int32),
+      'token_mask': jnp.zeros(shape, bool),
+      'mask': jnp.zeros(shape, bool),
+      'thinking_mask': jnp.zeros(shape, bool),
+      'behavior_log_probs': jnp.zeros(shape, jnp.float32),
+      'raw_log_probs': jnp.zeros(shape, jnp.float32),
+    },
+  )
+
+
+def _sample(keys, logits, *, temperature, top_k, top_p):
+  """Returns tokens i32[B], and their log-probs sampled-from and raw f32[B]."""
+  support = sampling.truncate(
+    logits, temperature=temperature, top_k=top_k, top_p=top_p
+  )
+  tokens = sampling.sample(keys, support)
+  behavior, _ = log_softmax_at(support, tokens)
+  if not temperature or (top_k is None and top_p is None):
+    return tokens, behavior, behavior
+  raw, _ = log_softmax_at(logits / temperature, tokens)
+  return tokens, behavior, raw
+
+
+def _emit(
+  s: _State,
+  logits: Array,
+  *,
+  key,
+  rows,
+  sample,
+  budget,
+  stop,
+  eos_id,
+  think_end_id,
+  pad_id,
+) -> _State:
+  """Writes the token of response step `s.step`, sampled or forced.
+
+  In, one row with a budget of 2 and stop tokens (x, y):
+    samples   a b c d e     forcing starts where the budget is spent
+  Out:
+    tokens    a b x y e     mask     1 1 0 0 1     thinking 1 1 0 0 0
+  """
+  keys = sampling.row_keys(key, rows, s.step)
+  sampled, behavior, raw = sample(keys, logits)
+  begins = s.thinking & (s.to_force < 0) & (s.thoughts >= budget) & ~s.done
+  to_force = jnp.where(begins, 0, s.to_force) if stop else s.to_force
+  forcing = (to_force >= 0) & ~s.done
+  if stop:
+    stop_tokens = jnp.asarray(stop, jnp.int32)
+    token = jnp.where(forcing, stop_tokens[to_force], sampled)
+  else:
+    token = sampled
+  action = ~forcing & ~s.done
+  marker = action & s.thinking & (token == think_end_id)
+  ended = action & (token == eos_id)
+  thought = action & s.thinking & ~marker & ~ended
+  last_forced = forcing & (to_force == len(stop) - 1)
+  alive = ~s.done
+  column = {
+    'tokens': jnp.where(alive, token, pad_id),
+    'token_mask': alive,
+    'mask': action,
+    'thinking_mask': thought,
+    'behavior_log_probs': jnp.where(action, behavior, 0.0),
+    'raw_log_probs': jnp.where(action, raw, 0.0),
+  }
+  write = lambda buffer, x: jax.lax.dynamic_update_slice(
+    buffer, x.astype(buffer.dtype)[:, None], (0, s.step)
+  )
+  return dataclasses.replace(
+    s,
+    step=s.step + 1,
+    last=token,
+    position=s.position + 1,
+    thinking=s.thinking & ~marker & ~forcing,
+    thoughts=s.thoughts + thought,
+    to_force=jnp.where(last_forced, -1, jnp.where(forcing, to_force + 1, -1)),
+    forced=s.forced | forcing,
+    done=s.done | ended,
+    out={k: write(s.out[k], x) for k, x in column.items()},
+  )
+
+
+def _check(prompts, prompt_mask, max_new_tokens, group_size, temperature):
+  if prompts.ndim != 2 or prompt_mask.shape != prompts.shape:
+    raise ValueError(
+      f'generate: prompts {prompts.shape} and prompt_mask {prompt_mask.shape} '
+      'must have one shape [P,Tp].'
+    )
+  if not jnp.issubdtype(prompts.dtype, jnp.integer):
+    raise ValueError(f'generate: prompts are {prompts.dtype}, expected int32.')
+  if prompt_mask.dtype != jnp.bool_:
+    raise ValueError(
+      f'generate: prompt_mask is {prompt_mask.dtype}, expected bool.'
+    )
+  for name, value in (
+    ('max_new_tokens', max_new_tokens),
+    ('group_size', group_size),
+  ):
+    if value < 1:
+      raise ValueError(f'generate: {name}={value}, must be at least 1.')
+  if temperature < 0:
+    raise ValueError(f'generate: temperature={temperature}, must be >= 0.')
+
+
+def _stop_tokens(think_end_id, thinking_budget, stop_ids, max_new_tokens):
+  """Returns the tuple of tokens to force at the budget, empty for none."""
+  if thinking_budget is None:
+    return ()
+  if stop_ids is None and think_end_id is None:
+    raise ValueError(
+      'generate: a thinking_budget needs stop_ids or think_end_id to end '
+      'thinking with.'
+    )
+  stop = (think_end_id,) if stop_ids is None else tuple(stop_ids)
+  if not stop:
+    raise ValueError('generate: stop_ids is empty; give at least one token.')
+  if isinstance(thinking_budget, int):
+    if thinking_budget < 0:
+      raise ValueError(
+        f'generate: thinking_budget={thinking_budget}, must be >= 0.'
+      )
+    if thinking_budget + len(stop) >= max_new_tokens:
+      raise ValueError(
+        f'generate: thinking_budget={thinking_budget} and {len(stop)} stop '
+        f'tokens leave no room for an answer in max_new_tokens='
+        f'{max_new_tokens}.'
+      )
+  return stop

@@ -1,0 +1,197 @@
+"""From logits to a token, its log-probability and the keys that draw it.
+
+One order everywhere, in sampling and scoring alike: temperature, then top-k,
+then top-p on what is left. `truncate` gives the logits of exactly the
+distribution that is sampled, so `token_log_probs(truncate(…), tokens)` are the
+behavior log-probs; scoring the full softmax of truncated samples would make the
+sampled and the trained policy differ.
+
+Axes: B rows, V vocabulary.
+"""
+
+import numbers
+
+import jax
+import jax.numpy as jnp
+
+from meta_rl import masked
+
+Array = jax.Array
+
+
+def apply_temperature(logits: Array, temperature: float | Array) -> Array:
+  """Returns logits / temperature; the greedy distribution at temperature 0.
+
+  Greedy is 0 at the first of the largest logits and -inf elsewhere: sampling
+  from it takes the argmax, whose log-probability under it is 0.
+
+  Args:
+    logits: f32[...,V].
+    temperature: >= 0; a Python number costs one branch only, an array (scalar
+      or broadcastable to logits) both.
+
+  Returns:
+    f32[...,V].
+  """
+  logits = masked.as_array('logits', logits, 'float[...,V]')
+  masked.check_range('temperature', temperature, low=0)
+  if isinstance(temperature, numbers.Real):
+    return logits / temperature if temperature else _greedy(logits)
+  warm = temperature != 0
+  return jnp.where(
+    warm, logits / jnp.where(warm, temperature, 1), _greedy(logits)
+  )
+
+
+def top_k_mask(logits: Array, top_k: int) -> Array:
+  """Returns True on the k largest logits; ties with the k-th are all kept.
+
+  Args:
+    logits: f32[...,V].
+    top_k: at least 1, static; V or more keeps everything.
+
+  Returns:
+    bool[...,V].
+  """
+  logits = masked.as_array('logits', logits, 'float[...,V]')
+  masked.check_range('top_k', top_k, low=1)
+  if top_k >= logits.shape[-1]:
+    return jnp.ones(logits.shape, bool)
+  return logits >= jax.lax.top_k(logits, top_k)[0][..., -1:]
+
+
+def top_p_mask(logits: Array, top_p: float | Array) -> Array:
+  """Returns True on the smallest set of tokens with probability >= p.
+
+  A token is kept if the tokens more likely than it hold less than p, so the
+  likeliest one is always kept; ties with the last one kept are kept too, which
+  makes the set independent of the order of the vocabulary.
+
+  Args:
+    logits: f32[...,V], -inf for tokens outside the support.
+    top_p: in (0, 1].
+
+  Returns:
+    bool[...,V].
+  """
+  logits = masked.as_array('logits', logits, 'float[...,V]')
+  masked.check_range('top_p', top_p, above=0, high=1)
+  probs = jax.nn.softmax(logits)
+  ordered = -jnp.sort(-probs, axis=-1)
+  kept = masked.exclusive_cumsum(ordered) < top_p
+  threshold = jnp.min(jnp.where(kept, ordered, jnp.inf), -1, keepdims=True)
+  return probs >= threshold
+
+
+def truncate(
+  logits: Array,
+  *,
+  temperature: float | Array = 1.0,
+  top_k: int | None = None,
+  top_p: float | Array | None = None,
+) -> Array:
+  """Returns the logits of the distribution that is sampled.
+
+  Args:
+    logits: f32[...,V], as the model gives them.
+    temperature: >= 0, 0 is greedy.
+    top_k: None for all.
+    top_p: None for all.
+
+  Returns:
+    f32[...,V], -inf outside the support; not normalised.
+
+  Raises:
+    ValueError: wrong dtype, or a number outside its range.
+  """
+  logits = apply_temperature(logits, temperature)
+  if top_k is not None:
+    logits = jnp.where(top_k_mask(logits, top_k), logits, -jnp.inf)
+  if top_p is not None:
+    logits = jnp.where(top_p_mask(logits, top_p), logits, -jnp.inf)
+  return logits
+
+
+def row_keys(key: Array, rows: Array, step: int | Array) -> Array:
+  """Returns one key a row: fold_in(fold_in(key, row), step).
+
+  A row's key depends on its global index and the step alone, so its samples do
+  not depend on sharding, slot, batch or process.
+
+  Args:
+    key: a PRNG key.
+    rows: i32[B], global indices of the rows.
+    step: i32[], index of the token.
+
+  Returns:
+    key[B].
+  """
+  rows = masked.as_array('rows', rows, 'int[B]')
+  fold_in = jax.random.fold_in
+  return jax.vmap(lambda row: fold_in(fold_in(key, row), step))(rows)
+
+
+def sample(key_per_row: Array, logits: Array) -> Array:
+  """Returns one token a row, drawn from softmax(logits) with the row's own key.
+
+  Args:
+    key_per_row: key[B], as from `row_keys`.
+    logits: f32[B,V], as from `truncate`.
+
+  Returns:
+    i32[B].
+  """
+  dims = {}
+  logits = masked.as_array('logits', logits, 'float[B,V]', dims)
+  if key_per_row.shape[:1] != logits.shape[:1]:
+    raise ValueError(
+      f'key_per_row must hold one key for each of the B={dims["B"]} rows of '
+      f'logits, got shape {list(key_per_row.shape)}: use row_keys'
+    )
+  return jax.vmap(jax.random.categorical)(key_per_row, logits).astype(jnp.int32)
+
+
+def token_log_probs(logits: Array, tokens: Array) -> Array:
+  """Returns log softmax(logits) at the tokens.
+
+    log π(t) = logits[t] - logsumexp(logits)
+
+  The gather comes first: [...,V] log-probabilities are never written out.
+
+  Args:
+    logits: f32[...,V].
+    tokens: i32[...].
+
+  Returns:
+    f32[...], nats, <= 0; -inf outside the support.
+  """
+  logits = masked.as_array('logits', logits, 'float[...,V]')
+  tokens = masked.as_array('tokens', tokens, 'int[...]')
+  masked.check_shape('tokens', tokens, logits.shape[:-1])
+  chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+  return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def entropy(logits: Array) -> Array:
+  """Returns the entropy of softmax(logits), tokens outside the support as 0.
+
+    H = -Σ_v p_v·log p_v
+
+  Args:
+    logits: f32[...,V], -inf allowed, but not everywhere.
+
+  Returns:
+    f32[...], nats, in [0, log V].
+  """
+  logits = masked.as_array('logits', logits, 'float[...,V]')
+  log_probs = jax.nn.log_softmax(logits)
+  inside = log_probs > -jnp.inf
+  return -jnp.sum(
+    jnp.exp(log_probs) * masked.select(inside, log_probs), axis=-1
+  )
+
+
+def _greedy(logits: Array) -> Array:
+  """Returns f32[...,V], 0 at the first largest logit and -inf elsewhere."""
+  best = jnp.argmax(logits, axis=-1, keepdims=True)
+  return jnp.where(jnp.arange(logits.shape[-1]) == best, 0.0, -jnp.inf)

@@ -1,0 +1,113 @@
+"""Log-probabilities of given tokens: the `score` of the training step.
+
+Sampling, scoring, the update and the prover share one forward pass and one
+temperature, so that a recorded log-prob and a re-scored one differ by rounding
+alone.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from meta_rl.types import Array, Model, Params
+
+
+def positions_of(token_mask: Array) -> Array:
+  """Returns i32[B,T]: 0, 1, 2 … over the True of each row, -1 elsewhere."""
+  count = jnp.cumsum(token_mask.astype(jnp.int32), axis=-1)
+  return jnp.where(token_mask, count - 1, -1)
+
+
+def log_softmax_at(logits: Array, targets: Array) -> tuple[Array, Array]:
+  """Returns (log p(target), entropy of p), both f32[...].
+
+  log p = logit_target - logsumexp(logits). The target is picked by comparing
+  with an iota, which fuses with the reduction and, unlike a gather, has no
+  scatter in its gradient.
+  """
+  ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+  top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+  shifted = logits - top
+  exp = jnp.exp(shifted)
+  norm = exp.sum(-1)
+  log_norm = jnp.log(norm)
+  picked = jnp.where(ids == targets[..., None], shifted, 0.0).sum(-1)
+  entropy = log_norm - (exp * shifted).sum(-1) / norm
+  return picked - log_norm, entropy
+
+
+def score(
+  model: Model,
+  params: Params,
+  tokens: Array,
+  token_mask: Array,
+  *,
+  positions: Array | None = None,
+  mask: Array | None = None,
+  temperature: float = 1.0,
+  chunk: int | None = None,
+) -> tuple[Array, Array]:
+  """Returns the log-probability of every token given those before it.
+
+  log_probs[b, t] = log softmax(logits[b, t - 1] / temperature)[tokens[b, t]]
+
+  The vocabulary matrix is applied to `chunk` positions of each row at a time
+  and rematerialised in the backward pass, so that [B,T,V] never exists.
+
+  Args:
+    model: the network; without `features_fn` the full logits are paid for.
+    params: its parameters.
+    tokens: i32[B,T].
+    token_mask: bool[B,T], everything but padding.
+    positions: i32[B,T], where they are not simply 0, 1, 2 … (packed rows).
+    mask: bool[B,T,T], attention, where it is not causal (packed rows).
+    temperature: > 0, the one that sampling used.
+    chunk: positions at a time; None takes all at once.
+
+  Returns:
+    log_probs f32[B,T] in nats, 0 at padding and at each row's first token, and
+    the entropy f32[B,T] in nats of the distribution that token t was drawn
+    from.
+  """
+  if tokens.ndim != 2 or token_mask.shape != tokens.shape:
+    raise ValueError(
+      f'score: tokens {tokens.shape} and token_mask {token_mask.shape} must '
+      'have one shape [B,T].'
+    )
+  if not temperature > 0:
+    raise ValueError(f'score: temperature={temperature}, must be > 0.')
+  if positions is None:
+    positions = positions_of(token_mask)
+  # Features at t predict token t + 1; shifting the targets, not the features,
+  # keeps T a round number.
+  targets = jnp.roll(tokens, -1, axis=1)
+  if model.features_fn is None:
+    logits, _ = model.apply_fn(params, tokens, positions, None, mask)
+    log_probs, entropy = log_softmax_at(logits / temperature, targets)
+  else:
+    features, _ = model.features_fn(params, tokens, positions, None, mask)
+
+    def head(args):
+      logits = model.unembed_fn(params, args[0])
+      return log_softmax_at(logits / temperature, args[1])
+
+    log_probs, entropy = _chunked(head, features, targets, chunk)
+  known = token_mask & (positions > 0)
+  shift = lambda x: jnp.where(known, jnp.roll(x, 1, axis=1), 0.0)
+  return shift(log_probs), shift(entropy)
+
+
+def _chunked(head, features, targets, chunk):
+  """Applies `head` to slices of the time axis, rematerialised."""
+  batch, length = targets.shape
+  if chunk is None or chunk >= length:
+    return head((features, targets))
+  num = -(-length // chunk)
+  pad = num * chunk - length
+
+  def split(x):
+    x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
+    return x.reshape(batch, num, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+  out = jax.lax.map(jax.checkpoint(head), (split(features), split(targets)))
+  join = lambda x: x.swapaxes(0, 1).reshape(batch, -1)[:, :length]
+  return jax.tree.map(join, out)

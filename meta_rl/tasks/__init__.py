@@ -1,0 +1,1 @@
+"""Tasks: prompts, accepted answers, verifiers, warm-start traces, datasets."""

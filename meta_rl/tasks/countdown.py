@@ -1,0 +1,268 @@
+"""Countdown: reach a target using every given number exactly once.
+
+Answers are plain postfix token strings in the canonical grammar of
+`expressions`; because it can be enumerated, every problem carries all of its
+accepted answers, which is what the exact prover needs.
+
+Axes: N problems, n given numbers, S accepted answers, A = 2n answer tokens
+(2n - 1 of postfix and EOS), Tp = n + 4 prompt tokens.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from meta_rl import tokenizer
+from meta_rl.tasks import expressions
+from meta_rl.tasks.expressions import (
+  Tokens,
+  enumerate_expressions,
+  expression_table,
+  verify_tokens,
+)
+
+__all__ = [
+  'SPLITS',
+  'Problem',
+  'answers_for',
+  'enumerate_expressions',
+  'expression_table',
+  'hit_rate',
+  'make_problem',
+  'problem_arrays',
+  'problem_set',
+  'prompt_orders',
+  'prompt_tokens',
+  'split_of',
+  'verify_tokens',
+]
+
+SPLITS = ('train', 'validation', 'test')
+# Shares of the problems, in percent, by the hash of (numbers, target).
+_SPLIT_PERCENT = {'train': 28, 'validation': 12, 'test': 60}
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """One Countdown problem.
+
+  Attributes:
+    numbers: the given numbers, in the order in which the prompt shows them.
+    target: the value to reach.
+    answers: every accepted answer, plain postfix tokens without EOS, distinct.
+    ops: the allowed operators, a subset of '+-*/'.
+    max_value: the largest value allowed anywhere in an expression.
+  """
+
+  numbers: Tokens
+  target: int
+  answers: tuple[Tokens, ...]
+  ops: str = '+-*/'
+  max_value: int = tokenizer.MAX_INTEGER
+
+
+def answers_for(
+  numbers: Sequence[int],
+  target: int,
+  ops: str,
+  max_value: int = tokenizer.MAX_INTEGER,
+) -> tuple[Tokens, ...]:
+  """Returns every accepted answer, plain postfix tokens without EOS."""
+  table = expression_table(numbers, ops, max_value)
+  return tuple(map(tuple, table.plain[table.values == target].tolist()))
+
+
+def make_problem(
+  numbers: Sequence[int],
+  target: int,
+  ops: str,
+  max_value: int = tokenizer.MAX_INTEGER,
+) -> Problem:
+  """Returns the problem with its accepted answers enumerated."""
+  shown = tuple(int(number) for number in numbers)
+  answers = answers_for(shown, target, ops, max_value)
+  return Problem(shown, int(target), answers, ops, max_value)
+
+
+def hit_rate(problem: Problem) -> float:
+  """Returns q, the chance that a uniformly drawn canonical attempt is right."""
+  table = expression_table(problem.numbers, problem.ops, problem.max_value)
+  return len(problem.answers) / max(len(table.values), 1)
+
+
+def split_of(numbers: Sequence[int], target: int) -> str:
+  """Returns the split that owns every prompt of (multiset, target).
+
+  The bucket is blake2s(sorted numbers, target) mod 100. Neither the operators
+  nor the order of the numbers enter, so that a problem held out of one config
+  is held out of every other.
+  """
+  shown = ' '.join(str(int(number)) for number in sorted(numbers))
+  digest = hashlib.blake2s(f'{shown}|{int(target)}'.encode()).digest()
+  bucket = int.from_bytes(digest[:8], 'big') % 100
+  for split in SPLITS:
+    if bucket < _SPLIT_PERCENT[split]:
+      return split
+    bucket -= _SPLIT_PERCENT[split]
+  raise AssertionError('split shares do not add up to 100')
+
+
+def problem_set(
+  split: str | None = None,
+  *,
+  n: int = 3,
+  low: int = 1,
+  high: int = 10,
+  ops: str = '+-',
+  max_answers: int = 8,
+  min_target: int = 1,
+  max_target: int = tokenizer.MAX_INTEGER,
+  max_value: int = tokenizer.MAX_INTEGER,
+  max_multisets: int = 5000,
+  seed: int = 0,
+) -> list[Problem]:
+  """Returns the distinct problems of a split, numbers in ascending order.
+
+  A problem is a (sorted multiset, target) with 1..max_answers accepted answers.
+  All multisets are enumerated; where there are more than `max_multisets`, as
+  many are drawn at random without repeats instead.
+
+  Args:
+    split: 'train', 'validation' or 'test'; None gives all problems.
+    n: how many numbers are given, 2..5.
+    low, high: range of the given numbers, inclusive.
+    ops: allowed operators out of '+-*/'.
+    max_answers: problems with more accepted answers are left out.
+    min_target, max_target: range of the target, inclusive.
+    max_value: largest value allowed anywhere in an expression.
+    max_multisets: at most as many multisets of numbers are looked at.
+    seed: of the draw of multisets.
+  """
+  _check_problem_config(split, n, low, high, max_answers)
+  expressions.check_range([low, high], max_value)
+  expressions.check_ops(ops)
+  problems = []
+  for numbers in _multisets(n, low, high, max_multisets, seed):
+    values = expression_table(numbers, ops, max_value).values
+    targets, counts = np.unique(values, return_counts=True)
+    for target in targets[counts <= max_answers].tolist():
+      inside = min_target <= target <= max_target
+      if inside and split in (None, split_of(numbers, target)):
+        problems.append(make_problem(numbers, target, ops, max_value))
+  return problems
+
+
+def _check_problem_config(split, n, low, high, max_answers):
+  if split is not None and split not in SPLITS:
+    raise ValueError(f'split {split!r} must be one of {SPLITS} or None')
+  if not 2 <= n <= 5:
+    raise ValueError(f'n = {n} numbers: give 2 to 5')
+  if low > high:
+    raise ValueError(f'low {low} must not exceed high {high}')
+  if max_answers < 1:
+    raise ValueError(f'max_answers {max_answers} must be at least 1')
+
+
+def _multisets(n, low, high, limit, seed) -> Iterable[Tokens]:
+  values = range(low, high + 1)
+  if math.comb(len(values) + n - 1, n) <= limit:
+    return itertools.combinations_with_replacement(values, n)
+  rng = np.random.default_rng(seed)
+  drawn = set()
+  while len(drawn) < limit:
+    drawn.add(tuple(sorted(rng.integers(low, high + 1, n).tolist())))
+  return sorted(drawn)
+
+
+def prompt_orders(
+  problems: Sequence[Problem], *, orders: int = 1, seed: int = 0
+) -> list[Problem]:
+  """Returns each problem with its numbers in `orders` random orders.
+
+  Orders of one problem are distinct, so a problem with repeated numbers may
+  give fewer. The first order of every problem comes first, in random sequence,
+  then the second of every problem, and so on: any slice from the front is a
+  fair sample with as many distinct problems as it can hold.
+
+  Args:
+    problems: distinct problems, e.g. of `problem_set`.
+    orders: at most as many orders a problem, at least 1.
+    seed: of the sequence and of the orders shown.
+  """
+  if orders < 1:
+    raise ValueError(f'orders {orders} must be at least 1')
+  rounds = [[] for _ in range(orders)]
+  sequence = np.random.default_rng(seed).permutation(len(problems))
+  for problem in (problems[index] for index in sequence):
+    numbers = sorted(problem.numbers)
+    rng = np.random.default_rng([seed, problem.target, *numbers])
+    shown = sorted(set(itertools.permutations(numbers)))
+    for place, index in enumerate(rng.permutation(len(shown))[:orders]):
+      rounds[place].append(dataclasses.replace(problem, numbers=shown[index]))
+  return [problem for chosen in rounds for problem in chosen]
+
+
+def prompt_tokens(numbers: Sequence[int], target: int) -> list[int]:
+  """Returns the prompt `<bos> n1 ... nn = target <think>`, n + 4 ids."""
+  shown = [tokenizer.integer(number) for number in numbers]
+  tail = [tokenizer.EQUALS, tokenizer.integer(target), tokenizer.THINK]
+  return [tokenizer.BOS, *shown, *tail]
+
+
+def problem_arrays(
+  problems: Sequence[Problem],
+  *,
+  max_answers: int | None = None,
+  num_numbers: int | None = None,
+) -> dict[str, np.ndarray]:
+  """Returns the arrays of `problems` that the jitted step takes.
+
+  Args:
+    problems: at least one, each with its answers.
+    max_answers: S; None takes the largest number of answers present. Fix it to
+      keep one shape over many batches.
+    num_numbers: n; None takes the largest n present.
+
+  Returns:
+    prompts i32[N,Tp], left-padded; prompt_mask bool[N,Tp], False on padding;
+    numbers i32[N,n], padded with -1; target i32[N]; answers i32[N,S,A], each
+    ending in EOS, then padding; answer_mask bool[N,S,A], True on an answer and
+    its EOS, all False in a row without an answer.
+
+  Raises:
+    ValueError: no problem, or a problem that does not fit the fixed shape.
+  """
+  if not problems:
+    raise ValueError('no problems given: at least one is needed')
+  n = num_numbers or max(len(problem.numbers) for problem in problems)
+  size = max_answers or max(1, *(len(p.answers) for p in problems))
+  count, width = len(problems), 2 * n
+  prompts = np.full((count, n + 4), tokenizer.PAD, np.int32)
+  numbers = np.full((count, n), -1, np.int32)
+  answers = np.full((count, size, width), tokenizer.PAD, np.int32)
+  answer_mask = np.zeros((count, size, width), bool)
+  for row, problem in enumerate(problems):
+    given = len(problem.numbers)
+    if given > n or len(problem.answers) > size:
+      raise ValueError(
+        f'problem {row} has {given} numbers and {len(problem.answers)} '
+        f'answers: the arrays hold {n} and {size}; raise num_numbers or '
+        'max_answers'
+      )
+    prompts[row, n - given :] = prompt_tokens(problem.numbers, problem.target)
+    numbers[row, :given] = problem.numbers
+    for slot, answer in enumerate(problem.answers):
+      answers[row, slot, : len(answer) + 1] = [*answer, tokenizer.EOS]
+      answer_mask[row, slot, : len(answer) + 1] = True
+  return {
+    'prompts': prompts,
+    'prompt_mask': prompts != tokenizer.PAD,
+    'numbers': numbers,
+    'target': np.asarray([p.target for p in problems], np.int32),
+    'answers': answers,
+    'answer_mask': answer_mask,
+  }

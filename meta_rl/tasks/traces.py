@@ -1,0 +1,165 @@
+"""Warm-start traces: an imperfect search that leaves room for RL.
+
+A trace is a prompt, episodes of trial and error, the answer marker and an
+answer: `<bos> 3 5 7 = 9 <think> 7 5 + 12 3 - 9 yes ; </think> 7 5 + 3 - <eos>`.
+Attempts are uniformly random with repeats, each with its own values and a
+truthful verdict. What is wrong is when the search stops: often too early, at
+times after it has found an answer and gone on. That is what reinforcement
+fine-tuning is to put right.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from meta_rl import tokenizer
+from meta_rl.tasks import countdown
+
+# Four times an RL budget of 12 episodes: later extrapolation is then not into
+# positions that the base policy has never seen.
+MAX_EPISODES = 48
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _attempts(numbers, target, ops, max_value):
+  """Returns (attempts i32[M,3n], right bool[M]), cached per problem."""
+  table = countdown.expression_table(numbers, ops, max_value)
+  right = table.values == target
+  verdict = np.where(right, tokenizer.YES, tokenizer.NO)[:, None]
+  delimiter = np.full_like(verdict, tokenizer.DELIMITER)
+  attempts = np.hstack([table.annotated, verdict, delimiter])
+  return attempts.astype(np.int32), right
+
+
+def sample_trace(
+  problem: countdown.Problem,
+  rng: np.random.Generator,
+  *,
+  p_stop: float = 0.08,
+  p_continue: float = 0.25,
+  p_informed: float = 0.3,
+  direct_share: float = 0.1,
+  long_share: float = 0.06,
+  ordinary_episodes: int = 16,
+  max_episodes: int = MAX_EPISODES,
+) -> tuple[np.ndarray, int]:
+  """Returns (tokens i32[T], start): one trace, and where its loss begins.
+
+  A 'direct' trace has no episode. A 'long' one has ordinary_episodes + 1 to
+  max_episodes, uniformly, whatever it finds: it teaches positions beyond the
+  RL budget, and every number of episodes. Any other stops after each episode
+  with chance p_stop before its first success and 1 - p_continue from then on,
+  and at ordinary_episodes at the latest. The answer copies the latest success;
+  without one it is a guess.
+
+  Args:
+    problem: numbers in the order to show, with answers, ops and max_value.
+    rng: consumed; the same state gives the same trace.
+    p_stop: chance to give up after an episode without a success so far.
+    p_continue: chance to go on after each episode once there was a success.
+    p_informed: chance that a guess is an accepted answer; otherwise it is a
+      uniformly random canonical expression.
+    direct_share, long_share: shares of the two other kinds of trace.
+    ordinary_episodes: most episodes of an ordinary trace.
+    max_episodes: most episodes of a long trace.
+
+  Returns:
+    The tokens, prompt and EOS included, and the prompt's length: tokens from
+    there on are the completion.
+
+  Raises:
+    ValueError: a probability outside [0, 1], or episode limits out of order.
+  """
+  _check(
+    (p_stop, p_continue, p_informed, direct_share, long_share),
+    direct_share + long_share,
+    ordinary_episodes,
+    max_episodes,
+  )
+  attempts, right = _attempts(
+    tuple(sorted(problem.numbers)),
+    problem.target,
+    problem.ops,
+    problem.max_value,
+  )
+  kind = rng.random()
+  if kind < direct_share:
+    length = 0
+  elif kind < direct_share + long_share and max_episodes > ordinary_episodes:
+    length = int(rng.integers(ordinary_episodes + 1, max_episodes + 1))
+  else:
+    length = ordinary_episodes
+  chosen = rng.integers(len(attempts), size=length)
+  if length == ordinary_episodes:
+    found = np.logical_or.accumulate(right[chosen])
+    stop = rng.random(length) < np.where(found, 1 - p_continue, p_stop)
+    chosen = chosen[: int(stop.argmax()) + 1] if stop.any() else chosen
+  answer = _answer(problem, rng, attempts, chosen[right[chosen]], p_informed)
+  prompt = countdown.prompt_tokens(problem.numbers, problem.target)
+  parts = (
+    prompt,
+    attempts[chosen].ravel(),
+    [tokenizer.END_THINK],
+    answer,
+    [tokenizer.EOS],
+  )
+  return np.concatenate(parts, dtype=np.int32, casting='unsafe'), len(prompt)
+
+
+def _answer(problem, rng, attempts, successes, p_informed):
+  """Returns the plain tokens of the latest success, or of a guess."""
+  if not len(successes) and problem.answers and rng.random() < p_informed:
+    return problem.answers[rng.integers(len(problem.answers))]
+  if len(successes):
+    index = successes[-1]
+  else:
+    index = rng.integers(len(attempts))
+  table = countdown.expression_table(
+    problem.numbers, problem.ops, problem.max_value
+  )
+  return table.plain[index]
+
+
+def _check(probabilities, other_shares, ordinary_episodes, max_episodes):
+  if min(probabilities) < 0 or max(*probabilities, other_shares) > 1:
+    raise ValueError(
+      'p_stop, p_continue, p_informed, direct_share and long_share are '
+      f'{probabilities}: each must be in [0, 1], and so must the sum of the '
+      'two shares'
+    )
+  if not 1 <= ordinary_episodes <= max_episodes:
+    raise ValueError(
+      f'ordinary_episodes {ordinary_episodes} must be in 1..max_episodes '
+      f'({max_episodes})'
+    )
+
+
+def sample_traces(
+  problems: Sequence[countdown.Problem],
+  rng: np.random.Generator,
+  count: int,
+  **options,
+) -> list[tuple[np.ndarray, int]]:
+  """Returns `count` traces of problems drawn with replacement.
+
+  Args:
+    problems: a sequence to draw from, at least one.
+    rng: consumed.
+    count: how many traces.
+    **options: as in `sample_trace`.
+  """
+  if not len(problems):
+    raise ValueError('no problems to draw traces from: give at least one')
+  return [
+    sample_trace(problems[index], rng, **options)
+    for index in rng.integers(len(problems), size=count)
+  ]
+
+
+def max_trace_length(n: int, max_episodes: int = MAX_EPISODES) -> int:
+  """Returns the tokens of the longest trace over n numbers.
+
+  n + 4 of prompt, 3n an episode, the marker, and 2n of answer and EOS.
+  """
+  return (n + 4) + 3 * n * max_episodes + 1 + 2 * n

@@ -1,0 +1,194 @@
+"""One optimizer step: micro-batches, global-norm clipping, optax.
+
+A loss gives (sum, count); sums of gradients, losses and metrics are added over
+micro-batches and devices and divided once, so the step does not depend on how
+the batch was cut. (A mean of micro-batch means weighs a token of a short
+micro-batch more.)
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from meta_rl.types import Array, Params, WeightedSum
+
+Metrics = dict[str, WeightedSum]
+LossFn = Callable[[Params, dict], tuple[WeightedSum, Metrics]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """All that training changes: what a checkpoint must hold.
+
+  Attributes:
+    params: parameters of the policy.
+    opt_state: optax state.
+    step: i32[], training steps taken (one rollout each).
+    key: PRNG key of the run; step s uses `fold_in(key, s)`, so nothing about
+      randomness is lost or repeated on resume.
+  """
+
+  params: Params
+  opt_state: optax.OptState
+  step: Array
+  key: Array
+
+
+def split_batch(batch: dict, parts: int) -> dict:
+  """Returns the batch with its rows cut into `parts`: [B,...] -> [parts,B/parts,...].
+
+  Rows stay in order, so that the groups of a prompt stay together.
+  """
+  rows = {x.shape[0] for x in jax.tree.leaves(batch)}
+  if len(rows) != 1 or (size := rows.pop()) % parts:
+    raise ValueError(
+      f'a batch of {sorted(rows) or size} rows cannot be cut into {parts} equal '
+      'parts: choose a divisor of the number of rows.'
+    )
+  cut = lambda x: x.reshape(parts, size // parts, *x.shape[1:])
+  return jax.tree.map(cut, batch)
+
+
+def gradients(
+  loss_fn: LossFn,
+  params: Params,
+  batch: dict,
+  *,
+  micro_batches: int = 1,
+  axis_name: str | None = None,
+) -> tuple[Params, WeightedSum, Metrics]:
+  """Returns the gradient of the mean loss over a batch, and what it measured.
+
+  grad = (sum over micro-batches and devices of grad(total)) / (sum of weights)
+
+  Args:
+    loss_fn: `(params, micro_batch) -> (WeightedSum, metrics)`.
+    params: parameters.
+    batch: arrays with B rows each.
+    micro_batches: number of equal parts processed one after the other.
+    axis_name: of the mapped data axis under `jax.pmap` or `shard_map`.
+
+  Returns:
+    The gradient, the loss and the metrics; the last two not yet divided.
+  """
+
+  def total(p, part):
+    loss, metrics = loss_fn(p, part)
+    return loss.total, (loss, metrics)
+
+  grad_fn = jax.grad(total, has_aux=True)
+  if micro_batches == 1:
+    sums = grad_fn(params, batch)
+  else:
+    parts = split_batch(batch, micro_batches)
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype),
+      jax.eval_shape(grad_fn, params, jax.tree.map(lambda x: x[0], parts)),
+    )
+    add = lambda sums, part: (
+      jax.tree.map(jnp.add, sums, grad_fn(params, part)),
+      None,
+    )
+    sums, _ = jax.lax.scan(add, zeros, parts)
+  if axis_name is not None:
+    sums = jax.lax.psum(sums, axis_name)
+  grads, (loss, metrics) = sums
+  scale = jnp.where(loss.weight == 0, 0.0, 1.0 / jnp.maximum(loss.weight, 1e-9))
+  return jax.tree.map(lambda g: g * scale, grads), loss, metrics
+
+
+def optimizer_step(
+  state: TrainState,
+  batch: dict,
+  *,
+  loss_fn: LossFn,
+  optimizer: optax.GradientTransformation,
+  micro_batches: int = 1,
+  axis_name: str | None = None,
+) -> tuple[TrainState, Metrics]:
+  """Returns the state after one optimizer step on a batch, and its metrics.
+
+  Args:
+    state: before the step; `step` and `key` are left as they are.
+    batch: arrays with B rows each, whatever `loss_fn` reads.
+    loss_fn: `(params, micro_batch) -> (WeightedSum, metrics)`.
+    optimizer: an optax transformation; clipping is part of it.
+    micro_batches: parts of the batch processed one after the other.
+    axis_name: of the mapped data axis, if any.
+  """
+  grads, loss, metrics = gradients(
+    loss_fn,
+    state.params,
+    batch,
+    micro_batches=micro_batches,
+    axis_name=axis_name,
+  )
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  one = jnp.ones(())
+  metrics = metrics | {
+    'loss/total': loss,
+    'optimizer/grad_norm': WeightedSum(optax.global_norm(grads), one),
+    'optimizer/update_norm': WeightedSum(optax.global_norm(updates), one),
+  }
+  return (
+    dataclasses.replace(state, params=params, opt_state=opt_state),
+    metrics,
+  )
+
+
+def update(
+  state: TrainState,
+  batch: dict,
+  *,
+  loss_fn: LossFn,
+  optimizer: optax.GradientTransformation,
+  mini_batches: int = 1,
+  epochs: int = 1,
+  micro_batches: int = 1,
+  axis_name: str | None = None,
+) -> tuple[TrainState, Metrics]:
+  """Returns the state after all optimizer steps on one rollout.
+
+  The rollout is cut into `mini_batches`, each gives one optimizer step, and
+  the whole is gone through `epochs` times: mini_batches * epochs optimizer
+  steps, one after the other. (Not micro_batches * epochs: a step sees its whole
+  mini-batch.) `state.step` grows by one.
+
+  Args:
+    state: before.
+    batch: arrays with B rows each; B divisible by mini_batches * micro_batches.
+    loss_fn: `(params, micro_batch) -> (WeightedSum, metrics)`.
+    optimizer: an optax transformation.
+    mini_batches: optimizer steps a pass over the rollout.
+    epochs: passes over the rollout.
+    micro_batches: parts of each mini-batch; they save memory and change nothing
+      else.
+    axis_name: of the mapped data axis, if any.
+
+  Returns:
+    The new state and the metrics summed over the optimizer steps.
+  """
+
+  def step(carry, part):
+    return optimizer_step(
+      carry,
+      part,
+      loss_fn=loss_fn,
+      optimizer=optimizer,
+      micro_batches=micro_batches,
+      axis_name=axis_name,
+    )
+
+  if mini_batches * epochs == 1:
+    state, metrics = step(state, batch)
+  else:
+    parts = split_batch(batch, mini_batches)
+    passes = lambda carry, _: jax.lax.scan(step, carry, parts)
+    state, metrics = jax.lax.scan(passes, state, length=epochs)
+    metrics = jax.tree.map(lambda x: x.sum((0, 1)), metrics)
+  return dataclasses.replace(state, step=state.step + 1), metrics

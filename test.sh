@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# From a bare Python to a tested checkout.
+#
+#   bash test.sh                      install, lint, the tests of every change
+#   bash test.sh full [ARGS]          the slow ones, with the extras they need
+#   bash test.sh tests/test_x.py::t   lint and what pytest is told
+#
+# The first run makes .venv; the next ones install nothing and need no network.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+. launch/venv.sh
+
+FULL_EXTRAS=test,tasks,tpu,docs,colab
+
+if [ "${1:-}" = full ]; then
+  shift
+  make_venv "$FULL_EXTRAS"
+  exec "$PY" -m pytest -m full "$@"
+fi
+
+make_venv test
+echo '== lint'
+"$PY" -m ruff format --check . ||
+  fail "the formatting differs. Run: $PY -m ruff format ."
+"$PY" -m ruff check . || fail "lint found the lines above"
+echo '== tests'
+# A test that is asked for by name runs, whatever its marks.
+case " $* " in
+*::* | *' -m '*) exec "$PY" -m pytest "$@" ;;
+*) exec "$PY" -m pytest -m 'not full' "$@" ;;
+esac

@@ -1,0 +1,126 @@
+"""Tests of meta_rl.masked."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from meta_rl import masked
+
+MASKS = [
+  [False, False, True, False, True],
+  [True, False, False, False, False],
+  [False, False, False, False, False],
+  [True, True, True, True, True],
+  [False, False, False, False, True],
+]
+
+
+def test_before_first_tells_first_from_none():
+  got = masked.before_first(jnp.array(MASKS))
+  want = [
+    [True, True, True, False, False],
+    [True, False, False, False, False],
+    [True, True, True, True, True],
+    [True, False, False, False, False],
+    [True, True, True, True, True],
+  ]
+  np.testing.assert_array_equal(got, want)
+
+
+def test_first_and_last_true_index():
+  mask = jnp.array(MASKS)
+  np.testing.assert_array_equal(masked.first_true_index(mask), [2, 0, -1, 0, 4])
+  np.testing.assert_array_equal(masked.last_true_index(mask), [4, 0, -1, 4, 4])
+  across = masked.first_true_index(mask, axis=0)
+  np.testing.assert_array_equal(across, [1, 3, 0, 3, 0])
+
+
+def test_cumsums():
+  x = jnp.array([1.0, 2.0, 4.0])
+  np.testing.assert_array_equal(masked.exclusive_cumsum(x), [0, 1, 3])
+  np.testing.assert_array_equal(masked.reverse_cumsum(x), [7, 6, 4])
+  flags = masked.exclusive_cumsum(jnp.array([False, True, False, True, False]))
+  np.testing.assert_array_equal(flags, [0, 0, 1, 1, 2])
+  assert flags.dtype == jnp.int32
+
+
+@pytest.mark.parametrize('poison', [np.nan, np.inf, -np.inf])
+def test_masked_positions_reach_neither_value_nor_gradient(poison):
+  x = jnp.array([[1.0, poison, 3.0], [poison, poison, poison]])
+  mask = jnp.array([[True, False, True], [False, False, False]])
+  np.testing.assert_array_equal(masked.masked_sum(x, mask, axis=1), [4, 0])
+  # (1 + 3) / 2 = 2; the empty row is 0, not 0 / 0.
+  np.testing.assert_array_equal(masked.masked_mean(x, mask, axis=1), [2, 0])
+  grad = jax.grad(lambda x: jnp.sum(jnp.exp(masked.select(mask, x))))(x)
+  want = [[np.exp(1), 0, np.exp(3)], [0, 0, 0]]
+  np.testing.assert_allclose(grad, want, rtol=1e-6)
+
+
+def test_safe_divide_has_finite_gradients():
+  x, y = jnp.array([1.0, 1.0]), jnp.array([2.0, 0.0])
+  np.testing.assert_array_equal(masked.safe_divide(x, y), [0.5, 0])
+  grad = jax.grad(lambda y: masked.safe_divide(x, y).sum())(y)
+  np.testing.assert_array_equal(grad, [-0.25, 0])
+
+
+def test_check_shape_binds_letters_over_calls():
+  dims = {}
+  masked.check_shape('success', np.zeros((4, 7)), 'B,K+1', dims)
+  masked.check_shape('count', np.zeros(4), ('B',), dims)
+  masked.check_shape('scores', np.zeros((2, 3, 6)), '...,K', dims)
+  masked.check_shape('fixed', np.zeros((9, 4)), (None, 4))
+  assert dims == {'B': 4, 'K': 6}
+
+
+@pytest.mark.parametrize(
+  ('shape', 'spec'),
+  [
+    ((5, 6), 'B,K'),
+    ((4, 7), 'B,K'),
+    ((4,), 'B,K'),
+    ((4, 6, 1), 'B,K'),
+    ((2, 5), '...,K'),
+    ((), '...,K'),
+    ((3, 3), 'N,4'),
+    ((0,), 'J+1'),
+  ],
+)
+def test_check_shape_names_the_argument(shape, spec):
+  with pytest.raises(ValueError, match=r'rewards must have shape \['):
+    masked.check_shape('rewards', np.zeros(shape), spec, {'B': 4, 'K': 6})
+
+
+def test_a_failed_check_binds_nothing():
+  dims = {'K': 6}
+  with pytest.raises(ValueError, match='with K=6'):
+    masked.check_shape('x', np.zeros((4, 9)), 'B,K', dims)
+  assert dims == {'K': 6}
+
+
+@pytest.mark.parametrize(
+  ('dtype', 'kind'),
+  [('int32', 'float'), ('float32', 'int'), ('int32', 'bool'), ('bool', 'int')],
+)
+def test_check_dtype(dtype, kind):
+  with pytest.raises(ValueError, match=f'x must hold {kind} .* {dtype}'):
+    masked.check_dtype('x', np.zeros(3, dtype), kind)
+
+
+def test_as_array_widens_half_precision():
+  x = masked.as_array('x', jnp.ones(3, jnp.bfloat16), 'float[T]')
+  assert x.dtype == jnp.float32
+  assert masked.as_array('x', [1, 2], 'number[T]').dtype == jnp.int32
+
+
+def test_check_range_and_choice():
+  masked.check_range('x', 0.5, above=0, high=1)
+  masked.check_range('x', jnp.array(-1.0), low=0)  # arrays pass unseen
+  with pytest.raises(ValueError, match=r'x must be > 0 and <= 1, got 0'):
+    masked.check_range('x', 0, above=0, high=1)
+  with pytest.raises(ValueError, match='x must be >= 0, got -1'):
+    masked.check_range('x', -1, low=0)
+  with pytest.raises(ValueError, match='>= 0, got nan'):
+    masked.check_range('x', float('nan'), low=0)
+  with pytest.raises(ValueError, match=r"k must be one of \['a', 'b'\]"):
+    masked.check_choice('k', 'c', ('a', 'b'))

@@ -1,0 +1,152 @@
+"""Colours, labels and files of meta_rl.plots."""
+
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from meta_rl import plots, report_style
+
+
+def _panel(**options):
+  x = np.arange(20.0)
+  lines = [
+    plots.Line('base', 0, x, x / 40, low=x / 50, high=x / 30),
+    plots.Line('MRT', 2, x, x / 20, dots=([3.0], [0.2]), mark=(5.0, 0.25)),
+  ]
+  return plots.Panel('Title', 'tokens', 'J', lines, **options)
+
+
+@pytest.mark.parametrize(
+  ('algorithms', 'colors'),
+  [
+    (['base', 'grpo', 'mrt'], [0, 1, 2]),
+    (['MRT'], [2]),
+    (['mrt', 'base'], [2, 0]),
+    (['drgrpo', 'grpo'], [3, 1]),
+    (['mrt_online', 'mrt'], [3, 2]),
+    (['mrt', 'mrt', 'mrt'], [2, 3, 4]),
+    (['star', 'base'], [3, 0]),
+  ],
+)
+def test_assign_colors(algorithms, colors):
+  assert plots.assign_colors(algorithms) == colors
+
+
+def test_assign_colors_never_runs_out():
+  colors = plots.assign_colors(['x'] * 9)
+  assert len(set(colors[:6])) == 6
+  assert all(0 <= color < 6 for color in colors)
+
+
+def _luminance(color):
+  parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+  linear = [
+    p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts
+  ]
+  return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+
+
+def _contrast(a, b):
+  low, high = sorted([_luminance(a), _luminance(b)])
+  return (high + 0.05) / (low + 0.05)
+
+
+def test_colors_are_readable_on_their_pages():
+  style = report_style
+  assert _contrast('#ffffff', '#000000') == pytest.approx(21)
+  for color in (*plots.LIGHT, plots.MUTED):
+    assert _contrast(color, style.PAGE_LIGHT) >= 4.5, color
+  for color in plots.DARK:
+    assert _contrast(color, style.PAGE_DARK) >= 4.5, color
+  for shade in style.SHADES_LIGHT.values():
+    assert _contrast(shade, style.INK_LIGHT) >= 4.5, shade
+  for shade in style.SHADES_DARK.values():
+    assert _contrast(shade, style.INK_DARK) >= 4.5, shade
+
+
+def test_png(tmp_path):
+  path = tmp_path / 'a.png'
+  plots.save_png(plots.figure([_panel()] * 3, columns=2), path)
+  assert path.read_bytes()[:8] == b'\x89PNG\r\n\x1a\n'
+  again = tmp_path / 'b.png'
+  plots.save_png(plots.figure([_panel()] * 3, columns=2), again)
+  assert path.read_bytes() == again.read_bytes()
+
+
+def test_svg_follows_the_theme_and_stays_in_the_page():
+  panel = _panel(level=0.4, level_label='level')
+  text = plots.to_svg(
+    plots.figure([panel]), prefix='p', description='a "chart" <b>'
+  )
+  ElementTree.fromstring(text)
+  assert 'aria-label="a &quot;chart&quot; &lt;b&gt;"' in text
+  for name in ('--s0', '--s2', '--ink', '--muted', '--rule', '--font'):
+    assert f'var({name})' in text
+  assert 'http' not in text
+  assert not [c for c in plots.LIGHT if c in text]
+  ids = re.findall(r'\bid="([^"]+)"', text)
+  assert len(ids) == len(set(ids))
+  assert all(i.startswith('p-') for i in ids)
+  for used in re.findall(r'(?:href="#|url\(#)([^")]+)', text):
+    assert used in ids
+
+
+def test_hostile_labels_and_dollars_are_text():
+  line = plots.Line('<b>$x$\x00字', 1, [0, 1], [0, 1])
+  panel = plots.Panel('A < B $\\frac$', 'x $', 'y', [line])
+  text = plots.to_svg(plots.figure([panel]), prefix='p', description='d')
+  ElementTree.fromstring(text)
+  assert '&lt;b&gt;$x$?字' in text
+  assert '<b>' not in text
+
+
+def test_charts_of_little_data():
+  for lines in (
+    [],
+    [plots.Line('a', 0, [], [])],
+    [plots.Line('a', 0, [1.0], [0.5])],
+    [plots.Line('a', 0, [0, 1], [0.5, 0.5])],
+  ):
+    panel = plots.Panel('t', 'x', 'y', lines)
+    text = plots.to_svg(plots.figure([panel]), prefix='p', description='d')
+    assert ('no data' in text) == (not lines or not len(lines[0].x))
+  with pytest.raises(ValueError, match='no panel'):
+    plots.figure([])
+
+
+def test_running_mean():
+  # Windows of 3, shorter at the edges: (1+4)/2, (1+4+1)/3, (4+1)/2.
+  np.testing.assert_allclose(plots.running_mean([1, 4, 1], 3), [2.5, 2, 2.5])
+  np.testing.assert_allclose(plots.running_mean([1, 4, 1], 1), [1, 4, 1])
+
+
+@pytest.mark.parametrize(
+  ('value', 'text'),
+  [
+    (0, '0'),
+    (0.25, '0.25'),
+    (-2, '−2'),
+    (9000, '9000'),
+    (20_000, '20k'),
+    (1.5e6, '1.5M'),
+    (3e9, '3B'),
+  ],
+)
+def test_compact(value, text):
+  assert plots.compact(value) == text
+
+
+def test_spread():
+  assert plots.spread([0.1, 0.9], 0.2) == [0.1, 0.9]
+  # 0.5 and 0.6 want 0.2 between them: centred on 0.55.
+  np.testing.assert_allclose(plots.spread([0.6, 0.5], 0.2), [0.65, 0.45])
+  # The pushed pair touches 0.3 and takes it along: centred on 0.4666….
+  np.testing.assert_allclose(
+    plots.spread([0.3, 0.5, 0.6], 0.2), np.array([0.8, 1.4, 2.0]) / 3
+  )
+  assert plots.spread([], 0.2) == []
+  crowd = plots.spread([0.5] * 6, 0.1)
+  np.testing.assert_allclose(np.diff(crowd), 0.1)
+  assert np.mean(crowd) == pytest.approx(0.5)

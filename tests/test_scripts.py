@@ -1,0 +1,244 @@
+"""The shell scripts: what they refuse, redo, say and pass on.
+
+Nothing is installed here but by the tests marked `full`: a `df` that finds
+the disk full stands for 'an install was about to begin'.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+SETUP = '. launch/venv.sh; make_venv "$1"; echo "ready: $PY"'
+
+
+def command(folder, *, free_gb=1, **variables):
+  """Returns how a script is run with $VENV in a folder and a stubbed df."""
+  stubs = folder / 'stubs'
+  stubs.mkdir(exist_ok=True)
+  lines = f'Filesystem 1024-blocks Used Available\\nx 0 0 {free_gb * 2**20}\\n'
+  write_script(stubs / 'df', f"printf '{lines}'")
+  return {
+    'cwd': ROOT,
+    'env': os.environ
+    | {'VENV': str(folder / 'venv'), 'PYTHON': ''}
+    | {'PATH': f'{stubs}:{os.environ["PATH"]}'}
+    | variables,
+    'stdin': subprocess.DEVNULL,
+    'stdout': subprocess.PIPE,
+    'stderr': subprocess.PIPE,
+    'text': True,
+  }
+
+
+def write_script(path, body):
+  """Writes an executable shell script."""
+  path.write_text(f'#!/usr/bin/env bash\n{body}\n')
+  path.chmod(0o755)
+
+
+def run(arguments, folder, **options):
+  """Runs bash with `arguments` and returns the finished process."""
+  options = command(folder, **options)
+  return subprocess.run(['bash', *arguments], timeout=120, **options)
+
+
+def make(folder, extras, **options):
+  """Runs `make_venv EXTRAS` alone."""
+  return run(['-c', SETUP, 'make', extras], folder, **options)
+
+
+def refusal(result):
+  """Returns the one line with which a script stopped."""
+  assert result.returncode == 1, result.stdout + result.stderr
+  (line,) = result.stderr.splitlines()
+  return line
+
+
+@pytest.mark.parametrize('script', ['test.sh', 'launch/quickstart.sh'])
+def test_a_python_that_is_too_old(script, tmp_path):
+  python = tmp_path / 'old python'
+  write_script(python, 'echo 3.10')
+  result = run([script], tmp_path, free_gb=9, PYTHON=str(python))
+  assert f'Python 3.11 or newer is needed; found: {python} (3.10)' in refusal(
+    result
+  )
+  assert not (tmp_path / 'venv').exists()
+
+
+def test_no_python_at_all(tmp_path):
+  result = run(['test.sh'], tmp_path, free_gb=9, PYTHON=str(tmp_path / 'none'))
+  assert 'is needed; found: none for PYTHON=' in refusal(result)
+
+
+@pytest.mark.parametrize('script', ['test.sh', 'launch/quickstart.sh'])
+def test_a_short_disk(script, tmp_path):
+  line = refusal(run([script], tmp_path, free_gb=3))
+  assert f'the disk is short: 3 GB free in {ROOT}, 4 GB needed' in line
+  assert not (tmp_path / 'venv').exists()
+
+
+@pytest.mark.full
+def test_no_network(tmp_path):
+  """The install stops with one line, and what it left is not trusted."""
+  line = refusal(
+    run(
+      ['test.sh'],
+      tmp_path,
+      free_gb=9,
+      PYTHON=sys.executable,
+      # Nothing listens on port 9, so the connection is refused at once.
+      PIP_INDEX_URL='http://127.0.0.1:9/simple',
+      PIP_CONFIG_FILE=os.devnull,
+      PIP_FIND_LINKS='',
+      PIP_RETRIES='1',
+    )
+  )
+  assert "no network: pip install -e '.[test]' could not reach" in line
+  assert (tmp_path / 'venv' / 'installing').exists()
+  assert not list((tmp_path / 'venv' / 'stamps').iterdir())
+  assert 'disk' in refusal(make(tmp_path, 'test'))
+
+
+def test_a_folder_of_someone_else_is_left_alone(tmp_path):
+  mine = tmp_path / 'venv' / 'mine'
+  mine.mkdir(parents=True)
+  assert 'Move it away' in refusal(run(['test.sh'], tmp_path, free_gb=9))
+  assert mine.exists()
+
+
+@pytest.fixture
+def whole(tmp_path):
+  """A folder whose environment is whole, with the extras test and docs."""
+  venv = tmp_path / 'venv'
+  (venv / 'bin').mkdir(parents=True)
+  (venv / 'stamps').mkdir()
+  (venv / 'bin' / 'python').symlink_to(sys.executable)
+  code = '. launch/venv.sh; PY=$VENV/bin/python; stamp_key'
+  key = run(['-c', code], tmp_path).stdout
+  assert len(key) == 65
+  (venv / 'stamps' / 'test,docs').write_text(key)
+  return tmp_path
+
+
+@pytest.mark.parametrize('extras', ['test,docs', 'docs', 'test', ''])
+def test_a_whole_environment_is_used_as_it_is(whole, extras):
+  result = make(whole, extras)
+  assert result.returncode == 0
+  assert result.stdout == f'ready: {whole}/venv/bin/python\n'
+  assert result.stderr == ''
+
+
+def test_a_missing_extra_is_installed(whole):
+  assert 'disk' in refusal(make(whole, 'test,tpu'))
+
+
+def test_an_interrupted_install_is_redone(whole):
+  (whole / 'venv' / 'installing').touch()
+  assert 'disk' in refusal(make(whole, 'test'))
+
+
+def test_a_change_of_what_is_installed_is_seen(whole):
+  (whole / 'venv' / 'stamps' / 'test,docs').write_text('of an older setup.py')
+  assert 'disk' in refusal(make(whole, 'test'))
+
+
+def test_another_python_makes_another_environment(whole):
+  other = whole / 'python'
+  write_script(other, 'echo 3.99')
+  assert 'disk' in refusal(make(whole, 'test', PYTHON=str(other)))
+
+
+PHASES = """\
+-m meta_rl.train --config=configs/mrt_countdown.py --workdir=D/mrt
+-m meta_rl.train --config=configs/grpo_countdown.py --workdir=D/grpo
+-m meta_rl.evaluate --workdir=D/mrt
+-m meta_rl.evaluate --workdir=D/grpo
+-m meta_rl.evaluate --config=configs/mrt_countdown.py --base --workdir=D/base
+-m meta_rl.report D/base D/grpo D/mrt --out=D/report.html
+"""
+
+
+@pytest.fixture
+def quickstart(tmp_path):
+  """Starts quickstart.sh in a tree whose python is a given shell script."""
+  launch = tmp_path / 'launch'
+  launch.mkdir()
+  source = (ROOT / 'launch' / 'quickstart.sh').read_text('utf-8')
+  (launch / 'quickstart.sh').write_text(source)
+  python = tmp_path / 'python'
+  (launch / 'venv.sh').write_text(f'make_venv() {{ PY={python}; }}\n')
+
+  def start(body):
+    write_script(python, f'echo "$@" >>{tmp_path}/calls\n{body}')
+    options = command(tmp_path, QUICKSTART_DIR='D')
+    script = launch / 'quickstart.sh'
+    return subprocess.Popen(['bash', str(script)], **options)
+
+  return start
+
+
+def test_quickstart_runs_the_phases_in_order(quickstart, tmp_path):
+  process = quickstart('exit 0')
+  output, errors = process.communicate(timeout=60)
+  assert process.returncode == 0
+  assert errors == ''
+  assert (tmp_path / 'calls').read_text() == PHASES
+  assert output.count('\n== ') == 6 * 2 + 1
+  assert output.splitlines()[-1] == '== done in 0 min 0 s: D/report.html'
+
+
+def test_quickstart_stops_at_a_failed_phase(quickstart, tmp_path):
+  process = quickstart('case "$*" in *evaluate*grpo) exit 7 ;; esac')
+  _, errors = process.communicate(timeout=60)
+  assert process.returncode == 7
+  assert 'stopped while evaluating GRPO (exit code 7). Run the same' in errors
+  assert (tmp_path / 'calls').read_text().count('\n') == 4
+
+
+@pytest.mark.parametrize(
+  'sent, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_quickstart_lets_the_command_save(quickstart, tmp_path, sent, code):
+  """The command gets a SIGTERM, and the script waits until it is done."""
+  saved = tmp_path / 'saved'
+  process = quickstart(
+    f"trap 'sleep 0.3; touch {saved}; exit 3' TERM\n"
+    f'touch {tmp_path}/begun\n'
+    'for i in {1..300}; do sleep 0.1; done'
+  )
+  for _ in range(200):
+    if (tmp_path / 'begun').exists():
+      break
+    time.sleep(0.05)
+  process.send_signal(sent)
+  _, errors = process.communicate(timeout=60)
+  assert process.returncode == code
+  assert saved.exists()
+  assert f'stopped while training MRT (exit code {code})' in errors
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1200)
+def test_quickstart_ends_with_a_report(tmp_path):
+  environment = os.environ | {'QUICKSTART_DIR': str(tmp_path / 'runs')}
+  # As on a user's machine: with its own cache and devices.
+  for name in ('META_RL_CACHE', 'JAX_COMPILATION_CACHE_DIR'):
+    environment.pop(name, None)
+  process = subprocess.run(
+    ['bash', str(ROOT / 'launch' / 'quickstart.sh')],
+    env=environment,
+    stdin=subprocess.DEVNULL,
+    capture_output=True,
+    text=True,
+    timeout=1200,
+  )
+  assert process.returncode == 0, (
+    process.stdout[-3000:] + process.stderr[-3000:]
+  )
+  assert (tmp_path / 'runs' / 'report.html').stat().st_size > 10_000
+  assert process.stdout.splitlines()[-1].startswith('== done in ')
