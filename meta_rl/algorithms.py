@@ -90,8 +90,9 @@ def mrt(
 ) -> Array:
   """Returns per-episode MRT advantages on tokens.
 
-  With progress p_i = J_{i+1} - J_i and weights w_i = (1 - rho) max(0, 1 - e_i/H)
-  + rho, the return of boundary j is, by `credit`,
+  With progress p_i = J_{i+1} - J_i and weights
+  w_i = (1 - rho) max(0, 1 - e_i/H) + rho, the return of boundary j is, by
+  `credit`,
 
     token_weighted   R_j = sum_{i>=j} (w_i p_i - price * len_i / H)
     return_to_go     R_j = (1 + alpha) (J_k - J_j), the control: in expectation

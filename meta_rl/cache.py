@@ -1,7 +1,7 @@
 """Forking, growing and picking rows of any model's cache.
 
-A cache is whatever pytree `model.init_cache(batch, length)` gives. Which axis of
-a leaf is the batch and which is the length is read off the shapes that
+A cache is whatever pytree `model.init_cache(batch, length)` gives. Which axis
+of a leaf is the batch and which is the length is read off the shapes that
 `init_cache` would give for other sizes, so a foreign model needs no convention:
 scanned layers (layer axis first) and token buffers work alike.
 """

@@ -108,9 +108,7 @@ def from_stored(data, impl: str | None) -> jax.Array:
   numpy becomes an array that is not committed to a device, as those of a fresh
   run are: a committed one would make every jitted call compile anew.
   """
-  # jnp.array copies: jnp.asarray may keep the numpy memory, which cannot be
-  # donated.
-  leaf = data if isinstance(data, jax.Array) else jnp.array(data)
+  leaf = jnp.asarray(data)
   return leaf if impl is None else jax.random.wrap_key_data(leaf, impl=impl)
 
 

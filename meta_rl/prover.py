@@ -164,7 +164,7 @@ def _pack(real: Array, block_pairs: int) -> tuple[Array, Array, Array]:
 
 
 def probe_mask(end: Array, query: int, used: Array, slots: int) -> Array:
-  """Returns bool[R,C*query,slots]: the trace up to `end`, and a probe's own past.
+  """Returns bool[R,C*query,slots]: the trace up to `end`, and one's own past.
 
   Probe c of a row owns the slots used + c * query + (0 ... query - 1).
 
@@ -329,7 +329,9 @@ def sample_answers(
 def _branch_keys(key, row, branches):
   """Returns key[N]: fold_in(fold_in(key, row), branch)."""
   row_key = jax.random.fold_in(key, row)
-  return jax.vmap(lambda n: jax.random.fold_in(row_key, n))(jnp.arange(branches))
+  return jax.vmap(lambda n: jax.random.fold_in(row_key, n))(
+    jnp.arange(branches)
+  )
 
 
 def _decode_branches(
@@ -462,7 +464,9 @@ def _check(tokens, token_mask, ends, stop_ids):
     ('token_mask', token_mask, jnp.bool_),
   ):
     if not jnp.issubdtype(x.dtype, kind):
-      raise ValueError(f'prover: {name} is {x.dtype}, expected {kind.__name__}.')
+      raise ValueError(
+        f'prover: {name} is {x.dtype}, expected {kind.__name__}.'
+      )
   if not len(stop_ids):
     raise ValueError('prover: stop_ids is empty; give at least one token.')
 
@@ -475,6 +479,6 @@ def _check_answers(tokens, answers, answer_mask):
     )
   if answer_mask.shape != answers.shape or answer_mask.dtype != jnp.bool_:
     raise ValueError(
-      f'prover: answer_mask is {answer_mask.dtype}{answer_mask.shape}, expected '
-      f'bool{answers.shape}.'
+      f'prover: answer_mask is {answer_mask.dtype}{answer_mask.shape}, '
+      f'expected bool{answers.shape}.'
     )

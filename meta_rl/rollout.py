@@ -31,7 +31,8 @@ class _State:
   Attributes:
     step: i32[], response tokens written so far (>= 1 inside the loop).
     cache: holds everything but the last token written.
-    last: i32[B], the last token written, -1 for rows that are done.
+    last: i32[B], the last token drawn or forced; arbitrary in rows that are
+      done.
     position: i32[B], position of `last`.
     thinking: bool[B], the answer marker has not come yet.
     thoughts: i32[B], thinking tokens so far.
@@ -75,8 +76,9 @@ def generate(
 ) -> Rollout | tuple[Rollout, TraceCache]:
   """Returns `group_size` traces of every prompt.
 
-  Row b at response step t draws from `fold_in(fold_in(key, row_offset + b), t)`:
-  samples do not depend on sharding, slot, batch or process.
+  Row b at response step t draws from
+  `fold_in(fold_in(key, row_offset + b), t)`: samples do not depend on sharding,
+  slot, batch or process.
 
   Forced termination: a row whose thinking has used up `thinking_budget` tokens
   gets `stop_ids`, one a step, in place of samples, and answers from there. The
@@ -101,8 +103,7 @@ def generate(
     row_offset: global index of the first trace, under `shard_map` and `pmap`.
     check_every: decode steps between two tests whether all rows are done.
     return_cache: also return the KV cache of the traces, for the prover. It
-      holds all columns but the last one written, enough to go on from any
-      prefix of a thinking trace.
+      holds every column that a prefix of a thinking trace can end at.
 
   Returns:
     A `Rollout`; with `return_cache`, also a `TraceCache`.
@@ -110,7 +111,14 @@ def generate(
   Raises:
     ValueError: shapes, or numbers outside their ranges.
   """
-  _check(prompts, prompt_mask, max_new_tokens, group_size, temperature)
+  _check(
+    prompts,
+    prompt_mask,
+    temperature,
+    max_new_tokens=max_new_tokens,
+    group_size=group_size,
+    check_every=check_every,
+  )
   stop = _stop_tokens(think_end_id, thinking_budget, stop_ids, max_new_tokens)
   num_prompts, prompt_length = prompts.shape
   rows = num_prompts * group_size
@@ -140,13 +148,17 @@ def generate(
     fork(logits),
   )
 
-  def decode(_, state):
-    logits, cache = model.apply_fn(
+  def feed(state):
+    """Returns the logits f32[B,1,V] after the last token, and the cache."""
+    return model.apply_fn(
       params,
-      jnp.maximum(state.last, 0)[:, None],
+      state.last[:, None],
       jnp.where(state.done, -1, state.position)[:, None],
       state.cache,
     )
+
+  def decode(_, state):
+    logits, cache = feed(state)
     return step(dataclasses.replace(state, cache=cache), logits[:, 0])
 
   def decode_some(state):
@@ -165,8 +177,11 @@ def generate(
   rollout = Rollout(truncated=~state.done, forced=state.forced, **out)
   if not return_cache:
     return rollout
-  # The last token written has not been through the network.
-  return rollout, TraceCache(state.cache, prompt_length + state.step - 1)
+  used = prompt_length + state.step - 1
+  if isinstance(thinking_budget, int):
+    # The last column is no thought: the budget left room for an answer.
+    return rollout, TraceCache(state.cache, used)
+  return rollout, TraceCache(feed(state)[1], used + 1)
 
 
 def _last_logits(model, params, prompts, positions, cache):
@@ -277,7 +292,7 @@ def _emit(
   )
 
 
-def _check(prompts, prompt_mask, max_new_tokens, group_size, temperature):
+def _check(prompts, prompt_mask, temperature, **at_least_one):
   if prompts.ndim != 2 or prompt_mask.shape != prompts.shape:
     raise ValueError(
       f'generate: prompts {prompts.shape} and prompt_mask {prompt_mask.shape} '
@@ -289,10 +304,7 @@ def _check(prompts, prompt_mask, max_new_tokens, group_size, temperature):
     raise ValueError(
       f'generate: prompt_mask is {prompt_mask.dtype}, expected bool.'
     )
-  for name, value in (
-    ('max_new_tokens', max_new_tokens),
-    ('group_size', group_size),
-  ):
+  for name, value in at_least_one.items():
     if value < 1:
       raise ValueError(f'generate: {name}={value}, must be at least 1.')
   if temperature < 0:

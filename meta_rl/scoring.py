@@ -31,7 +31,9 @@ def log_softmax_at(logits: Array, targets: Array) -> tuple[Array, Array]:
   norm = exp.sum(-1)
   log_norm = jnp.log(norm)
   picked = jnp.where(ids == targets[..., None], shifted, 0.0).sum(-1)
-  entropy = log_norm - (exp * shifted).sum(-1) / norm
+  # 0 * log 0 = 0: a token that cannot be (logit -inf) adds nothing.
+  finite = jnp.where(exp > 0, shifted, 0.0)
+  entropy = log_norm - (exp * finite).sum(-1) / norm
   return picked - log_norm, entropy
 
 

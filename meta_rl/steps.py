@@ -5,19 +5,27 @@
     score      traces -> log-probs under other parameters (the reference)
     update     traces and what was measured -> new parameters
 
-Each `make_*` binds what is static and returns a pure function of arrays; `fused`
-is their composition, one program for tasks that verify on the device. Sharding,
-pmap and the host loop live with the callers.
+Each `make_*` binds what is static and returns a pure function of arrays;
+`fused` is their composition, one program for tasks that verify on the device.
+Sharding, pmap and the host loop live with the callers.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from meta_rl import algorithms, episodes, losses, prover, regret, rollout
-from meta_rl import scoring, update
+from meta_rl import (
+  algorithms,
+  episodes,
+  losses,
+  prover,
+  regret,
+  rollout,
+  scoring,
+  update,
+)
 from meta_rl.tasks.base import Task
 from meta_rl.types import Array, Model, Rollout, WeightedSum
 
@@ -33,7 +41,9 @@ def make_generate(
   top_k: int | None = None,
   check_every: int = 8,
 ) -> Callable:
-  """Returns `generate(params, batch, key, row_offset=0) -> (Rollout, TraceCache)`.
+  """Returns the function that samples the traces of a batch of problems.
+
+    generate(params, batch, key, row_offset=0) -> (Rollout, TraceCache)
 
   Args:
     model, task: the network and the task.
@@ -78,10 +88,10 @@ def per_trace(batch: dict, group_size: int) -> dict:
 
 
 def answers_of(traces: Rollout, stop_index: Array, length: int):
-  """Returns what follows the end of thinking, i32[B,A], and its mask bool[B,A].
+  """Returns what follows column `stop_index`, i32[B,A], and its mask bool[B,A].
 
-  Grades only what comes after the marker: an answer inside the thought does not
-  count.
+  That is the last token of the stop: only what comes after it is graded, and an
+  answer inside the thought does not count.
   """
   columns = stop_index[:, None] + 1 + jnp.arange(length)
   inside = columns < traces.tokens.shape[1]
@@ -100,7 +110,9 @@ def make_prove(
   num_branches: int = 8,
   temperature: float = 1.0,
 ) -> Callable:
-  """Returns `prove(params, batch, traces, cache, key, row_offset=0) -> Measured`.
+  """Returns the function that grades traces and measures J at boundaries.
+
+    prove(params, batch, traces, cache, key, row_offset=0) -> Measured
 
   Args:
     model, task: the prover's network and the task.
@@ -127,7 +139,9 @@ def make_prove(
     )
     rows = per_trace(batch, group_size)
     stop_index = found.ends[:, -1] + 1
-    answer, mask = answers_of(traces, stop_index, task.answer_length)
+    # A policy ends thinking with the marker, the budget with all of stop_ids.
+    more = jnp.where(traces.forced, len(task.stop_ids) - 1, 0)
+    answer, mask = answers_of(traces, stop_index + more, task.answer_length)
     rewards = task.verify(answer, mask, rows)
     success = jnp.zeros(found.ends.shape, jnp.float32)
     if kind != 'none':
@@ -277,11 +291,17 @@ def make_loss(
     tokens = mask.sum().astype(jnp.float32)
     over_tokens = lambda x: WeightedSum(jnp.where(mask, x, 0.0).sum(), tokens)
     metrics['policy/entropy'] = over_tokens(jax.lax.stop_gradient(entropy))
-    gap = jnp.abs(jax.lax.stop_gradient(log_probs) - batch['behavior_log_probs'])
+    gap = jnp.abs(
+      jax.lax.stop_gradient(log_probs) - batch['behavior_log_probs']
+    )
     metrics['policy/log_prob_gap'] = over_tokens(gap)
     if kl_coef:
       kl, _ = losses.kl_penalty(
-        log_probs, batch['ref_log_probs'], mask, estimator=kl_estimator, **shared
+        log_probs,
+        batch['ref_log_probs'],
+        mask,
+        estimator=kl_estimator,
+        **shared,
       )
       total += kl_coef * kl.total
       metrics['loss/kl'] = kl
@@ -312,14 +332,19 @@ def training_batch(
   return batch
 
 
-def make_update(loss_fn, optimizer, advantage_fn: Callable, **options) -> Callable:
-  """Returns `update(state, traces, measured, ref_log_probs) -> (state, metrics)`.
+def make_update(
+  loss_fn, optimizer, advantage_fn: Callable, **options
+) -> Callable:
+  """Returns the function that takes all optimizer steps on one rollout.
+
+    update(state, traces, measured, ref_log_probs=None) -> (state, metrics)
 
   Args:
     loss_fn: of `make_loss`.
     optimizer: an optax transformation.
     advantage_fn: `(Measured, T) -> f32[B,T]`, of `make_advantages`.
-    **options: mini_batches, epochs, micro_batches, axis_name of `update.update`.
+    **options: mini_batches, epochs, micro_batches, axis_name of
+      `update.update`.
   """
 
   def run(state, traces, measured, ref_log_probs=None):
@@ -335,7 +360,8 @@ def make_advantages(name: str, **options) -> Callable:
   """Returns `(Measured, T) -> advantages f32[B,T]` of an algorithm by name."""
   if name not in algorithms.ALGORITHMS:
     raise ValueError(
-      f'algorithm {name!r} is unknown; allowed: {sorted(algorithms.ALGORITHMS)}.'
+      f'algorithm {name!r} is unknown; allowed: '
+      f'{sorted(algorithms.ALGORITHMS)}.'
     )
   return functools.partial(algorithms.ALGORITHMS[name], **options)
 
@@ -391,7 +417,7 @@ def _normalized(success, ends, horizon, points: int = 16):
   return regret.normalized(curve, budgets.astype(jnp.float32), horizon=horizon)
 
 
-def fused(generate, prove, update_fn, score=None, *, metrics_fn: Sequence = ()):
+def fused(generate, prove, update_fn, score=None):
   """Returns a whole training step as one function of arrays.
 
   `step(state, ref_params, batch, key) -> (state, traces, measured, metrics)`:

@@ -39,15 +39,15 @@ class TrainState:
 
 
 def split_batch(batch: dict, parts: int) -> dict:
-  """Returns the batch with its rows cut into `parts`: [B,...] -> [parts,B/parts,...].
+  """Returns the batch cut into `parts`: [B,...] -> [parts,B/parts,...].
 
   Rows stay in order, so that the groups of a prompt stay together.
   """
   rows = {x.shape[0] for x in jax.tree.leaves(batch)}
   if len(rows) != 1 or (size := rows.pop()) % parts:
     raise ValueError(
-      f'a batch of {sorted(rows) or size} rows cannot be cut into {parts} equal '
-      'parts: choose a divisor of the number of rows.'
+      f'a batch of {sorted(rows) or size} rows cannot be cut into {parts} '
+      'equal parts: choose a divisor of the number of rows.'
     )
   cut = lambda x: x.reshape(parts, size // parts, *x.shape[1:])
   return jax.tree.map(cut, batch)
@@ -81,6 +81,8 @@ def gradients(
     return loss.total, (loss, metrics)
 
   grad_fn = jax.grad(total, has_aux=True)
+  if axis_name is not None:
+    params = _varying(params, axis_name)
   if micro_batches == 1:
     sums = grad_fn(params, batch)
   else:
@@ -93,12 +95,25 @@ def gradients(
       jax.tree.map(jnp.add, sums, grad_fn(params, part)),
       None,
     )
+    if axis_name is not None:
+      zeros = _varying(zeros, axis_name)
     sums, _ = jax.lax.scan(add, zeros, parts)
   if axis_name is not None:
     sums = jax.lax.psum(sums, axis_name)
   grads, (loss, metrics) = sums
   scale = jnp.where(loss.weight == 0, 0.0, 1.0 / jnp.maximum(loss.weight, 1e-9))
   return jax.tree.map(lambda g: g * scale, grads), loss, metrics
+
+
+def _varying(tree, axis_name):
+  """Returns the tree with each leaf marked as one device's own.
+
+  `shard_map` adds up the gradient of a replicated value over devices by itself;
+  a psum behind that would count every device as often as there are devices.
+  """
+  own = lambda x: axis_name in jax.typeof(x).vma
+  cast = lambda x: jax.lax.pcast(x, axis_name, to='varying')
+  return jax.tree.map(lambda x: x if own(x) else cast(x), tree)
 
 
 def optimizer_step(
@@ -171,7 +186,8 @@ def update(
     axis_name: of the mapped data axis, if any.
 
   Returns:
-    The new state and the metrics summed over the optimizer steps.
+    The new state and the metrics of every optimizer step, in order: sums with a
+    leading axis [mini_batches * epochs]. `to_scalars` sums up.
   """
 
   def step(carry, part):
@@ -186,9 +202,25 @@ def update(
 
   if mini_batches * epochs == 1:
     state, metrics = step(state, batch)
+    metrics = jax.tree.map(lambda x: x[None], metrics)
   else:
     parts = split_batch(batch, mini_batches)
     passes = lambda carry, _: jax.lax.scan(step, carry, parts)
     state, metrics = jax.lax.scan(passes, state, length=epochs)
-    metrics = jax.tree.map(lambda x: x.sum((0, 1)), metrics)
+    metrics = jax.tree.map(lambda x: x.reshape(-1), metrics)
   return dataclasses.replace(state, step=state.step + 1), metrics
+
+
+# Measured on the first optimizer step alone, when the policy that is trained is
+# still the one that sampled.
+ON_POLICY = ('policy/log_prob_gap',)
+
+
+def to_scalars(metrics: Metrics) -> dict[str, float]:
+  """Returns floats (host) from the metrics of `update`, divided once here."""
+  scalars = {}
+  for name, sums in metrics.items():
+    steps = slice(0, 1) if name in ON_POLICY else slice(None)
+    total, weight = sums.total[steps].sum(), sums.weight[steps].sum()
+    scalars[name] = float(total / weight) if weight else 0.0
+  return scalars

@@ -131,6 +131,17 @@ def test_two_processes_at_once_without_tensorflow(run_python, tmp_path):
   assert len(list(tmp_path.rglob('dataset_info.json'))) == 1
 
 
+def test_building_waits_for_the_lock(tmp_path):
+  config = {'high': 3, 'orders': 1}
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    with builder._locked(tmp_path / '.lock'):
+      job = pool.submit(builder.load_source, tmp_path, 'train', **config)
+      with pytest.raises(concurrent.futures.TimeoutError):
+        job.result(timeout=1)
+      assert not list(tmp_path.glob('.build-*'))
+    assert len(job.result()) > 0
+
+
 SLOW = """
 import sys, time
 from meta_rl.tasks import builder, countdown

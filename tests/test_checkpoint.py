@@ -117,6 +117,13 @@ def test_the_last_and_the_best_are_kept(tmp_path):
   assert_same(state, make_state(2))
 
 
+def test_nan_is_never_the_best(tmp_path):
+  # nan < x is False: a sort would leave it in front.
+  save_all(tmp_path, [float('nan'), 0.3], max_to_keep=2)
+  with Checkpointer(tmp_path) as checkpointer:
+    assert checkpointer.best_step() == 2
+
+
 @pytest.mark.parametrize(
   'kwargs, kept',
   [({'best_mode': 'max'}, [1, 3]), ({'keep_best': False}, [3])],
@@ -311,6 +318,8 @@ def test_a_full_disk_is_one_line_and_earlier_steps_stay(folder, monkeypatch):
     assert_same(checkpointer.restore_latest(make_state())[1], make_state(3))
     assert checkpointer.save(4, make_state(4), {}, wait=True)
     assert checkpointer.restore_latest(make_state())[0] == 4
+    # The score of the failed save went with it.
+    assert checkpointer.best_step() == 1
 
 
 # The kernel refuses the write inside the storage library, not in Python.

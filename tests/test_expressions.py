@@ -199,6 +199,12 @@ def test_verifier_takes_padded_numbers_and_its_own_operators():
   assert score(answer, (2, 3, -1), 6, ops='+-') == 0
 
 
+def test_verifier_wants_every_number():
+  answer = ids('7 5 + <eos>')
+  assert score(answer, (5, 7, -1), 12) == 1
+  assert score(answer, (3, 5, 7), 12) == 0
+
+
 def test_verifier_bounds_values():
   product = np.asarray(ids('3 2 * <eos>'), np.int32)
   verdict = [

@@ -17,16 +17,18 @@ PACKAGE = ROOT / 'meta_rl'
 LAYERS = [
   'types masked env',
   'episodes regret advantages losses sampling',
-  'models cache scoring rollout prover update',
+  'models cache scoring rollout prover algorithms update',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
   'answers statistics signals workdir files leaves chat',
-  'evaluate plots headline runs report report_page report_style report_traces',
-  'train study plan export generate',
+  'steps compiled',
+  'setup_run evaluate plots headline runs report report_page report_style '
+  'report_traces',
+  'train sft study plan export generate',
 ]
 LAYERS = [row.split() for row in LAYERS]
 PURE = LAYERS[1]
 # These read a ConfigDict; all others take keyword arguments.
-COMMANDS = [*LAYERS[-1], 'evaluate', 'report']
+COMMANDS = [*LAYERS[-1], 'setup_run', 'evaluate', 'report']
 MODULES = sorted(PACKAGE.rglob('*.py'))
 
 

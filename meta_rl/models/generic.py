@@ -22,7 +22,8 @@ def from_apply_fn(apply_fn) -> Model:
   def init_cache(batch: int, length: int):
     return {
       'tokens': jnp.zeros((batch, length), jnp.int32),
-      'positions': jnp.full((batch, length), -1, jnp.int32),
+      # 1 + position, so that a slot of zeros is void in a cache that grew too.
+      'places': jnp.zeros((batch, length), jnp.int32),
       'mask': jnp.zeros((batch, length, length), bool),
       'index': jnp.zeros((), jnp.int32),
     }
@@ -36,13 +37,13 @@ def from_apply_fn(apply_fn) -> Model:
     write = jax.lax.dynamic_update_slice
     new = {
       'tokens': write(cache['tokens'], tokens, (0, index)),
-      'positions': write(cache['positions'], positions, (0, index)),
+      'places': write(cache['places'], positions + 1, (0, index)),
     }
-    rows = _visible(new['positions'] >= 0, index, queries, mask)
+    rows = _visible(new['places'] > 0, index, queries, mask)
     new['mask'] = write(cache['mask'], rows, (0, index, 0))
     new['index'] = index + queries
     logits, _ = apply_fn(
-      params, new['tokens'], new['positions'], None, new['mask']
+      params, new['tokens'], new['places'] - 1, None, new['mask']
     )
     return jax.lax.dynamic_slice_in_dim(logits, index, queries, 1), new
 

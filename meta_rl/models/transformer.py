@@ -3,11 +3,11 @@
 RMSNorm, rotary positions, grouped-query attention and SwiGLU, with the switches
 that Llama (none), Qwen2 (`qkv_bias`) and Qwen3 (`qk_norm`, `head_dim`) need.
 
-Axes: B rows, Q query tokens, L cache length, D width, H query heads, N key/value
-heads, R = H / N query heads that share one, E head width, F feed-forward width.
-Two layout choices matter for speed: linear layers see 2-D operands [B*Q, D], and
-attention keeps heads before time, so that every product is a plain batched
-matrix multiply.
+Axes: B rows, Q query tokens, L cache length, D width, H query heads, N
+key/value heads, R = H / N query heads that share one, E head width, F
+feed-forward width. Two layout choices matter for speed: linear layers see 2-D
+operands [B*Q, D], and attention keeps heads before time, so that every product
+is a plain batched matrix multiply.
 """
 
 import dataclasses
@@ -145,7 +145,9 @@ class Attention(nn.Module):
       k = RMSNorm(c.norm_eps, name='k_norm')(k)
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     if cache is not None:
-      keep = valid[:, None, :, None]  # padding writes zeros: its slot stays void
+      keep = valid[
+        :, None, :, None
+      ]  # padding writes zeros: its slot stays void
       start = (0, 0, index, 0)
       k = jax.lax.dynamic_update_slice(cache['k'], k * keep, start)
       v = jax.lax.dynamic_update_slice(cache['v'], v * keep, start)
@@ -288,7 +290,9 @@ def init_cache(config: TransformerConfig, batch: int, length: int) -> Cache:
     'v': jnp.zeros(shape, c.dtype),
   }
   return {
-    'layers': layer() if c.scan_layers else [layer() for _ in range(c.num_layers)],
+    'layers': layer()
+    if c.scan_layers
+    else [layer() for _ in range(c.num_layers)],
     'valid': jnp.zeros((batch, length), bool),
     'index': jnp.zeros((), jnp.int32),
   }

@@ -1,0 +1,94 @@
+"""Weights of a run as one safetensors file, with where they came from.
+
+    python -m meta_rl.export --workdir=DIR --out=policy.safetensors
+
+The file goes wherever `init_from` does, and holds the run's config, its step
+and its last held-out scores as metadata.
+"""
+
+import json
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_dict
+
+from meta_rl import checkpoint, env, metrics, setup_run, signals, weights
+from meta_rl import workdir as workdirs
+
+FLAGS = flags.FLAGS
+
+
+def export(folder: str, out: str, *, which: str, dtype: str | None) -> dict:
+  """Writes the parameters of a run folder to `out`.
+
+  Args:
+    folder: of a run.
+    out: the file to write.
+    which: 'last' or 'best' checkpoint.
+    dtype: None for the run's own, 'float16' or 'bfloat16'.
+
+  Returns:
+    The metadata written, name -> text.
+
+  Raises:
+    ValueError: no run in the folder, or no checkpoint in the run.
+  """
+  recorded = workdirs.read_config(folder)
+  if recorded is None:
+    raise ValueError(
+      f'{folder} holds no config.json: name a run folder of meta_rl.train.'
+    )
+  like = setup_run.abstract_params(config_dict.ConfigDict(recorded))
+  found = checkpoint.restore_params(folder, like, which=which)
+  if found is None:
+    raise ValueError(
+      f'{folder} holds no checkpoint yet: let it save one first.'
+    )
+  step, params = found
+  rows = metrics.read_metrics(f'{folder}/metrics.jsonl')
+  scores = [
+    {k: v for k, v in row.items() if k.startswith('eval/')}
+    for row in rows
+    if row['step'] <= step
+  ]
+  scores = [row for row in scores if row]
+  metadata = {
+    'format': 'meta_rl',
+    'step': str(step),
+    'seed': str(recorded.get('seed')),
+    'config': json.dumps(recorded),
+    'scores': json.dumps(scores[-1] if scores else {}),
+  }
+  weights.save_safetensors(out, params, metadata, dtype=dtype)
+  return metadata
+
+
+def define_flags():
+  """Defines the command's flags."""
+  flags.DEFINE_string('workdir', None, 'Run folder.')
+  flags.DEFINE_string('out', None, 'File to write.')
+  flags.DEFINE_enum('which', 'last', ['last', 'best'], 'Checkpoint of the run.')
+  flags.DEFINE_enum(
+    'dtype', None, ['float16', 'bfloat16'], 'Storage type; default the own.'
+  )
+  flags.mark_flags_as_required(['workdir', 'out'])
+
+
+def main(argv):
+  """Runs the command."""
+  del argv
+  logging.set_verbosity(logging.WARNING)
+  try:
+    metadata = export(
+      FLAGS.workdir, FLAGS.out, which=FLAGS.which, dtype=FLAGS.dtype
+    )
+  except (ValueError, OSError, checkpoint.CheckpointError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(signals.EXIT_ERROR)
+  print(f'{FLAGS.out}: step {metadata["step"]}, scores {metadata["scores"]}')
+
+
+if __name__ == '__main__':
+  env.check_versions()
+  define_flags()
+  app.run(main, flags_parser=workdirs.parse_flags)

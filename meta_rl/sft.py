@@ -1,0 +1,209 @@
+"""Supervised fine-tuning on traces: the warm start, an algorithm of `train`.
+
+    python -m meta_rl.train --config=configs/sft_countdown.py --workdir=DIR
+
+Rows are packed: traces lie one behind another, see only themselves, and only
+their completions are trained. Batches come in buckets of row length, one
+compiled program each, since attention over long rows is what costs.
+"""
+
+import contextlib
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from meta_rl import (
+  checkpoint,
+  data,
+  evaluate,
+  metrics,
+  scoring,
+  setup_run,
+  signals,
+  tokenizer,
+  update,
+)
+from meta_rl.compiled import CountedJit
+from meta_rl.tasks import countdown
+from meta_rl.types import Model, WeightedSum
+
+
+class Buckets:
+  """Endless packed batches that go round several iterators in turn.
+
+  Args:
+    iterators: one a bucket.
+    pattern: which bucket the batches come from, repeated.
+  """
+
+  def __init__(self, iterators, pattern):
+    self._iterators, self._pattern = list(iterators), list(pattern)
+    self._next = 0
+
+  def __next__(self):
+    bucket = self._pattern[self._next % len(self._pattern)]
+    self._next += 1
+    return next(self._iterators[bucket])
+
+  def get_state(self) -> dict:
+    """Returns a JSON-able dict."""
+    states = [iterator.get_state() for iterator in self._iterators]
+    return {'next': self._next, 'iterators': states}
+
+  def set_state(self, state: dict):
+    """Goes on from where `state` was taken."""
+    self._next = int(state['next'])
+    for iterator, own in zip(self._iterators, state['iterators'], strict=True):
+      iterator.set_state(own)
+
+
+def make_batches(config) -> Buckets:
+  """Returns the training batches that `config.data` describes."""
+  source = config.data.source
+  buckets = config.data.buckets.to_dict()
+  names = sorted(buckets)
+  if source == 'traces':
+    options = config.data.traces.to_dict()
+    task = config.task
+    problems = countdown.prompt_orders(
+      [problem_of(r, task) for r in setup_run.load_problems(config, 'train')]
+    )
+    iterators = [
+      data.sft_batches(
+        problems, seed=config.seed + i, **{**options, **buckets[name]}
+      )
+      for i, name in enumerate(names)
+    ]
+  elif source == 'jsonl':
+    examples = data.chat_jsonl(config.data.path, tokenizer.make_tokenizer())
+    iterators = [
+      data.packed_batches(examples, seed=config.seed, **buckets[name])
+      for name in names
+    ]
+  else:
+    raise ValueError(
+      f'data.source={source!r} is unknown; allowed: traces, jsonl.'
+    )
+  pattern = [names.index(name) for name in config.data.pattern]
+  return Buckets(iterators, pattern)
+
+
+def problem_of(record, task) -> countdown.Problem:
+  """Returns the problem of a dataset record, numbers in the order shown."""
+  return countdown.make_problem(
+    np.asarray(record['numbers']).tolist(),
+    int(record['target']),
+    task.ops,
+    task.max_value,
+  )
+
+
+def make_loss(model: Model, *, chunk: int | None = None):
+  """Returns `loss_fn(params, batch)`: mean -log p of completion tokens."""
+
+  def loss_fn(params, batch):
+    log_probs, _ = scoring.score(
+      model,
+      params,
+      batch['tokens'],
+      batch['positions'] >= 0,
+      positions=batch['positions'],
+      mask=data.packed_mask(batch['segment_ids']),
+      chunk=chunk,
+    )
+    mask = batch['loss_mask']
+    total = -jnp.where(mask, log_probs, 0.0).sum()
+    return WeightedSum(total, mask.sum().astype(jnp.float32)), {}
+
+  return loss_fn
+
+
+def train(config, folder: str, *, profile_steps: str = '') -> int:
+  """Trains until `config.total_steps`; returns the exit code.
+
+  Args:
+    config: an SFT config, locked.
+    folder: run folder, already opened by `workdir.open_workdir`.
+    profile_steps: not supported here; must be ''.
+  """
+  if profile_steps:
+    raise ValueError('profile_steps applies to reinforcement, not to sft.')
+  task = setup_run.make_task(config)
+  model = setup_run.make_model(config, task)
+  batches = make_batches(config)
+  held_out = evaluate.problem_batches(
+    setup_run.load_problems(config, 'validation'),
+    num_problems=config.eval.num_problems,
+    batch_size=config.eval.batch_size,
+  )
+  optimizer = setup_run.make_optimizer(config)
+  params = setup_run.initial_params(config)
+  state = update.TrainState(
+    params=params,
+    opt_state=optimizer.init(params),
+    step=jnp.zeros((), jnp.int32),
+    key=jax.random.key(config.seed),
+  )
+  step_fn = CountedJit(
+    functools.partial(
+      update.update,
+      loss_fn=make_loss(model, chunk=config.loss.chunk),
+      optimizer=optimizer,
+      **config.batching.to_dict(),
+    ),
+    donate_argnums=0,
+  )
+  eval_calls = evaluate.make_calls(config, model, task)
+  with contextlib.ExitStack() as stack:
+    saver = stack.enter_context(
+      checkpoint.Checkpointer(
+        f'{folder}/{checkpoint.CHECKPOINTS_DIR}',
+        max_to_keep=config.checkpoint.max_to_keep,
+        best_metric='eval/regret_token_weighted',
+      )
+    )
+    restored, first = saver.restore_latest(state), 0
+    if restored is not None:
+      first, state, data_state = restored
+      batches.set_state(data_state)
+      print(f'resuming after step {first} of {config.total_steps}')
+    stop = stack.enter_context(signals.GracefulExit())
+    writer = stack.enter_context(
+      metrics.MetricsWriter(folder, resume_step=first if restored else None)
+    )
+    bar = stack.enter_context(
+      metrics.ProgressBar(
+        config.total_steps,
+        initial_step=first,
+        print_every=config.log.print_every,
+      )
+    )
+    for step in range(first + 1, config.total_steps + 1):
+      began = time.perf_counter()
+      batch = next(batches)
+      tokens = int((batch['positions'] >= 0).sum())
+      state, sums = step_fn(state, batch)
+      row = update.to_scalars(jax.device_get(sums))
+      row['time/step_s'] = time.perf_counter() - began
+      row['time/tokens_per_s'] = tokens / row['time/step_s']
+      row['compile/count'] = step_fn.traces
+      metrics.check_finite(step, row, saver.latest_step())
+      last = step == config.total_steps
+      if last or step % config.eval.every == 0:
+        measured = evaluate.measure(
+          eval_calls, state.params, held_out, jax.random.key(config.seed)
+        )
+        row |= evaluate.summary(measured, config.rollout.thinking_budget)
+      writer.write(step, row)
+      bar.update(step, row)
+      if last or stop or step % config.checkpoint.every == 0:
+        saver.save(
+          step, state, batches.get_state(), row, wait=bool(last or stop)
+        )
+      if stop and not last:
+        bar.say(stop.message(step))
+        return signals.EXIT_INTERRUPTED
+  return signals.EXIT_OK

@@ -1,0 +1,331 @@
+"""Training: the loop, told top to bottom.
+
+    python -m meta_rl.train --config=configs/mrt_countdown.py --workdir=DIR
+
+One step of reinforcement fine-tuning:
+
+    1. generate: sample a group of traces for every prompt of a batch.
+    2. prove: grade the answers, find the episodes, and estimate the chance of
+       success J at each of their ends.
+    3. turn rewards and J into an advantage for every token.
+    4. update: clipped policy gradient, one optimizer step a mini-batch.
+
+`algorithm.name = 'sft'` trains on given traces instead (meta_rl/sft.py).
+
+Exit codes: 0 done, 1 an error (one line), 3 a NaN or infinite loss, 75 stopped
+by SIGTERM or Ctrl-C after saving; the same command goes on from there.
+"""
+
+import contextlib
+import functools
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from meta_rl import (
+  checkpoint,
+  data,
+  env,
+  evaluate,
+  metrics,
+  setup_run,
+  sft,
+  signals,
+  steps,
+  update,
+  workdir,
+)
+from meta_rl.compiled import CountedJit
+
+FLAGS = flags.FLAGS
+
+
+def define_flags():
+  """Defines the command's flags; called once, by `main`'s module."""
+  config_flags.DEFINE_config_file(
+    'config',
+    None,
+    'Config file, or the name of a shipped one.',
+    lock_config=True,
+  )
+  flags.DEFINE_string('workdir', None, 'Folder of the run.')
+  flags.DEFINE_string(
+    'allow_change',
+    '',
+    'Config keys that may differ from those of the run in workdir: '
+    'optimizer.learning_rate,total_steps.',
+  )
+  flags.DEFINE_string(
+    'profile_steps', '', 'Steps first:last to trace, into workdir/profile.'
+  )
+  flags.mark_flags_as_required(['config', 'workdir'])
+
+
+def train(config, folder: str, *, profile_steps: str = '') -> int:
+  """Trains a policy by reinforcement until `config.total_steps`.
+
+  Args:
+    config: of configs/, locked.
+    folder: run folder, already opened and guarded by `workdir.open_workdir`.
+    profile_steps: 'first:last' steps to trace, '' for none.
+
+  Returns:
+    The exit code.
+  """
+  # ---- what is trained, on what
+  setup_run.check_rl(config)
+  task = setup_run.make_task(config)
+  model = setup_run.make_model(config, task)
+  problems = data.problem_iterator(
+    setup_run.load_problems(config, 'train'),
+    batch_size=config.rollout.num_prompts,
+    seed=config.seed,
+  )
+  held_out = evaluate.problem_batches(
+    setup_run.load_problems(config, 'validation'),
+    num_problems=config.eval.num_problems,
+    batch_size=config.eval.batch_size,
+  )
+  base_params = setup_run.initial_params(config)
+  optimizer = setup_run.make_optimizer(config)
+  state = update.TrainState(
+    params=jax.tree.map(jnp.copy, base_params),
+    opt_state=optimizer.init(base_params),
+    step=jnp.zeros((), jnp.int32),
+    key=jax.random.key(config.seed),
+  )
+
+  # ---- the jitted calls, each traced once a shape
+  calls = make_calls(config, model, task, optimizer)
+  eval_calls = evaluate.make_calls(config, model, task)
+
+  # ---- where it stands: a checkpoint's state beats init_from and the seed
+  saver = checkpoint.Checkpointer(
+    f'{folder}/{checkpoint.CHECKPOINTS_DIR}',
+    max_to_keep=config.checkpoint.max_to_keep,
+    best_metric='eval/regret_token_weighted',
+  )
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(saver)
+    restored = saver.restore_latest(state)
+    first = 0
+    if restored is not None:
+      first, state, data_state = restored
+      problems.set_state(data_state)
+      print(f'resuming after step {first} of {config.total_steps}')
+    stop = stack.enter_context(signals.GracefulExit())
+    writer = stack.enter_context(
+      metrics.MetricsWriter(folder, resume_step=first if restored else None)
+    )
+    bar = stack.enter_context(
+      metrics.ProgressBar(
+        config.total_steps,
+        initial_step=first,
+        print_every=config.log.print_every,
+      )
+    )
+    profiler = stack.enter_context(metrics_profiler(folder, profile_steps))
+    watchdog, timer = metrics.Watchdog(), metrics.Timer()
+
+    # ---- the loop
+    for step in range(first + 1, config.total_steps + 1):
+      began = time.perf_counter()
+      profiler.before(step)
+      with timer('data'):
+        batch = jax.tree.map(jnp.asarray, next(problems))
+        data_state = problems.get_state()
+      state, row, samples = rl_step(
+        calls, state, base_params, batch, config, timer
+      )
+      profiler.after(step)
+      row['time/step_s'] = time.perf_counter() - began
+      row['time/tokens_per_s'] = row['rollout/tokens_sum'] / row['time/step_s']
+      row['compile/count'] = sum(call.traces for call in calls.values())
+      row |= timer.metrics()
+      metrics.check_finite(step, row, saver.latest_step())
+      check_gap(step, row, config.max_log_prob_gap)
+
+      last = step == config.total_steps
+      if last or step % config.eval.every == 0:
+        measured = evaluate.measure(
+          eval_calls, state.params, held_out, jax.random.key(config.seed)
+        )
+        row |= evaluate.summary(measured, config.rollout.thinking_budget)
+      writer.write(step, row)
+      bar.update(step, row)
+      for warning in watchdog.update(step, row):
+        bar.say(warning)
+      if last or step % config.log.samples_every == 0:
+        writer.write_text_rows(
+          'samples', step, evaluate.describe_traces(*samples, limit=16)
+        )
+      if last or stop or step % config.checkpoint.every == 0:
+        saver.save(step, state, data_state, row, wait=bool(last or stop))
+      if stop and not last:
+        bar.say(stop.message(step))
+        return signals.EXIT_INTERRUPTED
+  return signals.EXIT_OK
+
+
+def make_calls(config, model, task, optimizer) -> dict[str, CountedJit]:
+  """Returns the jitted generate, prove, score and update of a config."""
+  rollout, loss = config.rollout, config.loss.to_dict()
+  generate, prove = setup_run.make_calls(config, model, task)
+  constant = None
+  if loss['aggregate'] == 'constant':
+    constant = rollout.thinking_budget + 1 + task.answer_length
+  loss_fn = steps.make_loss(
+    model, temperature=rollout.temperature, constant=constant, **loss
+  )
+  algorithm = config.algorithm.to_dict()
+  if algorithm['name'] == 'mrt':
+    algorithm['horizon'] = rollout.thinking_budget
+  advantage_fn = steps.make_advantages(
+    **algorithm, group_size=rollout.group_size
+  )
+  step = steps.make_update(
+    loss_fn, optimizer, advantage_fn, **config.batching.to_dict()
+  )
+  summarize = functools.partial(
+    steps.rollout_metrics,
+    group_size=rollout.group_size,
+    horizon=rollout.thinking_budget,
+    has_success=config.prover.kind != 'none',
+  )
+  calls = {
+    'generate': CountedJit(generate),
+    'prove': CountedJit(prove),
+    'update': CountedJit(step, donate_argnums=0),
+    'summarize': CountedJit(summarize),
+  }
+  if config.loss.kl_coef:
+    score = steps.make_score(
+      model, temperature=rollout.temperature, chunk=config.loss.chunk
+    )
+    calls['score'] = CountedJit(score)
+  return calls
+
+
+def rl_step(calls, state, base_params, batch, config, timer):
+  """Runs one step of the loop.
+
+  Returns:
+    The new state, a dict of float metrics, and (batch, traces, measured) for
+    the samples.
+  """
+  key = jax.random.fold_in(state.key, state.step)
+  sample_key, prove_key = jax.random.split(key)
+  with timer('generate'):
+    traces, cache = calls['generate'](state.params, batch, sample_key)
+    jax.block_until_ready(traces)
+  with timer('prove'):
+    measured = calls['prove'](state.params, batch, traces, cache, prove_key)
+    jax.block_until_ready(measured)
+  del cache
+  reference = None
+  if 'score' in calls:
+    with timer('score'):
+      reference = calls['score'](base_params, traces)
+      jax.block_until_ready(reference)
+  with timer('update'):
+    state, sums = calls['update'](state, traces, measured, reference)
+    row = calls['summarize'](traces, measured)
+    row, sums = jax.device_get((row, sums))
+  row = {name: float(value) for name, value in row.items()}
+  return state, row | update.to_scalars(sums), (batch, traces, measured)
+
+
+def check_gap(step: int, row: dict[str, float], limit: float):
+  """Stops a run whose sampler and trainer disagree on log-probs.
+
+  The gap is that of the first mini-batch, which is trained on the very
+  parameters that sampled it: beyond rounding it means a wrong mask, position,
+  temperature or dtype, and the policy gradient is then biased.
+  """
+  gap = row['policy/log_prob_gap']
+  if gap > limit:
+    raise ValueError(
+      f'step {step}: the sampler and the trainer differ by {gap:.3g} nats a '
+      f'token (max_log_prob_gap={limit:g}): the update would be off-policy. '
+      'Use one dtype for both, or raise the limit.'
+    )
+
+
+class metrics_profiler(contextlib.AbstractContextManager):
+  """Traces the steps 'first:last' with JAX's profiler."""
+
+  def __init__(self, folder: str, span: str):
+    self._folder, self._on = f'{folder}/profile', False
+    self._first = self._last = -1
+    if span:
+      first, colon, last = span.partition(':')
+      if not (colon and first.isdigit() and last.isdigit()):
+        raise ValueError(
+          f'profile_steps={span!r}: give first:last, such as 10:13.'
+        )
+      self._first, self._last = int(first), int(last)
+
+  def before(self, step: int):
+    """Starts the trace at its first step."""
+    if step == self._first:
+      jax.profiler.start_trace(self._folder)
+      self._on = True
+
+  def after(self, step: int):
+    """Ends the trace behind its last step."""
+    if self._on and step >= self._last:
+      self._stop()
+
+  def _stop(self):
+    jax.profiler.stop_trace()
+    self._on = False
+    print(f'profile written to {self._folder}', file=sys.stderr)
+
+  def __exit__(self, *exc_info):
+    if self._on:
+      self._stop()
+
+
+def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
+  """Opens the run folder and trains; every expected error becomes one line."""
+  loops = {'sft': sft.train}
+  try:
+    config = workdir.lock_and_check(config)
+    with workdir.open_workdir(
+      folder, config.to_dict(), allow_change=allow_change
+    ) as opened:
+      for key, (old, new) in opened.changed.items():
+        print(f'config: {key} changed from {old} to {new}')
+      loop = loops.get(config.algorithm.name, train)
+      return loop(config, folder, profile_steps=profile_steps)
+  except metrics.NonFiniteError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return signals.EXIT_NON_FINITE
+  except (ValueError, OSError, checkpoint.CheckpointError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    return signals.EXIT_ERROR
+
+
+def main(argv):
+  del argv
+  logging.set_verbosity(logging.WARNING)
+  jax.config.update('jax_threefry_partitionable', True)
+  env.enable_compile_cache()
+  sys.exit(
+    run(
+      FLAGS.config,
+      FLAGS.workdir,
+      allow_change=FLAGS.allow_change,
+      profile_steps=FLAGS.profile_steps,
+    )
+  )
+
+
+if __name__ == '__main__':
+  env.check_versions()
+  define_flags()
+  app.run(main, flags_parser=workdir.parse_flags)

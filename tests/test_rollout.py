@@ -1,0 +1,381 @@
+"""Tests of meta_rl.rollout."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import lively_params, script_model, tiny
+
+from meta_rl import models, sampling
+from meta_rl.rollout import generate
+from meta_rl.scoring import positions_of, score
+
+EOS, MARKER, STOP = 2, 4, (4, 9)
+
+# --- what is written, by a model that follows a script ---
+
+# Row r wants SCRIPT[r, t] as its response token t, whatever it has read.
+SCRIPT = np.array(
+  [
+    [10, 11, 12, 13, 14, 15, 16, 17],  # 0 never ends thinking
+    [10, 4, 20, 2, 1, 1, 1, 1],  # 1 ends it by itself, and answers
+    [10, 11, 12, 4, 13, 2, 1, 1],  # 2 wants to end it right at the budget
+    [2, 1, 1, 1, 1, 1, 1, 1],  # 3 EOS first
+    [10, 2, 1, 1, 1, 1, 1, 1],  # 4 EOS in the thought
+    [10, 11, 4, 20, 21, 22, 23, 2],  # 5 EOS in the last column
+    [10, 4, 20, 21, 22, 23, 24, 25],  # 6 an answer without EOS
+    [4, 4, 10, 2, 1, 1, 1, 1],  # 7 no thought, and a second marker
+  ]
+)
+# With a budget of 3 thinking tokens; a forced token is written over the wish.
+BUDGET_3 = {
+  'tokens': [
+    [10, 11, 12, 4, 9, 15, 16, 17],
+    [10, 4, 20, 2, 0, 0, 0, 0],
+    [10, 11, 12, 4, 9, 2, 0, 0],
+    [2, 0, 0, 0, 0, 0, 0, 0],
+    [10, 2, 0, 0, 0, 0, 0, 0],
+    [10, 11, 4, 20, 21, 22, 23, 2],
+    [10, 4, 20, 21, 22, 23, 24, 25],
+    [4, 4, 10, 2, 0, 0, 0, 0],
+  ],
+  'token_mask': [
+    [1, 1, 1, 1, 1, 1, 1, 1],
+    [1, 1, 1, 1, 0, 0, 0, 0],
+    [1, 1, 1, 1, 1, 1, 0, 0],
+    [1, 0, 0, 0, 0, 0, 0, 0],
+    [1, 1, 0, 0, 0, 0, 0, 0],
+    [1, 1, 1, 1, 1, 1, 1, 1],
+    [1, 1, 1, 1, 1, 1, 1, 1],
+    [1, 1, 1, 1, 0, 0, 0, 0],
+  ],
+  'mask': [
+    [1, 1, 1, 0, 0, 1, 1, 1],
+    [1, 1, 1, 1, 0, 0, 0, 0],
+    [1, 1, 1, 0, 0, 1, 0, 0],
+    [1, 0, 0, 0, 0, 0, 0, 0],
+    [1, 1, 0, 0, 0, 0, 0, 0],
+    [1, 1, 1, 1, 1, 1, 1, 1],
+    [1, 1, 1, 1, 1, 1, 1, 1],
+    [1, 1, 1, 1, 0, 0, 0, 0],
+  ],
+  'thinking_mask': [
+    [1, 1, 1, 0, 0, 0, 0, 0],
+    [1, 0, 0, 0, 0, 0, 0, 0],
+    [1, 1, 1, 0, 0, 0, 0, 0],
+    [0, 0, 0, 0, 0, 0, 0, 0],
+    [1, 0, 0, 0, 0, 0, 0, 0],
+    [1, 1, 0, 0, 0, 0, 0, 0],
+    [1, 0, 0, 0, 0, 0, 0, 0],
+    [0, 0, 0, 0, 0, 0, 0, 0],
+  ],
+  'truncated': [1, 0, 0, 0, 0, 0, 1, 0],
+  'forced': [1, 0, 1, 0, 0, 0, 0, 0],
+}
+ROWS = np.arange(8, dtype=np.int32)[:, None]
+
+
+def follow(script, budget, **options):
+  settings = {
+    'max_new_tokens': 8,
+    'eos_id': EOS,
+    'temperature': 0,
+    'think_end_id': MARKER,
+    'stop_ids': STOP,
+    'check_every': 3,
+  }
+  return generate(
+    script_model(),
+    jnp.asarray(script),
+    jnp.asarray(ROWS[: len(script)]),
+    jnp.ones((len(script), 1), bool),
+    jax.random.key(0),
+    thinking_budget=budget,
+    **settings | options,
+  )
+
+
+@pytest.fixture(scope='module')
+def scripted():
+  """`follow`, jitted, with the budget of each row an argument."""
+  return jax.jit(lambda budget: follow(SCRIPT, budget))
+
+
+def check_response(rollout, expected):
+  for name, rows in expected.items():
+    found = np.asarray(getattr(rollout, name))
+    found = found[:, 1:] if found.ndim == 2 else found
+    np.testing.assert_array_equal(found, rows, err_msg=name)
+
+
+def test_forced_termination_table(scripted):
+  rollout = scripted(jnp.full(8, 3))
+  check_response(rollout, BUDGET_3)
+  # The prompt's column: real, no action, no thought.
+  np.testing.assert_array_equal(rollout.tokens[:, 0], ROWS[:, 0])
+  assert rollout.token_mask[:, 0].all()
+  assert not rollout.mask[:, 0].any()
+  assert not rollout.thinking_mask[:, 0].any()
+
+
+def test_a_budget_of_each_row(scripted):
+  rollout = scripted(jnp.array([0, 0, 2, 0, 1, 2, 5, 1]))
+  check_response(
+    rollout,
+    {
+      'tokens': [
+        [4, 9, 12, 13, 14, 15, 16, 17],  # budget 0: forced at once
+        [4, 9, 20, 2, 0, 0, 0, 0],
+        [10, 11, 4, 9, 13, 2, 0, 0],
+        [4, 9, 1, 1, 1, 1, 1, 1],  # EOS was wanted first, forced over
+        [10, 4, 9, 1, 1, 1, 1, 1],
+        [10, 11, 4, 9, 21, 22, 23, 2],
+        [10, 4, 20, 21, 22, 23, 24, 25],
+        [4, 4, 10, 2, 0, 0, 0, 0],  # ended by itself below its budget
+      ],
+      'forced': [1, 1, 1, 1, 1, 1, 0, 0],
+      'truncated': [1, 0, 0, 1, 1, 0, 1, 0],
+    },
+  )
+  np.testing.assert_array_equal(
+    rollout.thinking_mask.sum(1), [0, 0, 2, 0, 1, 2, 1, 0]
+  )
+
+
+def test_an_int_budget_and_the_marker_as_default_stop():
+  rollout, trace = follow(
+    SCRIPT[:3], 3, stop_ids=None, return_cache=True, pad_id=30
+  )
+  check_response(
+    rollout,
+    {
+      'tokens': [
+        [10, 11, 12, 4, 14, 15, 16, 17],
+        [10, 4, 20, 2, 30, 30, 30, 30],
+        [10, 11, 12, 4, 13, 2, 30, 30],
+      ],
+      'mask': [
+        [1, 1, 1, 0, 1, 1, 1, 1],
+        [1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 1, 1, 0, 0],
+      ],
+    },
+  )
+  # Slot t holds column t, all but the last one: 1 + 8 - 1.
+  assert trace.used == 8
+  np.testing.assert_array_equal(
+    trace.cache['tokens'][0, :8], rollout.tokens[0, :8]
+  )
+
+
+def test_without_a_budget_the_cache_holds_a_last_thought_too():
+  rollout, trace = follow(
+    SCRIPT[:1], None, stop_ids=None, think_end_id=None, return_cache=True
+  )
+  assert rollout.thinking_mask[0, 1:].all()
+  assert rollout.truncated[0]
+  assert not rollout.forced[0]
+  assert trace.used == 9
+  np.testing.assert_array_equal(trace.cache['tokens'][0], rollout.tokens[0])
+
+
+def test_decoding_stops_when_all_rows_are_done():
+  # Row 1 is done at step 4; check_every=3 looks after 1 + 3 steps.
+  script = np.stack([SCRIPT[3], SCRIPT[1]])
+  _, trace = follow(script, None, stop_ids=None, return_cache=True)
+  assert trace.used == 1 + 4
+
+
+# --- samples and their log-probs, by a transformer ---
+
+CONFIG = tiny(num_layers=1)
+MODEL = models.make_model(CONFIG)
+PROMPTS = np.array(
+  [[0, 0, 5, 6], [0, 7, 8, 9], [3, 3, 11, 12], [5, 6, 7, 8]], np.int32
+)
+PROMPT_MASK = PROMPTS > 0
+OPTIONS = {'max_new_tokens': 6, 'eos_id': EOS, 'temperature': 0.7}
+TOP = {'temperature': 0.9, 'top_k': 6, 'top_p': 0.8}
+KEY = jax.random.key(11)
+
+
+@pytest.fixture(scope='module')
+def params():
+  return lively_params(CONFIG)
+
+
+@functools.cache
+def jitted(**options):
+  settings = OPTIONS | options
+
+  def run(params, prompts, mask, key, row_offset):
+    return generate(
+      MODEL, params, prompts, mask, key, row_offset=row_offset, **settings
+    )
+
+  return jax.jit(run)
+
+
+def sample(params, prompts=PROMPTS, key=KEY, offset=0, **options):
+  run = jitted(**options)
+  return run(params, prompts, prompts > 0, key, offset)
+
+
+def assert_same(one, other):
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4),
+    one,
+    other,
+  )
+
+
+def test_group_members_are_adjacent_and_differ(params):
+  rollout = sample(params, group_size=2)
+  np.testing.assert_array_equal(
+    rollout.tokens[:, :4], np.repeat(PROMPTS, 2, axis=0)
+  )
+  np.testing.assert_array_equal(
+    rollout.token_mask[:, :4], np.repeat(PROMPT_MASK, 2, axis=0)
+  )
+  response = np.asarray(rollout.tokens[:, 4:])
+  assert (response[::2] != response[1::2]).any(1).all()
+  assert rollout.mask.sum() > 8
+
+
+def test_samples_do_not_depend_on_the_batch(params):
+  whole = sample(params, group_size=2)
+  rows = lambda i, j: jax.tree.map(lambda x: x[i:j], whole)
+  # A fork of the prompt's cache equals the prompt given twice.
+  twice = np.repeat(PROMPTS, 2, axis=0)
+  assert_same(sample(params, twice, group_size=1), whole)
+  # Each half of the batch by itself, told where its rows begin.
+  for half in (0, 1):
+    part = sample(
+      params, PROMPTS[2 * half :][:2], offset=4 * half, group_size=2
+    )
+    assert_same(part, rows(4 * half, 4 * half + 4))
+  # How often it is asked whether all are done.
+  assert_same(sample(params, group_size=2, check_every=1), whole)
+  # And another key gives other samples.
+  other = sample(params, key=jax.random.key(12), group_size=2)
+  assert (other.tokens != whole.tokens).any()
+
+
+def test_recorded_log_probs_equal_rescored_ones(params):
+  rollout = sample(params, group_size=2)
+  rescore = jax.jit(functools.partial(score, MODEL, temperature=0.7))
+  log_probs, _ = rescore(params, rollout.tokens, rollout.token_mask)
+  mask = np.asarray(rollout.mask)
+  np.testing.assert_allclose(
+    rollout.behavior_log_probs[mask], log_probs[mask], atol=1e-4
+  )
+  assert not rollout.behavior_log_probs[~mask].any()
+  np.testing.assert_array_equal(
+    rollout.raw_log_probs, rollout.behavior_log_probs
+  )
+
+
+def test_log_probs_under_top_k_and_top_p(params):
+  rollout = sample(params, group_size=2, **TOP)
+  positions = positions_of(rollout.token_mask)
+  apply = jax.jit(MODEL.apply_fn)
+  logits, _ = apply(params, rollout.tokens, positions, None)
+  before, tokens = logits[:, :-1], rollout.tokens[:, 1:]
+  raw = sampling.token_log_probs(before / 0.9, tokens)
+  support = sampling.truncate(before, **TOP)
+  behavior = sampling.token_log_probs(support, tokens)
+  mask = np.asarray(rollout.mask[:, 1:])
+  found = np.asarray(rollout.behavior_log_probs)[:, 1:][mask]
+  np.testing.assert_allclose(found, behavior[mask], atol=1e-4)
+  found_raw = np.asarray(rollout.raw_log_probs)[:, 1:][mask]
+  np.testing.assert_allclose(found_raw, raw[mask], atol=1e-4)
+  # Leaving tokens out makes those left likelier.
+  assert (found > found_raw - 1e-5).all()
+  assert (found - found_raw).mean() > 0.05
+  assert np.isfinite(found).all()
+
+
+def test_greedy_starts_from_the_last_logits_of_the_prompt(params):
+  rollout = sample(params, temperature=0)
+  apply = jax.jit(MODEL.apply_fn)
+  positions = positions_of(rollout.token_mask)
+  logits, _ = apply(params, rollout.tokens, positions, None)
+  best = np.asarray(logits.argmax(-1))[:, 3:-1]
+  response = np.asarray(rollout.tokens)[:, 4:]
+  mask = np.asarray(rollout.mask)[:, 4:]
+  np.testing.assert_array_equal(response[mask], best[mask])
+  assert mask[:, 0].all()
+  assert not rollout.behavior_log_probs.any()
+  # Greedy needs no luck: another key, the same tokens.
+  again = sample(params, key=jax.random.key(5), temperature=0)
+  np.testing.assert_array_equal(again.tokens, rollout.tokens)
+
+
+def test_the_frequencies_are_those_of_the_model():
+  # One token after a prompt of one: probabilities 1/2, 1/4, 1/4 of 4096 rows.
+  model = models.from_apply_fn(lambda p, t, *_: (p[t], None))
+  table = jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
+  rollout = generate(
+    model,
+    table,
+    jnp.zeros((1, 1), jnp.int32),
+    jnp.ones((1, 1), bool),
+    KEY,
+    max_new_tokens=1,
+    eos_id=2,
+    group_size=4096,
+  )
+  share = np.bincount(rollout.tokens[:, 1], minlength=3) / 4096
+  # Standard deviation sqrt(1/4 / 4096) = 0.0078 at most.
+  np.testing.assert_allclose(share, [0.5, 0.25, 0.25], atol=4 * 0.0078)
+  np.testing.assert_array_equal(rollout.truncated, rollout.tokens[:, 1] != 2)
+
+
+def test_traced_once_for_a_shape(scripted):
+  run = jax.jit(chex.assert_max_traces(lambda b: follow(SCRIPT, b), 1))
+  for budget in (1, 2, 3):
+    run(jnp.full(8, budget))
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize(
+  'options, message',
+  [
+    ({'max_new_tokens': 0}, 'max_new_tokens=0, must be at least 1'),
+    ({'group_size': 0}, 'group_size=0, must be at least 1'),
+    ({'check_every': 0}, 'check_every=0, must be at least 1'),
+    ({'temperature': -1}, 'temperature=-1, must be >= 0'),
+    ({'stop_ids': ()}, 'stop_ids is empty'),
+    ({'think_end_id': None, 'stop_ids': None}, 'needs stop_ids or think_end'),
+  ],
+)
+def test_bad_numbers_are_refused(options, message):
+  with pytest.raises(ValueError, match=message):
+    follow(SCRIPT[:1], 3, **options)
+
+
+@pytest.mark.parametrize(
+  'budget, message',
+  [(-1, 'thinking_budget=-1, must be >= 0'), (6, 'leave no room')],
+)
+def test_bad_budgets_are_refused(budget, message):
+  with pytest.raises(ValueError, match=message):
+    follow(SCRIPT[:1], budget)
+
+
+@pytest.mark.parametrize(
+  'prompts, mask, message',
+  [
+    (np.zeros((2, 3), int), np.ones((2, 2), bool), r'one shape \[P,Tp\]'),
+    (np.zeros((2, 3)), np.ones((2, 3), bool), 'prompts are float'),
+    (np.zeros((2, 3), int), np.ones((2, 3)), 'prompt_mask is float'),
+  ],
+)
+def test_bad_prompts_are_refused(prompts, mask, message):
+  with pytest.raises(ValueError, match=message):
+    generate(MODEL, None, prompts, mask, KEY, max_new_tokens=1, eos_id=EOS)

@@ -1,0 +1,304 @@
+"""Tests of meta_rl.models.transformer."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import lively_params, tiny
+
+from meta_rl import models
+from meta_rl.models import transformer
+from meta_rl.scoring import positions_of
+
+BIG = {
+  'num_layers': 1,
+  'num_heads': 6,
+  'num_kv_heads': 2,
+  'head_dim': 4,
+  'qkv_bias': True,
+  'qk_norm': True,
+  'tie_embeddings': False,
+  'rope_base': 50.0,
+}
+CONFIGS = {
+  'llama': tiny(),
+  'qwen': tiny(**BIG),
+  'scan': tiny(scan_layers=True),
+  'bfloat16': tiny(num_layers=1, dtype='bfloat16'),
+}
+# Left-padded, right-padded, whole, with a gap.
+MASK = np.array(
+  [
+    [0, 0, 1, 1, 1, 1, 1],
+    [1, 1, 1, 1, 1, 0, 0],
+    [1, 1, 1, 1, 1, 1, 1],
+    [0, 1, 1, 0, 0, 1, 1],
+  ],
+  bool,
+)
+TOKENS = np.random.default_rng(0).integers(0, 32, MASK.shape, np.int32)
+POSITIONS = np.asarray(positions_of(MASK))
+WRITES = (3, 1, 2, 1)
+
+
+@functools.cache
+def params_of(name):
+  return lively_params(CONFIGS[name])
+
+
+@functools.cache
+def forward(config):
+  model = models.make_model(config)
+  return jax.jit(lambda p, t, s, m: model.apply_fn(p, t, s, None, m)[0])
+
+
+def run(config, params, tokens=TOKENS, positions=POSITIONS, mask=None):
+  return np.asarray(forward(config)(params, tokens, positions, mask))
+
+
+# --- an independent forward pass, one token and one head at a time ---
+
+
+def _norm(x, scale):
+  return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * scale
+
+
+def _turn(x, position, base):
+  half = len(x) // 2
+  angle = position / base ** (np.arange(half) / half)
+  pair = (x[:half] + 1j * x[half:]) * np.exp(1j * angle)
+  return np.concatenate([pair.real, pair.imag])
+
+
+def _oracle(c, params, tokens):
+  """Logits f64[T,V] of one row without padding."""
+  params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  x = params['embedding'][tokens]
+  for i in range(c.num_layers):
+    layer = params[f'layers_{i}']
+    a = layer['attention']
+    y = _norm(x, layer['attention_norm']['scale'])
+    q, k, v = (
+      (y @ a[n]['kernel'] + a[n].get('bias', 0)).reshape(len(x), -1, c.dim)
+      for n in 'qkv'
+    )
+    if c.qk_norm:
+      q, k = _norm(q, a['q_norm']['scale']), _norm(k, a['k_norm']['scale'])
+    out = np.zeros_like(q)
+    for t in range(len(x)):
+      for h in range(c.num_heads):
+        n = h * c.kv_heads // c.num_heads
+        turned = _turn(q[t, h], t, c.rope_base)
+        scores = np.array(
+          [turned @ _turn(k[s, n], s, c.rope_base) for s in range(t + 1)]
+        )
+        weights = np.exp(scores / np.sqrt(c.dim))
+        out[t, h] = weights @ v[: t + 1, n] / weights.sum()
+    x = x + out.reshape(len(x), -1) @ a['o']['kernel']
+    y = _norm(x, layer['ffn_norm']['scale'])
+    gate = y @ layer['gate']['kernel']
+    inner = gate / (1 + np.exp(-gate)) * (y @ layer['up']['kernel'])
+    x = x + inner @ layer['down']['kernel']
+  head = params['embedding'].T if c.tie_embeddings else params['head']
+  return _norm(x, params['final_norm']['scale']) @ head
+
+
+@pytest.mark.parametrize('name', ['llama', 'qwen'])
+def test_equals_a_naive_forward_pass(name):
+  # Padding of any kind included: only the real tokens are shown to the oracle.
+  config, params = CONFIGS[name], params_of(name)
+  logits = run(config, params)
+  for row, mask in enumerate(MASK):
+    expected = _oracle(config, params, TOKENS[row][mask])
+    np.testing.assert_allclose(logits[row][mask], expected, atol=3e-4)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_cached_equals_uncached(name):
+  config, params = CONFIGS[name], params_of(name)
+  model = models.make_model(config)
+
+  @jax.jit
+  def cached(params, tokens, positions):
+    # Two slots more than there are tokens stay empty and unseen.
+    cache = model.init_cache(tokens.shape[0], tokens.shape[1] + 2)
+    out, start = [], 0
+    for size in WRITES:
+      part = slice(start, start + size)
+      logits, cache = model.apply_fn(
+        params, tokens[:, part], positions[:, part], cache
+      )
+      out.append(logits)
+      start += size
+    return jnp.concatenate(out, 1), cache
+
+  logits, cache = cached(params, TOKENS, POSITIONS)
+  assert logits.dtype == jnp.float32
+  tolerance = 0.1 if config.dtype == 'bfloat16' else 1e-4
+  expected = run(config, params)
+  np.testing.assert_allclose(logits[MASK], expected[MASK], atol=tolerance)
+  # A padding column leaves a void slot, zeros in it.
+  np.testing.assert_array_equal(cache['valid'][:, :7], MASK)
+  assert not cache['valid'][:, 7:].any()
+  assert cache['index'] == 7
+  for leaf in jax.tree.leaves(cache['layers']):
+    keys = np.moveaxis(np.asarray(leaf, np.float32), -2, -3)
+    keys = keys.reshape(-1, 4, 9, *keys.shape[-2:])  # layers, rows, slots
+    assert not keys[:, :, :7][:, ~MASK].any()
+    assert keys[:, :, :7][:, MASK].any((-1, -2)).all()
+
+
+def test_padding_content_changes_nothing():
+  config, params = CONFIGS['llama'], params_of('llama')
+  other = np.where(MASK, TOKENS, 31 - TOKENS)
+  first, second = run(config, params), run(config, params, other)
+  np.testing.assert_array_equal(first[MASK], second[MASK])
+  assert np.isfinite(first).all()
+
+
+def test_mask_replaces_the_causal_default():
+  config, params = CONFIGS['llama'], params_of('llama')
+  causal = np.broadcast_to(np.tril(np.ones((7, 7), bool)), (4, 7, 7))
+  same = run(config, params, mask=causal)
+  np.testing.assert_allclose(same, run(config, params), atol=1e-6)
+  # Everything visible: the last token of the whole row sees what it saw, the
+  # first now sees what comes after it. Padding stays hidden either way.
+  full = run(config, params, mask=np.ones((4, 7, 7), bool))
+  assert np.abs(full[2, 0] - same[2, 0]).max() > 0.01
+  other = np.where(MASK, TOKENS, 31 - TOKENS)
+  again = run(config, params, other, mask=np.ones((4, 7, 7), bool))
+  np.testing.assert_array_equal(full[MASK], again[MASK])
+
+
+def test_two_rows_packed_into_one_by_a_mask():
+  config, params = CONFIGS['qwen'], params_of('qwen')
+  single = run(config, params)
+  tokens = np.concatenate([TOKENS[0][MASK[0]], TOKENS[3][MASK[3]]])[None]
+  owner = np.array([0] * 5 + [3] * 4)
+  mask = np.tril(owner[:, None] == owner)[None]
+  positions = np.array([[0, 1, 2, 3, 4, 0, 1, 2, 3]], np.int32)
+  packed = run(config, params, tokens, positions, mask)[0]
+  np.testing.assert_allclose(packed[:5], single[0][MASK[0]], atol=1e-4)
+  np.testing.assert_allclose(packed[5:], single[3][MASK[3]], atol=1e-4)
+
+
+@pytest.fixture(scope='module')
+def gradients():
+  """Loss and gradient of the same parameters, layers stacked, by config."""
+
+  def of(config, params):
+    model = models.make_model(config)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params):
+      logits, _ = model.apply_fn(params, TOKENS, POSITIONS, None)
+      return jnp.where(MASK[..., None], jnp.sin(logits), 0).sum()
+
+    return loss(params)
+
+  params = params_of('llama')
+  stacked = stack(params)
+  unrolled = of(CONFIGS['llama'], params)
+  return {
+    'unrolled': (unrolled[0], stack(unrolled[1])),
+    'scan': of(CONFIGS['scan'], stacked),
+    'scan, remat': of(tiny(scan_layers=True, remat=True), stacked),
+    'remat': (lambda v: (v[0], stack(v[1])))(of(tiny(remat=True), params)),
+  }
+
+
+def stack(params):
+  """Parameters of unrolled layers with the leading layer axis of a scan."""
+  layers = [params[f'layers_{i}'] for i in range(2)]
+  rest = {k: v for k, v in params.items() if not k.startswith('layers_')}
+  return rest | {'layers': jax.tree.map(lambda *x: jnp.stack(x), *layers)}
+
+
+@pytest.mark.parametrize('kind', ['scan', 'remat', 'scan, remat'])
+def test_scan_and_remat_change_no_number(gradients, kind):
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3)
+  jax.tree.map(close, gradients[kind], gradients['unrolled'])
+
+
+def test_a_scanned_config_makes_stacked_parameters():
+  shapes = jax.tree.map(jnp.shape, params_of('scan'))
+  assert shapes == jax.tree.map(jnp.shape, stack(params_of('llama')))
+  # Each layer draws its own numbers.
+  kernel = params_of('scan')['layers']['attention']['q']['kernel']
+  assert not np.allclose(kernel[0], kernel[1])
+
+
+def test_bfloat16_is_near_float32():
+  params = params_of('bfloat16')
+  exact = run(tiny(num_layers=1), params)
+  rounded = run(CONFIGS['bfloat16'], params)
+  assert rounded.dtype == np.float32
+  gap = np.abs(rounded - exact)[MASK].max()
+  assert 0 < gap < 0.2
+  cache = models.make_model(CONFIGS['bfloat16']).init_cache(1, 2)
+  assert cache['layers'][0]['k'].dtype == jnp.bfloat16
+  assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype('float32')}
+
+
+def test_features_and_unembed_are_the_two_halves_of_apply():
+  config, params = CONFIGS['qwen'], params_of('qwen')
+  model = models.make_model(config)
+  features, _ = model.features_fn(params, TOKENS, POSITIONS, None)
+  assert features.shape == (4, 7, 16)
+  logits = model.unembed_fn(params, features)
+  np.testing.assert_allclose(logits, run(config, params), atol=1e-4)
+  np.testing.assert_allclose(
+    model.unembed_fn(params, features[:, -1]), logits[:, -1], atol=1e-5
+  )
+
+
+def test_num_params():
+  # Embedding 32*16 = 512. A layer: q, o 16*16 each, k, v 16*8 each = 768;
+  # gate, up, down 3*16*24 = 1152; two norms 32: 1952. Two layers 3904, final
+  # norm 16: 4432.
+  assert models.num_params(params_of('llama')) == 4432
+
+
+def test_rope_depends_on_the_difference_of_positions_alone():
+  rng = np.random.default_rng(0)
+  q, k = rng.standard_normal((2, 1, 1, 1, 8)).astype(np.float32)
+
+  def product(p, s):
+    at = lambda i: transformer.rope_angles(jnp.array([[i]]), 8, 100.0)
+    return float(
+      (transformer.rotate(q, *at(p)) * transformer.rotate(k, *at(s))).sum()
+    )
+
+  assert product(5, 3) == pytest.approx(product(12, 10), abs=1e-5)
+  assert product(5, 3) != pytest.approx(product(5, 4), abs=1e-3)
+  assert product(0, 0) == pytest.approx(float((q * k).sum()), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+  'values, message',
+  [
+    ({'width': 18}, 'width=18 is not divisible by num_heads=4'),
+    ({'num_kv_heads': 3}, 'num_heads=4 is not a multiple of num_kv_heads=3'),
+    ({'head_dim': 5}, 'head_dim=5 is odd'),
+    ({'wdith': 16}, r"unknown \['wdith'\]"),
+  ],
+)
+def test_a_bad_config_is_refused(values, message):
+  sizes = {'vocab_size': 32, 'num_layers': 1, 'width': 16, 'num_heads': 4}
+  with pytest.raises(ValueError, match=message):
+    models.config_from_dict(sizes | {'ffn_width': 8} | values)
+
+
+def test_wrong_shapes_are_refused():
+  model = models.make_model(CONFIGS['llama'])
+  params = params_of('llama')
+  with pytest.raises(ValueError, match=r'must have one shape \[B,Q\]'):
+    model.apply_fn(params, TOKENS, POSITIONS[:, :6], None)
+  with pytest.raises(ValueError, match=r'expected \[B,Q,L\] = \(4, 7, 7\)'):
+    model.apply_fn(params, TOKENS, POSITIONS, None, np.ones((4, 7, 6), bool))
+  cache = model.init_cache(4, 9)
+  with pytest.raises(ValueError, match=r'expected \[B,Q,L\] = \(4, 7, 9\)'):
+    model.apply_fn(params, TOKENS, POSITIONS, cache, np.ones((4, 7, 7), bool))
