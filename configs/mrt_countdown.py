@@ -27,7 +27,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'name': 'countdown',
     'n': 3,
     'low': 1,
-    'high': 20,
+    'high': 12,
     'ops': '+-',
     'max_answers': 4,  # problems with more accepted answers are left out
     'max_value': 99,
@@ -68,17 +68,24 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'surrogate': 'clip',
     'ratio': 'token',
     'aggregate': 'sequence_mean',
-    'kl_coef': 0.001,
+    'kl_coef': 0.0,
     'kl_estimator': 'k2',
     'entropy_coef': 0.0,
     'chunk': None,  # positions at a time through the vocabulary matrix
   }
-  config.batching = {'mini_batches': 2, 'epochs': 1, 'micro_batches': 6}
+  config.batching = {
+    'mini_batches': 2,  # optimizer steps a rollout
+    'epochs': 1,
+    'micro_batches': 6,  # of each mini-batch: 16 traces, which fit the cache
+    'length_buckets': (48, 80),  # columns to which short traces are cut
+  }
   config.optimizer = {
     'learning_rate': 1e-4,
     'schedule': 'constant',
     'warmup_steps': 0,
     'weight_decay': 0.0,
+    'b1': 0.9,
+    'b2': 0.95,
     'max_grad_norm': 1.0,
   }
   config.parallel = {'kind': 'none', 'mesh': {'data': -1}}

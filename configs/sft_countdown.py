@@ -28,7 +28,12 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.data = {
     'source': 'traces',  # or 'jsonl': chats or prompt/completion pairs
     'path': '',  # of the JSONL
-    'traces': {'max_episodes': 48, 'ordinary_episodes': 16},
+    'traces': {
+      'max_episodes': 48,
+      'ordinary_episodes': 16,
+      'p_stop': 0.05,  # chance to give up after a failed episode
+      'p_continue': 0.25,  # chance to go on after a success
+    },
     'buckets': {
       'short': {
         'batch_size': 96,
@@ -43,14 +48,21 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
         'direct_share': 0.0,
       },
     },
-    'pattern': ('short',) * 7 + ('long',),
+    'pattern': ('short',) * 9 + ('long',),
   }
-  config.batching = {'mini_batches': 1, 'epochs': 1, 'micro_batches': 8}
+  config.batching = {
+    'mini_batches': 1,
+    'epochs': 1,
+    'micro_batches': 8,
+    'length_buckets': (),
+  }
   config.optimizer = {
     'learning_rate': 2e-3,
     'schedule': 'cosine',
     'warmup_steps': 50,
     'weight_decay': 0.01,
+    'b1': 0.9,
+    'b2': 0.999,
     'max_grad_norm': 1.0,
   }
   config.eval.update({'every': 200, 'num_problems': 512})

@@ -22,6 +22,7 @@ from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
 from meta_rl import (
+  checkpoint,
   data,
   env,
   episodes,
@@ -68,6 +69,10 @@ def problem_batches(
     batch_size: rows of each batch.
     repeats: rows of each problem, one after the other, for pass@k.
   """
+  if batch_size < 1 or repeats < 1:
+    raise ValueError(
+      f'batch_size={batch_size}, repeats={repeats}: both must be at least 1.'
+    )
   if not 1 <= num_problems <= len(source):
     raise ValueError(
       f'num_problems={num_problems}: the split holds {len(source)} problems; '
@@ -369,7 +374,7 @@ def evaluate(
       'tokens': tokens.tolist(),
       'cluster': clusters.tolist(),
     },
-    'traces': [describe(found, i) for i in range(12)],
+    'traces': [describe(found, i) for i in range(min(12, num_problems))],
   }
 
 
@@ -425,6 +430,7 @@ def policy(folder: str, config, *, base: bool, which: str):
 
 
 def main(argv):
+  """Runs the command."""
   del argv
   logging.set_verbosity(logging.WARNING)
   env.enable_compile_cache()
@@ -444,7 +450,7 @@ def main(argv):
     os.makedirs(FLAGS.workdir, exist_ok=True)
     path = os.path.join(FLAGS.workdir, 'eval.json')
     atomic_write(path, json.dumps(result).encode())
-  except (ValueError, OSError) as error:
+  except (ValueError, OSError, checkpoint.CheckpointError) as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(signals.EXIT_ERROR)
   scalars = result['scalars']
@@ -460,4 +466,4 @@ def main(argv):
 if __name__ == '__main__':
   env.check_versions()
   define_flags()
-  app.run(main, flags_parser=workdir.parse_flags)
+  app.run(main, flags_parser=setup_run.parse_flags)

@@ -78,6 +78,9 @@ def exact(
   Raises:
     ValueError: shapes or dtypes.
   """
+  tokens, token_mask, ends, answers, answer_mask = map(
+    jnp.asarray, (tokens, token_mask, ends, answers, answer_mask)
+  )
   _check(tokens, token_mask, ends, stop_ids)
   _check_answers(tokens, answers, answer_mask)
   rows, width = ends.shape
@@ -276,6 +279,7 @@ def sample_answers(
     row_offset: global index of the first trace.
     block_rows: traces at a time; bounds memory, changes no number.
   """
+  tokens, token_mask, ends = map(jnp.asarray, (tokens, token_mask, ends))
   _check(tokens, token_mask, ends, stop_ids)
   for name, value in (
     ('num_branches', num_branches),

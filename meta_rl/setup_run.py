@@ -5,19 +5,60 @@ a ConfigDict.
 """
 
 import os
+import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from meta_rl import models, optimizers, steps, tasks, weights
+from meta_rl import (
+  algorithms,
+  env,
+  losses,
+  masked,
+  models,
+  optimizers,
+  steps,
+  tasks,
+  weights,
+  workdir,
+)
 from meta_rl.tasks import builder
 from meta_rl.tasks.base import Task
-from meta_rl.types import Model, Params
+from meta_rl.types import Episodes, Model, Params
 
 # Options of `config.task` that are no fields of the dataset.
 _TASK_ONLY = ('name',)
+
+# Keys whose value must be at least 1 wherever a config has them.
+_COUNTS = (
+  'total_steps',
+  'model.num_layers',
+  'rollout.num_prompts',
+  'rollout.group_size',
+  'prover.max_episodes',
+  'prover.num_branches',
+  'batching.mini_batches',
+  'batching.epochs',
+  'batching.micro_batches',
+  'eval.every',
+  'eval.num_problems',
+  'eval.batch_size',
+  'checkpoint.every',
+  'checkpoint.max_to_keep',
+  'log.samples_every',
+  'log.print_every',
+)
+_CHOICES = {
+  'algorithm.name': (*algorithms.ALGORITHMS, 'sft'),
+  'algorithm.credit': algorithms.CREDITS,
+  'loss.surrogate': losses.SURROGATES,
+  'loss.ratio': losses.RATIOS,
+  'loss.aggregate': losses.AGGREGATES,
+  'loss.kl_estimator': tuple(losses.KL_ESTIMATORS),
+}
 
 
 def make_task(config: ml_collections.ConfigDict) -> Task:
@@ -110,14 +151,66 @@ def make_calls(config, model: Model, task: Task, *, group_size=None):
   return generate, prove
 
 
+def make_advantages(config: ml_collections.ConfigDict):
+  """Returns `(Measured, T) -> f32[B,T]` of `config.algorithm`."""
+  options = config.algorithm.to_dict()
+  if options['name'] == 'mrt':
+    options['horizon'] = config.rollout.thinking_budget
+  return steps.make_advantages(**options, group_size=config.rollout.group_size)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Returns `argv` without flags; --config also takes a shipped config's name.
+
+  For `app.run(main, flags_parser=...)`. A flag that cannot be used is one line
+  on stderr and exit code 1.
+  """
+  resolved = list(argv)
+  for i, arg in enumerate(argv):
+    flag, equals, name = arg.partition('=')
+    if flag.lstrip('-') != 'config' or not flag.startswith('-'):
+      continue
+    try:
+      if equals:
+        resolved[i] = f'{flag}={env.resolve_config(name)}'
+      elif i + 1 < len(argv):
+        resolved[i + 1] = env.resolve_config(argv[i + 1])
+    except ValueError as error:
+      sys.exit(f'error: {error}')
+  return workdir.parse_flags(resolved)
+
+
+def check(config: ml_collections.ConfigDict):
+  """Raises ValueError, in one line, for values that no training can use.
+
+  It is called before anything is written or compiled, so that a config that is
+  refused leaves nothing behind.
+  """
+  values = workdir.flatten(config.to_dict())
+  for name in _COUNTS:
+    if values.get(name, 1) < 1:
+      raise ValueError(f'{name}={values[name]} is given; allowed is >= 1.')
+  for name, allowed in _CHOICES.items():
+    if name in values:
+      masked.check_choice(name, values[name], allowed)
+  if values.get('loss.chunk') is not None and values['loss.chunk'] < 1:
+    raise ValueError(
+      f'loss.chunk={values["loss.chunk"]} is given; allowed is >= 1, or None.'
+    )
+  if not config.rollout.temperature > 0:
+    raise ValueError(
+      f'rollout.temperature={config.rollout.temperature} is given; allowed is '
+      '> 0: the gradient is that of a policy that samples.'
+    )
+  task = make_task(config)
+  make_calls(config, make_model(config, task), task)
+  if config.algorithm.name != 'sft':
+    check_rl(config)
+
+
 def check_rl(config: ml_collections.ConfigDict):
   """Raises ValueError, in one line, for sizes that cannot work together."""
   rollout, batching = config.rollout, config.batching
-  if rollout.num_prompts < 1 or rollout.group_size < 1:
-    raise ValueError(
-      f'rollout.num_prompts={rollout.num_prompts} and group_size='
-      f'{rollout.group_size} must both be at least 1.'
-    )
   needs_group = (
     config.algorithm.name == 'outcome'
     or config.algorithm.get('credit') == 'immediate'
@@ -141,6 +234,18 @@ def check_rl(config: ml_collections.ConfigDict):
       "algorithm.name='mrt' needs a prover: set prover.kind to 'exact' or "
       "'sampled'."
     )
+  # The algorithm's own checks of its options, on shapes alone.
+  group, boundaries = rollout.group_size, config.prover.max_episodes + 1
+  shape = lambda dtype, *dims: jax.ShapeDtypeStruct((group, *dims), dtype)
+  measured = algorithms.Measured(
+    rewards=shape(jnp.float32),
+    success=shape(jnp.float32, boundaries),
+    episodes=Episodes(shape(jnp.int32, boundaries), shape(jnp.int32)),
+    stop_index=shape(jnp.int32),
+    answered=shape(bool),
+  )
+  advantage_fn = make_advantages(config)
+  jax.eval_shape(lambda m: advantage_fn(m, rollout.thinking_budget), measured)
 
 
 def stack(records: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

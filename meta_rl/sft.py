@@ -65,6 +65,11 @@ def make_batches(config) -> Buckets:
   source = config.data.source
   buckets = config.data.buckets.to_dict()
   names = sorted(buckets)
+  if not config.data.pattern or set(config.data.pattern) - set(names):
+    raise ValueError(
+      f'data.pattern={tuple(config.data.pattern)} must name one or more of '
+      f'data.buckets, which are {", ".join(names)}.'
+    )
   if source == 'traces':
     options = config.data.traces.to_dict()
     task = config.task
@@ -78,6 +83,8 @@ def make_batches(config) -> Buckets:
       for i, name in enumerate(names)
     ]
   elif source == 'jsonl':
+    if not config.data.path:
+      raise ValueError("data.source='jsonl' needs data.path, a JSONL file.")
     examples = data.chat_jsonl(config.data.path, tokenizer.make_tokenizer())
     iterators = [
       data.packed_batches(examples, seed=config.seed, **buckets[name])

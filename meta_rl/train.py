@@ -20,6 +20,7 @@ import contextlib
 import functools
 import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +78,6 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
     The exit code.
   """
   # ---- what is trained, on what
-  setup_run.check_rl(config)
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
   problems = data.problem_iterator(
@@ -145,7 +145,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       row['time/step_s'] = time.perf_counter() - began
       row['time/tokens_per_s'] = row['rollout/tokens_sum'] / row['time/step_s']
       row['compile/count'] = sum(call.traces for call in calls.values())
-      row |= timer.metrics()
+      row |= phase_speeds(timer.metrics(), row)
       metrics.check_finite(step, row, saver.latest_step())
       check_gap(step, row, config.max_log_prob_gap)
 
@@ -171,7 +171,9 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   return signals.EXIT_OK
 
 
-def make_calls(config, model, task, optimizer) -> dict[str, CountedJit]:
+def make_calls(
+  config, model, task, optimizer, *, donate: bool = True
+) -> dict[str, CountedJit]:
   """Returns the jitted generate, prove, score and update of a config."""
   rollout, loss = config.rollout, config.loss.to_dict()
   generate, prove = setup_run.make_calls(config, model, task)
@@ -181,14 +183,11 @@ def make_calls(config, model, task, optimizer) -> dict[str, CountedJit]:
   loss_fn = steps.make_loss(
     model, temperature=rollout.temperature, constant=constant, **loss
   )
-  algorithm = config.algorithm.to_dict()
-  if algorithm['name'] == 'mrt':
-    algorithm['horizon'] = rollout.thinking_budget
-  advantage_fn = steps.make_advantages(
-    **algorithm, group_size=rollout.group_size
-  )
   step = steps.make_update(
-    loss_fn, optimizer, advantage_fn, **config.batching.to_dict()
+    loss_fn,
+    optimizer,
+    setup_run.make_advantages(config),
+    **config.batching.to_dict(),
   )
   summarize = functools.partial(
     steps.rollout_metrics,
@@ -199,7 +198,7 @@ def make_calls(config, model, task, optimizer) -> dict[str, CountedJit]:
   calls = {
     'generate': CountedJit(generate),
     'prove': CountedJit(prove),
-    'update': CountedJit(step, donate_argnums=0),
+    'update': CountedJit(step, donate_argnums=0 if donate else ()),
     'summarize': CountedJit(summarize),
   }
   if config.loss.kl_coef:
@@ -239,6 +238,16 @@ def rl_step(calls, state, base_params, batch, config, timer):
   return state, row | update.to_scalars(sums), (batch, traces, measured)
 
 
+def phase_speeds(seconds: dict[str, float], row: dict[str, float]) -> dict:
+  """Returns each phase's seconds, and response tokens a second."""
+  speeds = {
+    f'{name.removesuffix("_s")}_tokens_per_s': row['rollout/tokens_sum'] / spent
+    for name, spent in seconds.items()
+    if spent and name != 'time/data_s'
+  }
+  return seconds | speeds
+
+
 def check_gap(step: int, row: dict[str, float], limit: float):
   """Stops a run whose sampler and trainer disagree on log-probs.
 
@@ -260,10 +269,11 @@ class metrics_profiler(contextlib.AbstractContextManager):
 
   def __init__(self, folder: str, span: str):
     self._folder, self._on = f'{folder}/profile', False
-    self._first = self._last = -1
+    self._span, self._first, self._last = span, -1, -1
     if span:
       first, colon, last = span.partition(':')
-      if not (colon and first.isdigit() and last.isdigit()):
+      numbers = colon and first.isdigit() and last.isdigit()
+      if not (numbers and 1 <= int(first) <= int(last)):
         raise ValueError(
           f'profile_steps={span!r}: give first:last, such as 10:13.'
         )
@@ -273,7 +283,7 @@ class metrics_profiler(contextlib.AbstractContextManager):
     """Starts the trace at its first step."""
     if step == self._first:
       jax.profiler.start_trace(self._folder)
-      self._on = True
+      self._on, self._span = True, ''
 
   def after(self, step: int):
     """Ends the trace behind its last step."""
@@ -288,6 +298,12 @@ class metrics_profiler(contextlib.AbstractContextManager):
   def __exit__(self, *exc_info):
     if self._on:
       self._stop()
+    if self._span:
+      print(
+        f'profile_steps={self._span}: step {self._first} was not run, so '
+        'nothing was profiled',
+        file=sys.stderr,
+      )
 
 
 def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
@@ -295,13 +311,15 @@ def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
   loops = {'sft': sft.train}
   try:
     config = workdir.lock_and_check(config)
+    setup_run.check(config)
     with workdir.open_workdir(
       folder, config.to_dict(), allow_change=allow_change
     ) as opened:
       for key, (old, new) in opened.changed.items():
         print(f'config: {key} changed from {old} to {new}')
       loop = loops.get(config.algorithm.name, train)
-      return loop(config, folder, profile_steps=profile_steps)
+      with forget_failed_start(folder):
+        return loop(config, folder, profile_steps=profile_steps)
   except metrics.NonFiniteError as error:
     print(f'error: {error}', file=sys.stderr)
     return signals.EXIT_NON_FINITE
@@ -310,7 +328,24 @@ def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
     return signals.EXIT_ERROR
 
 
+@contextlib.contextmanager
+def forget_failed_start(folder: str):
+  """Frees a run folder of its config if the run fails with nothing saved.
+
+  There is nothing that another config could spoil: after a wrong `init_from`,
+  the mended command runs in the same folder.
+  """
+  try:
+    yield
+  except Exception:
+    saved = Path(folder) / checkpoint.CHECKPOINTS_DIR
+    if not saved.is_dir() or not any(saved.iterdir()):
+      (Path(folder) / workdir.CONFIG_NAME).unlink(missing_ok=True)
+    raise
+
+
 def main(argv):
+  """Runs the command."""
   del argv
   logging.set_verbosity(logging.WARNING)
   jax.config.update('jax_threefry_partitionable', True)
@@ -328,4 +363,4 @@ def main(argv):
 if __name__ == '__main__':
   env.check_versions()
   define_flags()
-  app.run(main, flags_parser=workdir.parse_flags)
+  app.run(main, flags_parser=setup_run.parse_flags)

@@ -7,7 +7,7 @@ micro-batch more.)
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,7 @@ def gradients(
   batch: dict,
   *,
   micro_batches: int = 1,
+  length_buckets: Sequence[int] = (),
   axis_name: str | None = None,
 ) -> tuple[Params, WeightedSum, Metrics]:
   """Returns the gradient of the mean loss over a batch, and what it measured.
@@ -70,6 +71,10 @@ def gradients(
     params: parameters.
     batch: arrays with B rows each.
     micro_batches: number of equal parts processed one after the other.
+    length_buckets: columns. Rows are sorted by length, and each micro-batch is
+      cut to the first bucket that holds its longest row, so that short traces
+      don't pay for the longest one. Needs `token_mask` in the batch; the sums
+      are the same in another order.
     axis_name: of the mapped data axis under `jax.pmap` or `shard_map`.
 
   Returns:
@@ -81,6 +86,9 @@ def gradients(
     return loss.total, (loss, metrics)
 
   grad_fn = jax.grad(total, has_aux=True)
+  if length_buckets:
+    batch = sort_by_length(batch)
+    grad_fn = cut_to_length(grad_fn, length_buckets)
   if axis_name is not None:
     params = _varying(params, axis_name)
   if micro_batches == 1:
@@ -105,13 +113,50 @@ def gradients(
   return jax.tree.map(lambda g: g * scale, grads), loss, metrics
 
 
+def row_lengths(token_mask: Array) -> Array:
+  """Returns i32[B], the columns of each row up to its last token."""
+  columns = jnp.arange(1, token_mask.shape[1] + 1)
+  return jnp.where(token_mask, columns, 0).max(1)
+
+
+def sort_by_length(batch: dict) -> dict:
+  """Returns the batch with its rows in order of length, short ones first."""
+  order = jnp.argsort(row_lengths(batch['token_mask']))
+  return jax.tree.map(lambda x: jnp.take(x, order, axis=0), batch)
+
+
+def cut_to_length(fn: Callable, length_buckets: Sequence[int]) -> Callable:
+  """Returns `fn(params, part)` that leaves out columns where all is padding.
+
+  Every array of the part whose second axis is as long as `token_mask`'s is cut.
+  One branch is compiled a bucket, the whole length included; which one runs is
+  decided on the device.
+  """
+
+  def cut(params, part):
+    whole = part['token_mask'].shape[1]
+    lengths = sorted({n for n in length_buckets if 0 < n < whole} | {whole})
+
+    def branch(length):
+      short = lambda x: (
+        x[:, :length] if x.ndim > 1 and x.shape[1] == whole else x
+      )
+      return lambda p, x: fn(p, jax.tree.map(short, x))
+
+    longest = row_lengths(part['token_mask']).max()
+    index = jnp.searchsorted(jnp.asarray(lengths), longest)
+    return jax.lax.switch(index, [branch(n) for n in lengths], params, part)
+
+  return cut
+
+
 def _varying(tree, axis_name):
   """Returns the tree with each leaf marked as one device's own.
 
   `shard_map` adds up the gradient of a replicated value over devices by itself;
   a psum behind that would count every device as often as there are devices.
   """
-  own = lambda x: axis_name in jax.typeof(x).vma
+  own = lambda x: axis_name in jax.typeof(x).manual_axis_type.varying
   cast = lambda x: jax.lax.pcast(x, axis_name, to='varying')
   return jax.tree.map(lambda x: x if own(x) else cast(x), tree)
 
@@ -123,6 +168,7 @@ def optimizer_step(
   loss_fn: LossFn,
   optimizer: optax.GradientTransformation,
   micro_batches: int = 1,
+  length_buckets: Sequence[int] = (),
   axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
   """Returns the state after one optimizer step on a batch, and its metrics.
@@ -133,6 +179,7 @@ def optimizer_step(
     loss_fn: `(params, micro_batch) -> (WeightedSum, metrics)`.
     optimizer: an optax transformation; clipping is part of it.
     micro_batches: parts of the batch processed one after the other.
+    length_buckets: as in `gradients`.
     axis_name: of the mapped data axis, if any.
   """
   grads, loss, metrics = gradients(
@@ -140,6 +187,7 @@ def optimizer_step(
     state.params,
     batch,
     micro_batches=micro_batches,
+    length_buckets=length_buckets,
     axis_name=axis_name,
   )
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -147,8 +195,8 @@ def optimizer_step(
   one = jnp.ones(())
   metrics = metrics | {
     'loss/total': loss,
-    'optimizer/grad_norm': WeightedSum(optax.global_norm(grads), one),
-    'optimizer/update_norm': WeightedSum(optax.global_norm(updates), one),
+    'optimizer/grad_norm': WeightedSum(optax.tree.norm(grads), one),
+    'optimizer/update_norm': WeightedSum(optax.tree.norm(updates), one),
   }
   return (
     dataclasses.replace(state, params=params, opt_state=opt_state),
@@ -165,6 +213,7 @@ def update(
   mini_batches: int = 1,
   epochs: int = 1,
   micro_batches: int = 1,
+  length_buckets: Sequence[int] = (),
   axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
   """Returns the state after all optimizer steps on one rollout.
@@ -183,6 +232,7 @@ def update(
     epochs: passes over the rollout.
     micro_batches: parts of each mini-batch; they save memory and change nothing
       else.
+    length_buckets: as in `gradients`.
     axis_name: of the mapped data axis, if any.
 
   Returns:
@@ -197,6 +247,7 @@ def update(
       loss_fn=loss_fn,
       optimizer=optimizer,
       micro_batches=micro_batches,
+      length_buckets=length_buckets,
       axis_name=axis_name,
     )
 

@@ -361,9 +361,9 @@ def test_repeat_past_count():
   'change, message',
   [
     ({'token_mask': np.ones((1, 5), bool)}, r'one shape \[B,T\]'),
-    ({'token_mask': np.ones((1, 6))}, 'token_mask is float64, expected bool'),
+    ({'token_mask': np.ones((1, 6))}, 'token_mask is float32, expected bool'),
     ({'ends': np.zeros((2, 3), int)}, r'expected \[B,K\+1\] with B = 1'),
-    ({'ends': np.zeros((1, 3))}, 'ends is float64, expected integer'),
+    ({'ends': np.zeros((1, 3))}, 'ends is float32, expected integer'),
     ({'answers': np.zeros((2, 1, 2), int)}, r'expected \[B,S,A\] with B = 1'),
     ({'answer_mask': np.ones((1, 1, 2))}, 'expected bool'),
     ({'stop_ids': ()}, 'stop_ids is empty'),

@@ -1,0 +1,257 @@
+"""Where the time of a training step goes, beside the machine's own limits.
+
+    python benchmarks/step.py [--config=configs/mrt_countdown.py] [--pairs=5]
+      [--json=step.json]
+
+Prints, as medians over pairs that alternate A B A B in one run:
+  - the matrix-multiply rate at the model's own shapes, and memory bandwidth;
+  - generate, prove and update: seconds, tokens/s, and for the update its rate
+    against the matrix-multiply rate;
+  - the exact prover's share of a step, at the task's own answers, at a mean of
+    2 and at 8 answers a problem;
+  - exact against sampled prover (8 branches) on the same traces: seconds and
+    difference in units of its Monte Carlo error;
+  - peak memory.
+"""
+
+import json
+import resource
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from meta_rl import data, env, models, setup_run, steps, train, update
+
+FLAGS = flags.FLAGS
+
+
+def seconds(fn) -> float:
+  """Returns the wall-clock seconds of one call, its result waited for."""
+  began = time.perf_counter()
+  jax.block_until_ready(fn())
+  return time.perf_counter() - began
+
+
+def alternate(calls: dict, pairs: int) -> dict[str, list[float]]:
+  """Returns the seconds of each call, run in turn after a warm-up."""
+  for fn in calls.values():
+    jax.block_until_ready(fn())
+  times = {name: [] for name in calls}
+  for _ in range(pairs):
+    for name, fn in calls.items():
+      times[name].append(seconds(fn))
+  return times
+
+
+def machine_limits(config, rows: int, pairs: int) -> dict[str, float]:
+  """Returns GFLOP/s at the update's shapes and GB/s of a copy.
+
+  The rate is that of the model's linear layers, forward and backward, as bare
+  matrix multiplies: [rows, D] x [D, N], and the two products of its gradient,
+  each weighted by how often the model does it.
+  """
+  shape = models.config_from_dict(config.model.to_dict())
+  width, ffn = shape.width, shape.ffn_width
+  inner = shape.num_heads * shape.dim
+  kinds = [(width, inner, 1), (width, shape.kv_heads * shape.dim, 2)]
+  kinds += [(inner, width, 1), (width, ffn, 2), (ffn, width, 1)]
+  flops, spent = 0.0, 0.0
+  for fan_in, fan_out, number in kinds:
+    x, y = jnp.ones((rows, fan_in)), jnp.ones((rows, fan_out))
+    w = jnp.ones((fan_in, fan_out))
+    products = {
+      'x @ w': (jax.jit(lambda a, b: a @ b), x, w),
+      'y @ w.T': (jax.jit(lambda a, b: a @ b.T), y, w),
+      'x.T @ y': (jax.jit(lambda a, b: a.T @ b), x, y),
+    }
+    calls = {
+      k: lambda f=f, a=a, b=b: f(a, b) for k, (f, a, b) in products.items()
+    }
+    times = alternate(calls, 8 * pairs)
+    spent += number * sum(statistics.median(t) for t in times.values())
+    flops += number * 3 * 2 * rows * fan_in * fan_out
+  block = jnp.ones(1 << 26, jnp.float32)
+  copy = jax.jit(lambda a: a + 1)
+  took = statistics.median(
+    alternate({'copy': lambda: copy(block)}, pairs)['copy']
+  )
+  return {
+    'matmul_gflops': flops / spent / 1e9,
+    'copy_gb_s': 2 * block.nbytes / took / 1e9,
+  }
+
+
+def update_flops(config, params, token_mask, buckets, rows: int) -> dict:
+  """Returns the FLOPs of forward and backward, of real and processed tokens.
+
+  6 N_matmul a token, and 12 L H E a token and key it may see (causal). Of
+  'processed' tokens: columns that the program computes, padding included, with
+  the same causal count.
+  """
+  shape = models.config_from_dict(config.model.to_dict())
+  matmul = models.num_params(params)
+  per_key = 12 * shape.num_layers * shape.num_heads * shape.dim
+  lengths = np.asarray(update.row_lengths(token_mask))
+  real = np.asarray(token_mask.sum(1))
+  whole = token_mask.shape[1]
+  ordered = []
+  parts = config.batching.mini_batches
+  for part in np.sort(lengths.reshape(parts, -1), axis=1):
+    for micro in part.reshape(-1, rows):
+      fits = [n for n in (*sorted(buckets), whole) if n >= micro.max()]
+      ordered += [fits[0]] * rows
+  cost = lambda n: (6 * matmul * n + per_key * n * (n + 1) / 2).sum()
+  return {
+    'useful': float(cost(real)),
+    'processed': float(cost(np.asarray(ordered))),
+    'tokens': int(real.sum()),
+  }
+
+
+def with_answers(batch: dict, mean: int, width: int) -> dict:
+  """Returns the batch with exactly `mean` answer rows a problem.
+
+  Rows beyond a problem's own answers repeat its first: they cost the same.
+  """
+  own = batch['answers']
+  index = np.arange(width) % np.maximum(
+    np.asarray(batch['answer_mask'][:, :, 0]).sum(1, keepdims=True), 1
+  )
+  take = lambda x: jnp.asarray(
+    np.take_along_axis(np.asarray(x), index[..., None], 1)
+  )
+  mask = take(batch['answer_mask']) & (jnp.arange(width) < mean)[None, :, None]
+  return batch | {'answers': take(own), 'answer_mask': mask}
+
+
+def run(config, pairs: int) -> dict:
+  """Returns every figure of this benchmark as one dict."""
+  setup_run.check_rl(config)
+  task = setup_run.make_task(config)
+  model = setup_run.make_model(config, task)
+  params = setup_run.initial_params(config)
+  optimizer = setup_run.make_optimizer(config)
+  state = update.TrainState(
+    params, optimizer.init(params), jnp.zeros((), jnp.int32), jax.random.key(0)
+  )
+  problems = data.problem_iterator(
+    setup_run.load_problems(config, 'train'),
+    batch_size=config.rollout.num_prompts,
+  )
+  batch = jax.tree.map(jnp.asarray, next(problems))
+  group = config.rollout.group_size
+  calls = train.make_calls(config, model, task, optimizer, donate=False)
+  key = jax.random.key(1)
+  traces, cache = calls['generate'](params, batch, key)
+  measured = calls['prove'](params, batch, traces, cache, key)
+  rows = config.rollout.num_prompts * group
+  rows //= config.batching.mini_batches * config.batching.micro_batches
+  limits = machine_limits(config, rows * traces.tokens.shape[1], pairs)
+
+  make = lambda kind: jax.jit(
+    steps.make_prove(
+      model,
+      task,
+      group_size=group,
+      max_episodes=config.prover.max_episodes,
+      kind=kind,
+      num_branches=8,
+    )
+  )
+  exact, sampled = make('exact'), make('sampled')
+  two, eight = with_answers(batch, 2, 2), with_answers(batch, 8, 8)
+  timed = {
+    'generate': lambda: calls['generate'](params, batch, key),
+    'prove': lambda: calls['prove'](params, batch, traces, cache, key),
+    'update': lambda: calls['update'](state, traces, measured, None),
+    'prove, 2 answers': lambda: exact(params, two, traces, cache, key),
+    'prove, 8 answers': lambda: exact(params, eight, traces, cache, key),
+    'sampled, 8 branches': lambda: sampled(params, batch, traces, cache, key),
+  }
+  times = alternate(timed, pairs)
+  median = {k: statistics.median(v) for k, v in times.items()}
+  flops = update_flops(
+    config, params, traces.token_mask, config.batching.length_buckets, rows
+  )
+  rest = median['generate'] + median['update']
+  share = lambda name: median[name] / (median[name] + rest)
+  rate = flops['processed'] / median['update'] / 1e9
+  return {
+    'machine': env.machine_description(),
+    'limits': limits,
+    'seconds': median,
+    'spread': {k: [min(v), max(v)] for k, v in times.items()},
+    'generate_tokens_s': float(traces.mask.sum()) / median['generate'],
+    'update_tokens_s': flops['tokens'] / median['update'],
+    'update_gflops': rate,
+    'update_share_of_matmul': rate / limits['matmul_gflops'],
+    'update_useful_share_of_matmul': flops['useful']
+    / median['update']
+    / 1e9
+    / limits['matmul_gflops'],
+    'prover_share': {
+      'own answers': share('prove'),
+      '2 answers': share('prove, 2 answers'),
+      '8 answers': share('prove, 8 answers'),
+    },
+    'answers_mean': float(batch['answer_mask'][:, :, 0].sum(1).mean()),
+    'sampled_over_exact': median['sampled, 8 branches'] / median['prove'],
+    'sampled_over_exact_2_answers': median['sampled, 8 branches']
+    / median['prove, 2 answers'],
+    'exact_minus_sampled': compare(
+      measured, sampled(params, batch, traces, cache, key)
+    ),
+    'peak_memory_gb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+  }
+
+
+def compare(exact, sampled) -> dict[str, float]:
+  """Returns the mean difference of J and its Monte Carlo standard error.
+
+  Over real boundaries; branches are independent, so the variance of the mean is
+  the sum of J (1 - J) / 8 over its square.
+  """
+  ends, count = (
+    np.asarray(exact.episodes.ends),
+    np.asarray(exact.episodes.count),
+  )
+  real = np.arange(ends.shape[1]) <= count[:, None]
+  j, estimate = (
+    np.asarray(exact.success)[real],
+    np.asarray(sampled.success)[real],
+  )
+  error = np.sqrt((j * (1 - j) / 8).sum()) / len(j)
+  return {
+    'mean': float((j - estimate).mean()),
+    'standard_error': float(error),
+    'z': float((j - estimate).mean() / error),
+    'boundaries': len(j),
+  }
+
+
+def main(argv):
+  """Runs the benchmark and prints its figures as JSON."""
+  del argv
+  logging.set_verbosity(logging.WARNING)
+  env.enable_compile_cache()
+  figures = run(FLAGS.config, FLAGS.pairs)
+  text = json.dumps(figures, indent=2)
+  print(text)
+  if FLAGS.json:
+    with open(FLAGS.json, 'w', encoding='utf-8') as file:
+      file.write(text + '\n')
+
+
+if __name__ == '__main__':
+  env.check_versions()
+  config_flags.DEFINE_config_file(
+    'config', 'configs/mrt_countdown.py', 'RL config.'
+  )
+  flags.DEFINE_integer('pairs', 5, 'Alternations.')
+  flags.DEFINE_string('json', '', 'File for the figures.')
+  app.run(main)

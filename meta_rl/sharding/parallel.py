@@ -1,0 +1,373 @@
+"""The calls of a training step on one device, on a mesh, or under pmap.
+
+    kind    generate, prove, score           update
+    none    one device                       one device
+    jit     shard_map, weights gathered      jit, NamedSharding on the mesh
+    pmap    jax.pmap over prompts            jax.pmap, gradients psummed
+
+All kinds take and give the same values: batches and traces are global arrays
+[P,...] and [B,...] with prompts in the order of the batch, and the state is one
+plain tree. Only the KV cache is opaque: every leaf has a leading device axis
+[D,...], since each device stops decoding alone and so has a write position
+(`index`, `used`) of its own.
+
+Axes: P prompts, G group, B = P * G traces, D data shards (data x fsdp), M
+mini-batches.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from meta_rl.sharding.mesh import (
+  LOGICAL_AXES,
+  batch_sharding,
+  data_shards,
+  make_mesh,
+  param_shardings,
+  replicated,
+  state_shardings,
+)
+from meta_rl.sharding.processes import gather_to_host, global_batch
+from meta_rl.update import LossFn
+
+KINDS = ('none', 'jit', 'pmap')
+PMAP_AXIS = 'data'
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+  """The jitted calls of a training step, and how values get to and from them.
+
+  Attributes:
+    kind: 'none', 'jit' or 'pmap'.
+    mesh: None for 'none'.
+    generate: `(params, batch, key) -> (traces, cache)`.
+    prove: `(params, batch, traces, cache, key) -> measured`.
+    score: `(params, traces) -> log_probs`; None where none was given.
+    update: `(state, traces, measured, reference=None) -> (state, metrics)`; the
+      state that is given is donated.
+    put_params: puts parameters where the calls want them, in memory of their
+      own.
+    put_state: the same for a `TrainState`.
+    put_batch: the same for a batch: all P prompts, or those of this process.
+    get: fetches any of the values above but the cache, whole, as numpy arrays.
+    traces: how often each call was traced: once a shape.
+  """
+
+  kind: str
+  mesh: Mesh | None
+  generate: Callable
+  prove: Callable
+  score: Callable | None
+  update: Callable
+  put_params: Callable
+  put_state: Callable
+  put_batch: Callable
+  get: Callable
+  traces: dict[str, int]
+
+
+def parallelize(
+  kind: str,
+  *,
+  generate: Callable,
+  prove: Callable,
+  make_update: Callable,
+  rows_per_prompt: int,
+  score: Callable | None = None,
+  mini_batches: int = 1,
+  mesh: Mesh | None = None,
+) -> Parallel:
+  """Returns the calls of a training step, jitted, for one kind of parallelism.
+
+  The samples of a trace depend on its global index alone, and sums over devices
+  are divided once, so that all kinds give the same traces, J, gradients and
+  parameters, up to the order of float additions. Mini-batch m is the m-th run
+  of P / M prompts of the batch in every kind: under 'pmap', update first hands
+  each device its share of every mini-batch.
+
+  Args:
+    kind: 'none', 'jit' or 'pmap'.
+    generate: `(params, batch, key, row_offset) -> (traces, cache)`.
+    prove: `(params, batch, traces, cache, key, row_offset) -> measured`.
+    make_update: `(axis_name, spread) -> update(state, traces, measured,
+      reference)`. `axis_name` (None but under 'pmap') is for `update.update`
+      and for an advantage that is fitted over all rows. `spread(loss_fn)` is
+      the loss to train on: under 'jit' it spreads every micro-batch over all
+      devices, which its slice of the batch alone would not.
+    rows_per_prompt: G.
+    score: `(params, traces) -> log_probs`.
+    mini_batches: M, those of `update.update`.
+    mesh: of `make_mesh`; default all devices along 'data'. None for 'none'.
+  """
+  if kind not in KINDS:
+    raise ValueError(f'parallel kind {kind!r} is unknown; allowed: {KINDS}.')
+  _check_processes(kind)
+  if kind == 'none':
+    if mesh is not None:
+      raise ValueError("parallel kind 'none' takes no mesh: use 'jit' for one.")
+    builder = _none
+  else:
+    mesh = make_mesh() if mesh is None else mesh
+    builder = _jit if kind == 'jit' else _pmap
+  traced, counted = _counter()
+  calls = {
+    'generate': counted('generate', generate),
+    'prove': counted('prove', prove),
+    'score': None if score is None else counted('score', score),
+  }
+  count_update = lambda *bound: counted('update', make_update(*bound))
+  built = builder(
+    mesh,
+    make_update=count_update,
+    rows_per_prompt=rows_per_prompt,
+    mini_batches=mini_batches,
+    **calls,
+  )
+  return Parallel(kind=kind, mesh=mesh, traces=traced, **built)
+
+
+def _check_processes(kind):
+  if kind != 'jit' and jax.process_count() > 1:
+    raise ValueError(
+      f'parallel kind {kind!r} runs in one process and there are '
+      f"{jax.process_count()}: use 'jit'."
+    )
+
+
+def _counter():
+  """Returns a dict of counts, and `counted(name, fn)` that counts in it."""
+  counts = {}
+
+  def counted(name, fn):
+    counts[name] = 0
+
+    def traced(*args):
+      counts[name] += 1  # runs when jax traces, not when it runs
+      return fn(*args)
+
+    return traced
+
+  return counts, counted
+
+
+def _check_batch(mesh, mini_batches, batch):
+  """Raises unless every device gets as many prompts of every mini-batch."""
+  local = {x.shape[0] for x in jax.tree.leaves(batch)}
+  if len(local) != 1:
+    raise ValueError(
+      f'a batch holds arrays of {sorted(local)} rows: give all of them one row '
+      'a prompt.'
+    )
+  prompts = local.pop() * jax.process_count()
+  shards = data_shards(mesh)
+  if prompts % (shards * mini_batches):
+    sizes = ' x '.join(f'{a}={mesh.shape[a]}' for a in LOGICAL_AXES['batch'])
+    raise ValueError(
+      f'a batch of {prompts} prompts cannot be spread over {shards} data '
+      f'shards ({sizes}) in {mini_batches} mini-batches: give a multiple of '
+      f'{shards * mini_batches} prompts.'
+    )
+
+
+def _own(tree, shardings):
+  """Returns a copy of the tree, placed.
+
+  Placing alone may share the memory of the caller's array (on its own device,
+  whatever `may_alias` says), and donating the one would delete the other.
+  """
+  return jax.device_put(jax.tree.map(jnp.copy, tree), shardings)
+
+
+def _none(_, *, generate, prove, score, make_update, **__):
+  """Everything on the default device; values stay where they are."""
+  copy = lambda tree: jax.tree.map(jnp.copy, tree)
+  return {
+    'generate': jax.jit(generate),
+    'prove': jax.jit(prove),
+    'score': None if score is None else jax.jit(score),
+    'update': jax.jit(
+      make_update(None, lambda loss_fn: loss_fn), donate_argnums=0
+    ),
+    'put_params': copy,
+    'put_state': copy,
+    'put_batch': lambda batch: jax.tree.map(jnp.asarray, batch),
+    'get': gather_to_host,
+  }
+
+
+def _jit(
+  mesh, *, generate, prove, score, make_update, rows_per_prompt, mini_batches
+):
+  """Decoding under shard_map, the update as one sharded program.
+
+  A loop that ends on its data, under plain sharded `jit`, runs on all devices
+  until the slowest row is done; under shard_map it ends on each device alone.
+  The weights are gathered once a call for that, not once a token.
+  """
+  rows, whole = batch_sharding(mesh).spec, PartitionSpec()
+
+  def per_device(fn, in_specs, out_specs):
+    return jax.jit(
+      jax.shard_map(
+        fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+      )
+    )
+
+  offset = lambda batch: _row_offset(batch, rows_per_prompt, rows[0])
+
+  def local_generate(params, batch, key):
+    traces, cache = generate(params, batch, key, offset(batch))
+    return traces, jax.tree.map(lambda x: x[None], cache)
+
+  def local_prove(params, batch, traces, cache, key):
+    cache = jax.tree.map(lambda x: x[0], cache)
+    return prove(params, batch, traces, cache, key, offset(batch))
+
+  update = make_update(None, lambda loss_fn: _spread(loss_fn, mesh))
+
+  def sharded_update(state, traces, measured, reference=None):
+    # Cutting rows that lie on devices in order would put a mini-batch on a few
+    # of them. Every device takes all rows instead (a few bytes a token), and
+    # `_spread` lets it keep its share of each micro-batch.
+    given = jax.lax.with_sharding_constraint(
+      (traces, measured, reference), replicated(mesh)
+    )
+    state, metrics = update(state, *given)
+    # Out as it came in: the donated memory is reused, nothing is retraced.
+    state = jax.lax.with_sharding_constraint(
+      state, state_shardings(state, mesh)
+    )
+    return state, jax.lax.with_sharding_constraint(metrics, replicated(mesh))
+
+  def put_batch(batch):
+    _check_batch(mesh, mini_batches, batch)
+    return global_batch(mesh, batch)
+
+  return {
+    'generate': per_device(local_generate, (whole, rows, whole), rows),
+    'prove': per_device(local_prove, (whole, rows, rows, rows, whole), rows),
+    'score': None if score is None else per_device(score, (whole, rows), rows),
+    'update': jax.jit(sharded_update, donate_argnums=0),
+    'put_params': lambda params: _own(params, param_shardings(params, mesh)),
+    'put_state': lambda state: _own(state, state_shardings(state, mesh)),
+    'put_batch': put_batch,
+    'get': gather_to_host,
+  }
+
+
+def _row_offset(batch, rows_per_prompt, axes):
+  """Returns i32[], the global index of a device's first trace."""
+  prompts = jax.tree.leaves(batch)[0].shape[0]
+  return jax.lax.axis_index(axes) * (prompts * rows_per_prompt)
+
+
+def _spread(loss_fn: LossFn, mesh: Mesh) -> LossFn:
+  """Returns the loss with the rows of its batch spread over all data shards."""
+
+  def spread_loss(params, batch):
+    rows, shards = jax.tree.leaves(batch)[0].shape[0], data_shards(mesh)
+    if rows % shards:
+      raise ValueError(
+        f'a micro-batch of {rows} traces cannot be spread over {shards} data '
+        'shards: lower micro_batches or raise the number of prompts.'
+      )
+    batch = jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
+    return loss_fn(params, batch)
+
+  return spread_loss
+
+
+def _pmap(
+  mesh, *, generate, prove, score, make_update, rows_per_prompt, mini_batches
+):
+  """Every call is a `jax.pmap`: weights on every device, prompts split.
+
+  The state goes in and out unmapped, so that it has no device axis: one
+  checkpoint fits all kinds.
+  """
+  if data_shards(mesh) != mesh.size or mesh.shape['data'] != mesh.size:
+    raise ValueError(
+      f"parallel kind 'pmap' splits data alone and the mesh is "
+      f"{dict(mesh.shape)}: give data=-1 with the others 1, or use 'jit'."
+    )
+  count = mesh.size
+
+  def pmap(fn, in_axes, out_axes=0, **options):
+    return jax.pmap(
+      fn,
+      axis_name=PMAP_AXIS,
+      in_axes=in_axes,
+      out_axes=out_axes,
+      devices=list(mesh.devices.flat),
+      **options,
+    )
+
+  def cut(x, parts):
+    x = x.reshape(parts, count, -1, *x.shape[1:]).swapaxes(0, 1)
+    return x.reshape(count, -1, *x.shape[3:])
+
+  rows = batch_sharding(mesh)
+  split = jax.jit(
+    lambda tree: jax.tree.map(lambda x: cut(x, 1), tree), out_shardings=rows
+  )
+  deal = jax.jit(
+    lambda tree: jax.tree.map(lambda x: cut(x, mini_batches), tree),
+    out_shardings=rows,
+  )
+  merge = jax.jit(
+    lambda tree: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree),
+    out_shardings=rows,
+  )
+  offset = lambda batch: _row_offset(batch, rows_per_prompt, PMAP_AXIS)
+  mapped_generate = pmap(
+    lambda params, batch, key: generate(params, batch, key, offset(batch)),
+    (None, 0, None),
+  )
+  mapped_prove = pmap(
+    lambda params, batch, traces, cache, key: prove(
+      params, batch, traces, cache, key, offset(batch)
+    ),
+    (None, 0, 0, 0, None),
+  )
+  mapped_score = None if score is None else pmap(score, (None, 0))
+  mapped_update = pmap(
+    make_update(PMAP_AXIS, lambda loss_fn: loss_fn),
+    (None, 0, 0, 0),
+    None,
+    donate_argnums=0,
+  )
+
+  def run_generate(params, batch, key):
+    traces, cache = mapped_generate(params, split(batch), key)
+    return merge(traces), cache
+
+  def run_prove(params, batch, traces, cache, key):
+    batch, traces = split((batch, traces))
+    return merge(mapped_prove(params, batch, traces, cache, key))
+
+  def run_score(params, traces):
+    return merge(mapped_score(params, split(traces)))
+
+  def run_update(state, traces, measured, reference=None):
+    return mapped_update(state, *deal((traces, measured, reference)))
+
+  def put_batch(batch):
+    _check_batch(mesh, mini_batches, batch)
+    return global_batch(mesh, batch)
+
+  put_whole = lambda tree: _own(tree, replicated(mesh))
+  return {
+    'generate': run_generate,
+    'prove': run_prove,
+    'score': None if score is None else run_score,
+    'update': run_update,
+    'put_params': put_whole,
+    'put_state': put_whole,
+    'put_batch': put_batch,
+    'get': gather_to_host,
+  }

@@ -1,0 +1,250 @@
+"""Tests of meta_rl.algorithms: credit by hand, on three traces."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from meta_rl import advantages
+from meta_rl.algorithms import CREDITS, Measured, mrt, outcome
+from meta_rl.types import Episodes
+
+LENGTH, HORIZON = 12, 10
+
+
+def measure(rewards, success, ends, count, stop_index, answered):
+  return Measured(
+    rewards=jnp.asarray(rewards, jnp.float32),
+    success=jnp.asarray(success, jnp.float32),
+    episodes=Episodes(jnp.asarray(ends), jnp.asarray(count)),
+    stop_index=jnp.asarray(stop_index),
+    answered=jnp.asarray(answered),
+  )
+
+
+# Row 0: two episodes (columns 2-4, 5-6), marker at 7, a right answer.
+# Row 1: one episode (2-5), marker at 6, a wrong answer.
+# Row 2: EOS at column 2 at once: no episode, no answer.
+TRACES = measure(
+  rewards=[1, 0, 0],
+  success=[[0.2, 0.5, 0.9], [0.2, 0.1, 0.1], [0.2, 0.2, 0.2]],
+  ends=[[1, 4, 6], [1, 5, 5], [1, 1, 1]],
+  count=[2, 1, 0],
+  stop_index=[7, 6, 2],
+  answered=[True, True, False],
+)
+
+
+def row(rest, *spans):
+  """f64[LENGTH]: `rest` everywhere but in (first, last, value) spans."""
+  values = np.full(LENGTH, rest, float)
+  for first, last, value in spans:
+    values[first : last + 1] = value
+  return values
+
+
+def check(found, rows):
+  assert found.shape == (3, LENGTH)
+  np.testing.assert_allclose(found, np.stack(rows), atol=1e-6)
+
+
+def run(traces=TRACES, **options):
+  settings = {'group_size': 3, 'horizon': HORIZON}
+  return mrt(traces, LENGTH, **settings | options)
+
+
+def test_token_weighted_by_hand():
+  # Progress: (.3, .4), (-.1), none. Weights .7·(1 - e/10) + .3 at e = 3, 5:
+  # .79, .65; at e = 4: .72. Price .5: .05 a token.
+  # Gains: .3·.79 - .15 = .087, .4·.65 - .10 = .16; -.1·.72 - .20 = -.272.
+  # Returns: (.247, .16, 0), (-.272, 0), (0).
+  # Baselines, the mean of the other rows that reach the boundary:
+  # at 0: -.136, .1235, -.0125; at 1: 0, .16; at 2: row 0 is alone, 0.
+  # alpha = 2. Answers get r - J_k: .1, -.1, -.2.
+  found = run(alpha=2.0, outcome_mass=0.3, price=0.5)
+  check(
+    found,
+    [
+      row(0.1, (2, 4, 2 * (0.247 + 0.136)), (5, 6, 2 * 0.16), (7, 7, 0.0)),
+      row(-0.1, (2, 5, 2 * (-0.272 - 0.1235)), (6, 6, -2 * 0.16)),
+      # Stopping at boundary 0 earns -b_0, and without an answer r - J_0 too.
+      row(-0.2, (2, 2, 2 * 0.0125 - 0.2)),
+    ],
+  )
+
+
+def test_return_to_go_by_hand():
+  # Returns J_k - J_j: (.7, .4, 0), (-.1, 0), (0); neither weights nor price.
+  # Baselines at 0: -.05, .35, .3; at 1: 0, .4. Scale 1 + alpha = 1.5.
+  found = run(credit='return_to_go', alpha=0.5, price=0.5)
+  check(
+    found,
+    [
+      row(0.1, (2, 4, 1.5 * 0.75), (5, 6, 1.5 * 0.4), (7, 7, 0.0)),
+      row(-0.1, (2, 5, 1.5 * -0.45), (6, 6, 1.5 * -0.4)),
+      row(-0.2, (2, 2, 1.5 * -0.3 - 0.2)),
+    ],
+  )
+
+
+def test_immediate_by_hand():
+  # Leave-one-out outcomes 1, -.5, -.5 on all tokens, plus alpha·progress.
+  found = run(credit='immediate', alpha=0.5)
+  check(
+    found,
+    [
+      row(1.0, (2, 4, 1.15), (5, 6, 1.2)),
+      row(-0.5, (2, 5, -0.55)),
+      row(-0.5),
+    ],
+  )
+
+
+def test_without_a_baseline():
+  # The returns themselves; stopping returns 0.
+  found = run(baseline='none', alpha=1.0, outcome_mass=1.0)
+  check(
+    found,
+    [
+      row(0.1, (2, 4, 0.7), (5, 6, 0.4), (7, 7, 0.0)),
+      row(-0.1, (2, 5, -0.1), (6, 6, 0.0)),
+      row(-0.2, (2, 2, -0.2)),
+    ],
+  )
+
+
+def test_a_marker_without_an_answer_behind_it_is_the_last_act():
+  # As row 1, its response cut right after the marker: r - J_k lands there.
+  cut = measure(
+    [1, 0, 0],
+    TRACES.success,
+    TRACES.episodes.ends,
+    TRACES.episodes.count,
+    TRACES.stop_index,
+    [True, False, False],
+  )
+  found = run(cut, baseline='none')
+  assert found[1, 6] == pytest.approx(-0.1)
+  # A thought that fills the response has no stop token: nothing lands.
+  endless = measure(
+    [1, 0, 0],
+    TRACES.success,
+    TRACES.episodes.ends,
+    TRACES.episodes.count,
+    [7, LENGTH, 2],
+    [True, False, False],
+  )
+  found = run(endless, baseline='none')
+  np.testing.assert_allclose(found[1, 6:], -0.1, rtol=1e-5)
+
+
+@pytest.mark.parametrize('credit', CREDITS)
+def test_alpha_is_not_a_no_op(credit):
+  # Optimizers such as Adam hide a common factor: the ratio of the advantages
+  # of thought and answer must move, not their size alone.
+  ratio = []
+  for alpha in (0.5, 2.0):
+    found = run(credit=credit, alpha=alpha)
+    ratio.append(found[0, 2] / found[0, 9])
+  assert abs(ratio[0] - ratio[1]) > 0.1
+
+
+def test_immediate_progress_telescopes():
+  # What the episodes get beyond the outcome adds up to alpha·(J_k - J_0).
+  alpha = 0.7
+  found = run(credit='immediate', alpha=alpha)
+  own = found[:, 0]
+  extra = (found[0, 3] - own[0]) + (found[0, 6] - own[0])
+  assert extra == pytest.approx(alpha * (0.9 - 0.2), abs=1e-6)
+  assert found[1, 3] - own[1] == pytest.approx(alpha * -0.1, abs=1e-6)
+
+
+def test_weighted_with_all_mass_on_the_outcome_is_return_to_go():
+  weighted = run(credit='token_weighted', alpha=1.5, outcome_mass=1.0)
+  to_go = run(credit='return_to_go', alpha=0.5)
+  np.testing.assert_allclose(weighted, to_go, atol=1e-6)
+
+
+def test_stopping_early_is_learned():
+  # 8 traces of one prompt at boundary 0, policy 'go on' with chance 1/2: four
+  # go on and gain R = .3, four stop. The gradient in the logit of going on is
+  # Σ_on (1 - 1/2)·A + Σ_stop (-1/2)·A_stop.
+  # The mean of the others is 3R/7 for one who went on, 4R/7 for one who
+  # stopped: 4·(R - 3R/7)/2 + 4·(4R/7)/2 = 16R/7.
+  gain = 0.3
+  on = np.array([True] * 4 + [False] * 4)
+  count = on.astype(np.int32)
+  ends = np.stack([np.full(8, 1), 1 + 2 * count], 1)
+  success = np.stack([np.full(8, 0.2), 0.2 + gain * count], 1)
+  traces = measure([0] * 8, success, ends, count, ends[:, 1] + 1, [True] * 8)
+  found = mrt(
+    traces, LENGTH, group_size=8, horizon=10, alpha=1.0, outcome_mass=1.0
+  )
+  first = np.asarray(found[:, 2])  # the token that goes on, or the marker
+  gradient = 0.5 * first[on].sum() - 0.5 * first[~on].sum()
+  assert gradient == pytest.approx(16 * gain / 7, rel=1e-5)
+  # A baseline fitted on and subtracted from those alone who went on: nothing
+  # is left to learn from.
+  returns = advantages.prover_baseline(
+    jnp.asarray([[gain, 0.0]] * 4),
+    jnp.asarray(success[:4], jnp.float32),
+    jnp.asarray(count[:4]),
+  )
+  assert 4 * 0.5 * (gain - returns[0, 0]) == pytest.approx(0, abs=1e-6)
+
+
+def test_grpo_by_hand():
+  # mean .5, std √(1/3) = .577350: .5 / (.577350 + 1e-4) = .865876.
+  traces = outcome_traces([1, 0, 0, 1, 1, 1, 1, 1])
+  found = outcome(traces, 3, group_size=4)
+  expected = [0.865876, -0.865876, -0.865876, 0.865876, 0, 0, 0, 0]
+  np.testing.assert_allclose(found, np.tile(expected, (3, 1)).T, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'baseline, expected',
+  [
+    ('mean', [0.75, -0.25, -0.25, -0.25]),  # Dr. GRPO
+    ('leave_one_out', [1, -1 / 3, -1 / 3, -1 / 3]),  # RLOO
+  ],
+)
+def test_other_group_baselines_by_hand(baseline, expected):
+  traces = outcome_traces([1, 0, 0, 0])
+  found = outcome(traces, 2, group_size=4, baseline=baseline)
+  np.testing.assert_allclose(found, np.tile(expected, (2, 1)).T, rtol=1e-6)
+
+
+def outcome_traces(rewards):
+  rows = len(rewards)
+  zeros = np.zeros((rows, 2), np.int32)
+  return measure(
+    rewards, zeros, zeros, zeros[:, 0], zeros[:, 0], zeros[:, 0] > 0
+  )
+
+
+def test_under_jit_and_over_a_mapped_axis():
+  # Rows spread over a mapped axis share one baseline.
+  whole = run()
+  split = lambda x: x.reshape(3, 1, *x.shape[1:])
+  parts = jax.tree.map(split, TRACES)
+  found = jax.jit(
+    jax.vmap(functools.partial(run, axis_name='rows'), axis_name='rows')
+  )(parts)
+  # A part of one row has itself left out by its own sums alone.
+  np.testing.assert_allclose(found[:, 0], whole, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'call, message',
+  [
+    (lambda: run(credit='eventual'), 'credit'),
+    (lambda: run(baseline='mean'), 'baseline'),
+    (lambda: outcome(TRACES, 3, group_size=3, baseline='median'), 'baseline'),
+    (lambda: outcome(TRACES, 3, group_size=1), 'at least 2'),
+  ],
+)
+def test_unknown_choices_are_refused(call, message):
+  with pytest.raises(ValueError, match=message):
+    call()
