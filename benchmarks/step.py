@@ -145,10 +145,10 @@ def run(config, pairs: int) -> dict:
   )
   batch = jax.tree.map(jnp.asarray, next(problems))
   group = config.rollout.group_size
-  calls = train.make_calls(config, model, task, optimizer, donate=False)
+  calls = train.make_parallel(config, model, task, optimizer)
   key = jax.random.key(1)
-  traces, cache = calls['generate'](params, batch, key)
-  measured = calls['prove'](params, batch, traces, cache, key)
+  traces, cache = calls.generate(params, batch, key)
+  measured = calls.prove(params, batch, traces, cache, key)
   rows = config.rollout.num_prompts * group
   rows //= config.batching.mini_batches * config.batching.micro_batches
   limits = machine_limits(config, rows * traces.tokens.shape[1], pairs)
@@ -165,10 +165,17 @@ def run(config, pairs: int) -> dict:
   )
   exact, sampled = make('exact'), make('sampled')
   two, eight = with_answers(batch, 2, 2), with_answers(batch, 8, 8)
+  box = [calls.put_state(state)]
+
+  def update_once():
+    # The state is donated: each call trains on from where the last one was.
+    box[0], found = calls.update(box[0], traces, measured, None)
+    return found
+
   timed = {
-    'generate': lambda: calls['generate'](params, batch, key),
-    'prove': lambda: calls['prove'](params, batch, traces, cache, key),
-    'update': lambda: calls['update'](state, traces, measured, None),
+    'generate': lambda: calls.generate(params, batch, key),
+    'prove': lambda: calls.prove(params, batch, traces, cache, key),
+    'update': update_once,
     'prove, 2 answers': lambda: exact(params, two, traces, cache, key),
     'prove, 8 answers': lambda: exact(params, eight, traces, cache, key),
     'sampled, 8 branches': lambda: sampled(params, batch, traces, cache, key),

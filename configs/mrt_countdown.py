@@ -88,7 +88,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'b2': 0.95,
     'max_grad_norm': 1.0,
   }
-  config.parallel = {'kind': 'none', 'mesh': {'data': -1}}
+  config.parallel = {
+    'kind': 'none',  # or 'jit' (a mesh), 'pmap' (data parallel)
+    'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},  # devices; -1 is the rest
+  }
   config.eval = {'every': 25, 'num_problems': 512, 'batch_size': 256}
   config.checkpoint = {'every': 10, 'max_to_keep': 2}
   config.log = {'samples_every': 25, 'print_every': 5}

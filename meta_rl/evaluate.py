@@ -206,9 +206,8 @@ def summary(measured: dict[str, np.ndarray], horizon: int) -> dict[str, float]:
   }
 
 
-def describe_traces(batch, traces, measured, *, limit: int) -> list[dict]:
+def describe_traces(traces, measured, *, limit: int) -> list[dict]:
   """Returns sampled traces of a training step as rows of text (host)."""
-  del batch
   arrays = jax.device_get(
     {
       'tokens': traces.tokens[:limit],

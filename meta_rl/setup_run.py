@@ -177,7 +177,14 @@ def parse_flags(argv: list[str]) -> list[str]:
         resolved[i + 1] = env.resolve_config(argv[i + 1])
     except ValueError as error:
       sys.exit(f'error: {error}')
-  return workdir.parse_flags(resolved)
+  try:
+    return workdir.parse_flags(resolved)
+  except SystemExit as error:
+    # ml_collections wraps what `get_config` raises in a whole traceback.
+    head, _, message = str(error.code).rpartition('ValueError: ')
+    if 'Traceback' in head:
+      sys.exit(f'error: {message}')
+    raise
 
 
 def check(config: ml_collections.ConfigDict):

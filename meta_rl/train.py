@@ -35,6 +35,7 @@ from meta_rl import (
   metrics,
   setup_run,
   sft,
+  sharding,
   signals,
   steps,
   update,
@@ -93,15 +94,18 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   base_params = setup_run.initial_params(config)
   optimizer = setup_run.make_optimizer(config)
   state = update.TrainState(
-    params=jax.tree.map(jnp.copy, base_params),
+    params=base_params,
     opt_state=optimizer.init(base_params),
     step=jnp.zeros((), jnp.int32),
     key=jax.random.key(config.seed),
   )
 
   # ---- the jitted calls, each traced once a shape
-  calls = make_calls(config, model, task, optimizer)
+  parallel = make_parallel(config, model, task, optimizer)
+  summarize = make_summarize(config)
   eval_calls = evaluate.make_calls(config, model, task)
+  base_params = parallel.put_params(base_params)
+  state = parallel.put_state(state)
 
   # ---- where it stands: a checkpoint's state beats init_from and the seed
   saver = checkpoint.Checkpointer(
@@ -115,6 +119,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
     first = 0
     if restored is not None:
       first, state, data_state = restored
+      state = parallel.put_state(state)
       problems.set_state(data_state)
       print(f'resuming after step {first} of {config.total_steps}')
     stop = stack.enter_context(signals.GracefulExit())
@@ -136,15 +141,15 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       began = time.perf_counter()
       profiler.before(step)
       with timer('data'):
-        batch = jax.tree.map(jnp.asarray, next(problems))
+        batch = parallel.put_batch(next(problems))
         data_state = problems.get_state()
       state, row, samples = rl_step(
-        calls, state, base_params, batch, config, timer
+        parallel, summarize, state, base_params, batch, timer
       )
       profiler.after(step)
       row['time/step_s'] = time.perf_counter() - began
       row['time/tokens_per_s'] = row['rollout/tokens_sum'] / row['time/step_s']
-      row['compile/count'] = sum(call.traces for call in calls.values())
+      row['compile/count'] = sum(parallel.traces.values()) + summarize.traces
       row |= phase_speeds(timer.metrics(), row)
       metrics.check_finite(step, row, saver.latest_step())
       check_gap(step, row, config.max_log_prob_gap)
@@ -171,71 +176,98 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   return signals.EXIT_OK
 
 
-def make_calls(
-  config, model, task, optimizer, *, donate: bool = True
-) -> dict[str, CountedJit]:
+def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
   """Returns the jitted generate, prove, score and update of a config."""
   rollout, loss = config.rollout, config.loss.to_dict()
   generate, prove = setup_run.make_calls(config, model, task)
+  score = None
+  if config.loss.kl_coef:
+    score = steps.make_score(
+      model, temperature=rollout.temperature, chunk=config.loss.chunk
+    )
   constant = None
   if loss['aggregate'] == 'constant':
     constant = rollout.thinking_budget + 1 + task.answer_length
   loss_fn = steps.make_loss(
     model, temperature=rollout.temperature, constant=constant, **loss
   )
-  step = steps.make_update(
-    loss_fn,
-    optimizer,
-    setup_run.make_advantages(config),
-    **config.batching.to_dict(),
-  )
-  summarize = functools.partial(
-    steps.rollout_metrics,
-    group_size=rollout.group_size,
-    horizon=rollout.thinking_budget,
-    has_success=config.prover.kind != 'none',
-  )
-  calls = {
-    'generate': CountedJit(generate),
-    'prove': CountedJit(prove),
-    'update': CountedJit(step, donate_argnums=0 if donate else ()),
-    'summarize': CountedJit(summarize),
-  }
-  if config.loss.kl_coef:
-    score = steps.make_score(
-      model, temperature=rollout.temperature, chunk=config.loss.chunk
+  algorithm = config.algorithm.to_dict() | {'group_size': rollout.group_size}
+  if algorithm['name'] == 'mrt':
+    algorithm['horizon'] = rollout.thinking_budget
+
+  def make_update(axis_name, spread):
+    # Only MRT's baseline is fitted over all rows; groups lie on one device.
+    over = {'axis_name': axis_name} if algorithm['name'] == 'mrt' else {}
+    return steps.make_update(
+      spread(loss_fn),
+      optimizer,
+      steps.make_advantages(**algorithm, **over),
+      axis_name=axis_name,
+      **config.batching.to_dict(),
     )
-    calls['score'] = CountedJit(score)
-  return calls
+
+  kind = config.parallel.kind
+  mesh = None
+  if kind != 'none':
+    mesh = sharding.make_mesh(**config.parallel.mesh.to_dict())
+  return sharding.parallelize(
+    kind,
+    generate=generate,
+    prove=prove,
+    score=score,
+    make_update=make_update,
+    rows_per_prompt=rollout.group_size,
+    mini_batches=config.batching.mini_batches,
+    mesh=mesh,
+  )
 
 
-def rl_step(calls, state, base_params, batch, config, timer):
+def make_summarize(config) -> CountedJit:
+  """Returns the jitted scalars of a batch of traces."""
+  return CountedJit(
+    functools.partial(
+      steps.rollout_metrics,
+      group_size=config.rollout.group_size,
+      horizon=config.rollout.thinking_budget,
+      has_success=config.prover.kind != 'none',
+    )
+  )
+
+
+def rl_step(parallel, summarize, state, base_params, batch, timer):
   """Runs one step of the loop.
 
+  Args:
+    parallel: of `make_parallel`.
+    summarize: of `make_summarize`.
+    state: before the step; donated.
+    base_params: what the reference log-probs are of.
+    batch: problems, placed.
+    timer: phases are added to it.
+
   Returns:
-    The new state, a dict of float metrics, and (batch, traces, measured) for
-    the samples.
+    The new state, a dict of float metrics, and (traces, measured) for the
+    samples.
   """
   key = jax.random.fold_in(state.key, state.step)
   sample_key, prove_key = jax.random.split(key)
   with timer('generate'):
-    traces, cache = calls['generate'](state.params, batch, sample_key)
+    traces, cache = parallel.generate(state.params, batch, sample_key)
     jax.block_until_ready(traces)
   with timer('prove'):
-    measured = calls['prove'](state.params, batch, traces, cache, prove_key)
+    measured = parallel.prove(state.params, batch, traces, cache, prove_key)
     jax.block_until_ready(measured)
-  del cache
+  del cache  # before the update, which needs the memory
   reference = None
-  if 'score' in calls:
+  if parallel.score is not None:
     with timer('score'):
-      reference = calls['score'](base_params, traces)
+      reference = parallel.score(base_params, traces)
       jax.block_until_ready(reference)
   with timer('update'):
-    state, sums = calls['update'](state, traces, measured, reference)
-    row = calls['summarize'](traces, measured)
-    row, sums = jax.device_get((row, sums))
+    state, sums = parallel.update(state, traces, measured, reference)
+    row, sums = jax.device_get((summarize(traces, measured), sums))
   row = {name: float(value) for name, value in row.items()}
-  return state, row | update.to_scalars(sums), (batch, traces, measured)
+  return state, row | update.to_scalars(sums), (traces, measured)
 
 
 def phase_speeds(seconds: dict[str, float], row: dict[str, float]) -> dict:

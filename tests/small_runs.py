@@ -1,0 +1,123 @@
+"""A plugin for the tests of the commands: runs that take a second or two.
+
+A test module asks for it with `pytest_plugins = ['small_runs']`. Runs share one
+small dataset, and the compile cache holds each program once: all are of the
+shapes of the `:tiny` configs.
+"""
+
+import contextlib
+import io
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from meta_rl import evaluate, metrics, train
+from meta_rl.configs import grpo_countdown, mrt_countdown, sft_countdown
+
+CONFIGS = {
+  'mrt': mrt_countdown,
+  'grpo': grpo_countdown,
+  'sft': sft_countdown,
+}
+
+
+def make_config(name, arg='tiny', **changes):
+  """A config; `changes` are dotted keys with '__' for the dot."""
+  config = CONFIGS[name].get_config(arg)
+  # Fewer problems: the dataset is built in a second.
+  config.update_from_flattened_dict({'task.high': 8})
+  config.update_from_flattened_dict(
+    {key.replace('__', '.'): value for key, value in changes.items()}
+  )
+  return config
+
+
+def run(config, folder, **options):
+  """Trains; returns exit code, stdout and stderr, and the rows of metrics."""
+  out, err = io.StringIO(), io.StringIO()
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    code = train.run(config, str(folder), **options)
+  path = folder / 'metrics.jsonl'
+  return types.SimpleNamespace(
+    code=code,
+    out=out.getvalue(),
+    err=err.getvalue(),
+    rows=metrics.read_metrics(path) if path.exists() else [],
+    folder=folder,
+  )
+
+
+def equal(a, b):
+  """Whether two pytrees are the same bit for bit, PRNG keys included."""
+  plain = lambda x: (
+    jax.random.key_data(x)
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    else x
+  )
+  left, right = jax.tree.leaves(a), jax.tree.leaves(b)
+  return len(left) == len(right) and all(
+    x.dtype == y.dtype and np.array_equal(plain(x), plain(y))
+    for x, y in zip(left, right)
+  )
+
+
+@pytest.fixture(scope='session')
+def small_data(tmp_path_factory):
+  """The folder of the datasets that the session's runs share."""
+  return tmp_path_factory.mktemp('data')
+
+
+@contextlib.contextmanager
+def quick(data):
+  """Datasets in `data`, and little optimisation.
+
+  What the programs compute counts here, and most of a small run's time goes to
+  compiling them.
+  """
+  before = jax.config.read('jax_disable_most_optimizations')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('META_RL_DATA', str(data))
+    patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+    jax.config.update('jax_disable_most_optimizations', True)
+    try:
+      yield
+    finally:
+      jax.config.update('jax_disable_most_optimizations', before)
+
+
+@pytest.fixture(scope='module')
+def small(small_data):
+  """`config`, `run` and `equal`, under `quick`."""
+  with quick(small_data):
+    yield types.SimpleNamespace(config=make_config, run=run, equal=equal)
+
+
+@pytest.fixture(scope='session')
+def trained(small_data, tmp_path_factory):
+  """Four steps of MRT: `run`'s result, `config`, and `calls`, its jitted calls.
+
+  It saves after steps 3 and 4.
+  """
+  config, calls = make_config('mrt', checkpoint__every=3), {}
+  with quick(small_data), pytest.MonkeyPatch.context() as patch:
+    for module, prefix in ((train, ''), (evaluate, 'eval_')):
+      patch.setattr(
+        module, 'make_calls', recording(module.make_calls, calls, prefix)
+      )
+    result = run(config, tmp_path_factory.mktemp('trained') / 'mrt')
+  assert result.code == 0, result.err
+  result.config, result.calls = config, calls
+  return result
+
+
+def recording(make_calls, calls, prefix):
+  """`make_calls` that also puts what it returns into `calls`."""
+
+  def make(*args, **options):
+    made = make_calls(*args, **options)
+    calls.update({prefix + name: call for name, call in made.items()})
+    return made
+
+  return make
