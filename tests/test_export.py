@@ -1,0 +1,94 @@
+"""Export of a run's weights, and starting from them."""
+
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from meta_rl import export, setup_run, weights
+
+pytest_plugins = ['small_runs']
+
+
+def params_of(run, which):
+  """The parameters of a run's checkpoint."""
+  like = setup_run.abstract_params(run.config)
+  return weights.init_from(f'{run.folder}@{which}', like)
+
+
+def start_from(run, source):
+  """The parameters that a run with `init_from=source` starts with."""
+  config = run.config.copy_and_resolve_references()
+  config.init_from = str(source)
+  return setup_run.initial_params(config)
+
+
+def test_round_trip(trained, small, tmp_path):
+  file = tmp_path / 'policy.safetensors'
+  metadata = export.export(trained.folder, str(file), which='last', dtype=None)
+  assert small.equal(start_from(trained, file), params_of(trained, 'last'))
+  _, stored = weights.load_safetensors(file)
+  assert stored == metadata
+  assert (metadata['format'], metadata['step']) == ('meta_rl', '4')
+  assert metadata['seed'] == str(trained.config.seed)
+  assert json.loads(metadata['config']) == trained.config.to_dict()
+  scores = json.loads(metadata['scores'])
+  last = trained.rows[-1]
+  assert scores == {k: v for k, v in last.items() if k.startswith('eval/')}
+  assert 'eval/regret_token_weighted' in scores
+
+
+def test_a_run_folder_itself_is_a_start(trained, small):
+  assert small.equal(
+    start_from(trained, f'{trained.folder}@last'), params_of(trained, 'last')
+  )
+
+
+def test_half_precision(trained, tmp_path):
+  whole, half = tmp_path / 'f32.safetensors', tmp_path / 'f16.safetensors'
+  export.export(trained.folder, str(whole), which='last', dtype=None)
+  export.export(trained.folder, str(half), which='last', dtype='float16')
+  assert half.stat().st_size < 0.7 * whole.stat().st_size
+  exact = jax.tree.leaves(params_of(trained, 'last'))
+  for x, y in zip(exact, jax.tree.leaves(start_from(trained, half))):
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6)
+
+
+def test_the_best_checkpoint(trained, tmp_path):
+  """Only steps that were evaluated have a score: here step 4 of 3 and 4."""
+  file = tmp_path / 'best.safetensors'
+  found = export.export(trained.folder, str(file), which='best', dtype=None)
+  assert found['step'] == '4'
+
+
+def test_the_command(trained, tmp_path, monkeypatch, capsys):
+  file = tmp_path / 'policy.safetensors'
+  flags = types.SimpleNamespace(
+    workdir=str(trained.folder), out=str(file), which='last', dtype=None
+  )
+  monkeypatch.setattr(export, 'FLAGS', flags)
+  export.main(['export'])
+  assert f'{file}: step 4, scores' in capsys.readouterr().out
+  flags.workdir = str(tmp_path / 'none')
+  with pytest.raises(SystemExit) as error:
+    export.main(['export'])
+  assert error.value.code == 1
+  line = capsys.readouterr().err
+  assert line.startswith('error: ')
+  assert line.count('\n') == 1
+  assert 'holds no config.json' in line
+
+
+def test_a_run_without_a_checkpoint(tmp_path):
+  (tmp_path / 'config.json').write_text(
+    json.dumps({'model': {'vocab_size': 8, 'num_layers': 1, 'width': 4,
+                          'num_heads': 1, 'ffn_width': 4}})
+  )  # fmt: skip
+  with pytest.raises(ValueError, match='holds no checkpoint yet'):
+    export.export(
+      tmp_path, str(tmp_path / 'x.safetensors'), which='last', dtype=None
+    )
+  assert not (tmp_path / 'x.safetensors').exists()
