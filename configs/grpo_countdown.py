@@ -24,6 +24,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config = mrt_countdown.get_config(','.join(scale))
   config.name = 'GRPO'
   config.algorithm = {'name': 'outcome', 'baseline': 'mean_std'}
+  config.loss.aggregate = 'sequence_mean'
   if 'dr' in args:
     config.name = 'Dr. GRPO'
     config.algorithm.baseline = 'mean'

@@ -121,6 +121,7 @@ def make_calls(config, model, task) -> dict[str, CountedJit]:
       batch['answers'],
       batch['answer_mask'],
       stop_ids=task.stop_ids,
+      temperature=config.rollout.temperature,
       cache=cache,
     )
     return success, found

@@ -46,6 +46,7 @@ def exact(
   answer_mask: Array,
   *,
   stop_ids: Sequence[int],
+  temperature: float = 1.0,
   cache: TraceCache | None = None,
   block_rows: int = 16,
   block_pairs: int = 16,
@@ -71,6 +72,7 @@ def exact(
     answer_mask: bool[B,S,A], True on an answer and its EOS; an all-False row
       adds 0.
     stop_ids: m tokens, forced after the prefix and not scored.
+    temperature: > 0, at which the prover answers.
     cache: the traces' KV cache, as `generate(return_cache=True)` gives it;
       None: the traces are prefilled once here.
     block_rows, block_pairs: size of a block; they change speed and memory only.
@@ -83,6 +85,8 @@ def exact(
   )
   _check(tokens, token_mask, ends, stop_ids)
   _check_answers(tokens, answers, answer_mask)
+  if not temperature > 0:
+    raise ValueError(f'prover: temperature={temperature}, must be > 0.')
   rows, width = ends.shape
   num_answers, length = answers.shape[1:]
   stop = jnp.asarray(tuple(stop_ids), jnp.int32)
@@ -123,7 +127,8 @@ def exact(
       probe_mask(end, query, cache.used, slots),
     )
     features = features.reshape(*pair.shape, query, -1)[:, :, len(stop) - 1 :]
-    log_probs, _ = log_softmax_at(_unembed(model, params, features), answer)
+    logits = _unembed(model, params, features) / temperature
+    log_probs, _ = log_softmax_at(logits, answer)
     total = jnp.where(scored, log_probs, 0.0).sum(-1)
     return jnp.where(wanted, jnp.exp(total), 0.0)
 

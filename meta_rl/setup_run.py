@@ -151,11 +151,18 @@ def make_calls(config, model: Model, task: Task, *, group_size=None):
   return generate, prove
 
 
-def make_advantages(config: ml_collections.ConfigDict):
-  """Returns `(Measured, T) -> f32[B,T]` of `config.algorithm`."""
+def make_advantages(config: ml_collections.ConfigDict, *, axis_name=None):
+  """Returns `(Measured, T) -> f32[B,T]` of `config.algorithm`.
+
+  Args:
+    config: an RL config.
+    axis_name: of a mapped data axis.
+  """
   options = config.algorithm.to_dict()
   if options['name'] == 'mrt':
     options['horizon'] = config.rollout.thinking_budget
+    # Its baseline is fitted over all rows; a group lies on one device.
+    options['axis_name'] = axis_name
   return steps.make_advantages(**options, group_size=config.rollout.group_size)
 
 
@@ -218,6 +225,16 @@ def check(config: ml_collections.ConfigDict):
 def check_rl(config: ml_collections.ConfigDict):
   """Raises ValueError, in one line, for sizes that cannot work together."""
   rollout, batching = config.rollout, config.batching
+  if rollout.top_p is not None or rollout.top_k is not None:
+    raise ValueError(
+      f'rollout.top_p={rollout.top_p} and top_k={rollout.top_k}: training '
+      'scores the full softmax, so the policy that samples must not be '
+      'truncated; set both to None (they are for evaluation).'
+    )
+  if not rollout.temperature > 0:
+    raise ValueError(
+      f'rollout.temperature={rollout.temperature}: training needs it above 0.'
+    )
   needs_group = (
     config.algorithm.name == 'outcome'
     or config.algorithm.get('credit') == 'immediate'

@@ -121,7 +121,7 @@ def make_prove(
     kind: 'exact' (sums the accepted answers' likelihood), 'sampled' (means of
       `num_branches` answers) or 'none' (J is 0 everywhere: outcome only).
     num_branches: M of the sampled prover.
-    temperature: of the sampled prover.
+    temperature: at which the prover answers, that of the rollout.
   """
   if kind not in (*PROVERS, 'none'):
     raise ValueError(
@@ -169,7 +169,9 @@ def make_prove(
   return prove
 
 
-def _exact(model, params, traces, ends, rows, cache, key, *, task, **_):
+def _exact(
+  model, params, traces, ends, rows, cache, key, *, task, temperature, **_
+):
   del key
   return prover.exact(
     model,
@@ -180,6 +182,7 @@ def _exact(model, params, traces, ends, rows, cache, key, *, task, **_):
     rows['answers'],
     rows['answer_mask'],
     stop_ids=task.stop_ids,
+    temperature=temperature,
     cache=cache,
   )
 

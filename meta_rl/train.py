@@ -191,17 +191,12 @@ def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
   loss_fn = steps.make_loss(
     model, temperature=rollout.temperature, constant=constant, **loss
   )
-  algorithm = config.algorithm.to_dict() | {'group_size': rollout.group_size}
-  if algorithm['name'] == 'mrt':
-    algorithm['horizon'] = rollout.thinking_budget
 
   def make_update(axis_name, spread):
-    # Only MRT's baseline is fitted over all rows; groups lie on one device.
-    over = {'axis_name': axis_name} if algorithm['name'] == 'mrt' else {}
     return steps.make_update(
       spread(loss_fn),
       optimizer,
-      steps.make_advantages(**algorithm, **over),
+      setup_run.make_advantages(config, axis_name=axis_name),
       axis_name=axis_name,
       **config.batching.to_dict(),
     )

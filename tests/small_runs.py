@@ -96,28 +96,30 @@ def small(small_data):
 
 @pytest.fixture(scope='session')
 def trained(small_data, tmp_path_factory):
-  """Four steps of MRT: `run`'s result, `config`, and `calls`, its jitted calls.
+  """Four steps of MRT: `run`'s result, its `config`, and `traces`.
 
-  It saves after steps 3 and 4.
+  `traces` says how often each jitted call was traced. It saves after steps 3
+  and 4.
   """
-  config, calls = make_config('mrt', checkpoint__every=3), {}
+  config, made = make_config('mrt', checkpoint__every=3), []
   with quick(small_data), pytest.MonkeyPatch.context() as patch:
-    for module, prefix in ((train, ''), (evaluate, 'eval_')):
-      patch.setattr(
-        module, 'make_calls', recording(module.make_calls, calls, prefix)
-      )
+    for module, name in ((train, 'make_parallel'), (evaluate, 'make_calls')):
+      patch.setattr(module, name, kept(getattr(module, name), made))
     result = run(config, tmp_path_factory.mktemp('trained') / 'mrt')
   assert result.code == 0, result.err
-  result.config, result.calls = config, calls
+  parallel, calls = made
+  result.config = config
+  result.traces = parallel.traces | {
+    f'eval_{name}': call.traces for name, call in calls.items()
+  }
   return result
 
 
-def recording(make_calls, calls, prefix):
-  """`make_calls` that also puts what it returns into `calls`."""
+def kept(make, made):
+  """`make`, which also puts what it makes into the list `made`."""
 
-  def make(*args, **options):
-    made = make_calls(*args, **options)
-    calls.update({prefix + name: call for name, call in made.items()})
-    return made
+  def keep(*args, **options):
+    made.append(make(*args, **options))
+    return made[-1]
 
-  return make
+  return keep

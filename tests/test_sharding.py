@@ -361,12 +361,15 @@ def test_optimizer_state_lies_like_its_parameter():
   adam = placed.opt_state[1][0]
   assert specs(adam.mu) == specs(adam.nu) == specs(placed.params)
   assert adam.count.spec == placed.step.spec == PartitionSpec()
-  # Factored moments have other shapes: whole, though their names match.
+  # Factored moments [layers,width] have other shapes than [layers,width,ffn]:
+  # whole, though their names match and their rank is that of one layer's.
+  _, params = shapes(scan_layers=True)
   factored = jax.eval_shape(
     optax.scale_by_factored_rms(min_dim_size_to_factor=2).init, params
   )
   placed = sharding.optimizer_shardings(factored, params, mesh)
-  assert specs(placed.v_row)['layers_0/gate/kernel'] == ()
+  assert specs(placed.v_row)['layers/gate/kernel'] == ()
+  assert factored.v_row['layers']['gate']['kernel'].shape == (2, 8)
   assert jax.tree.structure(placed) == jax.tree.structure(factored)
 
 

@@ -1,0 +1,204 @@
+"""Bad input to the commands: one clear line, exit code 1, nothing left behind.
+
+Each line says what was given, what is allowed, and where it is not obvious what
+to do.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from meta_rl import checkpoint, setup_run, signals, weights, workdir
+
+pytest_plugins = ['small_runs']
+
+
+def refused(result):
+  """The one line with which a run was refused."""
+  assert result.code == signals.EXIT_ERROR
+  (line,) = result.err.splitlines()
+  assert line.startswith('error: ')
+  assert 'Traceback' not in line
+  return line
+
+
+# name of the config, changed keys, parts of the line
+SIZES = [
+  ('mrt', {'rollout__thinking_budget': 8}, 'thinking_budget=8', '9 tokens'),
+  ('grpo', {'rollout__group_size': 1}, 'rollout.group_size=1', 'at least 2'),
+  (
+    'mrt',
+    {'rollout__group_size': 1, 'algorithm__credit': 'immediate'},
+    'rollout.group_size=1',
+    'at least 2',
+  ),
+  ('mrt', {'rollout__num_prompts': 3}, '3 prompts x 4', 'mini_batches=2'),
+  ('mrt', {'batching__micro_batches': 5}, 'micro_batches=5', '4 prompts x 4'),
+  ('mrt', {'model__vocab_size': 100}, 'model.vocab_size=100', '116'),
+  ('mrt', {'model__width': 15}, 'width=15', 'num_heads=2'),
+  ('mrt', {'rollout__temperature': -1.0}, 'temperature=-1.0', '> 0'),
+  ('mrt', {'rollout__temperature': 0.0}, 'temperature=0.0', '> 0'),
+  ('mrt', {'loss__chunk': 0}, 'loss.chunk=0', '>= 1, or None'),
+  ('mrt', {'algorithm__outcome_mass': 2.0}, 'outcome_mass', '<= 1'),
+  ('mrt', {'algorithm__price': -1.0}, 'price', '>= 0'),
+  ('mrt', {'prover__kind': 'none'}, "name='mrt' needs a prover", "'sampled'"),
+  *(
+    ('mrt', {key.replace('.', '__'): 0}, f'{key}=0', 'allowed is >= 1')
+    for key in setup_run._COUNTS
+  ),
+]
+CHOICES = [
+  ('mrt', {'algorithm__name': 'ppo'}, 'algorithm.name', "'mrt', 'sft'"),
+  ('mrt', {'algorithm__credit': 'all'}, 'algorithm.credit', 'return_to_go'),
+  ('mrt', {'algorithm__baseline': 'x'}, 'baseline', "'prover', 'none'"),
+  ('grpo', {'algorithm__baseline': 'x'}, 'baseline', 'leave_one_out'),
+  ('mrt', {'prover__kind': 'oracle'}, "kind 'oracle'", "'exact', 'sampled'"),
+  ('mrt', {'loss__aggregate': 'sum'}, 'loss.aggregate', 'token_mean'),
+  ('mrt', {'loss__surrogate': 'x'}, 'loss.surrogate', 'cispo'),
+  ('mrt', {'loss__ratio': 'x'}, 'loss.ratio', 'sequence'),
+  ('mrt', {'loss__kl_estimator': 'k4'}, 'loss.kl_estimator', 'k3'),
+  ('mrt', {'task__name': 'chess'}, "task.name='chess'", 'countdown'),
+  ('mrt', {'optimizer__schedule': 'x'}, "schedule='x'", 'cosine'),
+  ('mrt', {'parallel__kind': 'x'}, "'x'", 'pmap'),
+  ('sft', {'data__source': 'web'}, "data.source='web'", 'traces, jsonl'),
+  ('sft', {'data__pattern': ('x',)}, 'data.pattern', 'long, short'),
+  ('sft', {'data__pattern': ()}, 'data.pattern', 'long, short'),
+]
+DATA = [
+  ('mrt', {'eval__num_problems': 10**6}, 'num_problems=1000000', 'holds'),
+  ('mrt', {'rollout__num_prompts': 10**6}, '1000000', 'lower batch_size'),
+  ('mrt', {'task__ops': '^'}, "ops '^'", '+-*/'),
+  ('mrt', {'task__n': 9}, '9 numbers', '2 to 5'),
+  ('mrt', {'optimizer__learning_rate': -1.0}, 'learning_rate=-1.0', '> 0'),
+  ('mrt', {'optimizer__learning_rate': float('inf')}, 'learning_rate=inf', '>'),
+  ('sft', {'data__source': 'jsonl'}, 'data.path', 'JSONL'),
+  (
+    'sft',
+    {'data__source': 'jsonl', 'data__path': 'none.jsonl'},
+    'none.jsonl',
+    'No such file',
+  ),
+  ('sft', {'batching__micro_batches': 3}, 'batch_size=8', 'micro_batches=3'),
+  ('sft', {'data__traces__max_episodes': 100}, '448', 'raise length'),
+]
+
+
+@pytest.mark.parametrize(
+  'name, changes, given, allowed', SIZES + CHOICES + DATA
+)
+def test_a_config_that_cannot_work(
+  name, changes, given, allowed, small, tmp_path
+):
+  config = small.config(name, **changes)
+  line = refused(small.run(config, tmp_path / 'run'))
+  assert given in line
+  assert allowed in line
+  # The mended command may use the same folder.
+  assert workdir.read_config(tmp_path / 'run') is None
+
+
+@pytest.mark.parametrize(
+  'source, message',
+  [
+    ('asset:none', "init_from='asset:none': no such asset"),
+    ('none.safetensors', 'weights file none.safetensors does not exist'),
+    ('none', "init_from='none' is neither a .safetensors file nor a run"),
+  ],
+)
+def test_a_missing_start(source, message, small, tmp_path):
+  config = small.config('mrt', init_from=source)
+  assert message in refused(small.run(config, tmp_path / 'run'))
+
+
+def test_a_foreign_start(small, tmp_path):
+  wide = setup_run.initial_params(small.config('mrt', model__width=24))
+  file = tmp_path / 'wide.safetensors'
+  weights.save_safetensors(file, wide)
+  config = small.config('mrt', init_from=str(file))
+  line = refused(small.run(config, tmp_path / 'run'))
+  assert 'has shape' in line
+  assert 'this model needs' in line
+  file.write_bytes(b'no weights at all')
+  line = refused(small.run(config, tmp_path / 'run'))
+  assert 'is not a safetensors file' in line
+  config = small.config('mrt', init_from=str(tmp_path))
+  line = refused(small.run(config, tmp_path / 'run'))
+  assert 'is a folder without a checkpoint' in line
+
+
+def test_a_foreign_checkpoint(trained, small, tmp_path):
+  """Of the folder of another model, put under this config."""
+  folder = tmp_path / 'run'
+  folder.mkdir()
+  (folder / 'checkpoints').symlink_to(trained.folder / 'checkpoints')
+  config = small.config('mrt', model__width=24)
+  line = refused(small.run(config, folder))
+  assert 'checkpoint of step 4' in line
+  assert 'does not fit' in line
+  # It is whole: nothing was set aside.
+  with checkpoint.Checkpointer(
+    trained.folder / 'checkpoints', read_only=True
+  ) as saver:
+    assert saver.all_steps() == [3, 4]
+
+
+def test_another_config_in_the_folder(trained, small):
+  config = small.config(
+    'mrt', checkpoint__every=3, optimizer__learning_rate=1.0
+  )
+  line = refused(small.run(config, trained.folder))
+  assert 'optimizer.learning_rate: 0.0001 -> 1.0' in line
+  assert '--allow_change=optimizer.learning_rate' in line
+  assert workdir.read_config(trained.folder) == trained.config.to_dict()
+
+
+def test_a_folder_that_is_a_file(small, tmp_path):
+  (tmp_path / 'file').write_text('x')
+  line = refused(small.run(small.config('mrt'), tmp_path / 'file' / 'run'))
+  assert 'is a file, or lies under one' in line
+
+
+def test_a_folder_in_use(small, tmp_path):
+  config = small.config('mrt')
+  with workdir.open_workdir(tmp_path / 'run', config.to_dict()):
+    line = refused(small.run(config, tmp_path / 'run'))
+  assert 'is in use by another run' in line
+  assert workdir.read_config(tmp_path / 'run') is not None
+
+
+@pytest.mark.parametrize('span', ['3', '3:', 'a:b', '5:3', '0:2', '1:2:3'])
+def test_profile_steps(span, small, tmp_path):
+  result = small.run(small.config('mrt'), tmp_path / 'run', profile_steps=span)
+  assert f'profile_steps={span!r}: give first:last' in refused(result)
+
+
+COMMANDS = [
+  (
+    ['train', '--config=mrt_countdown:tiny', '--config.rollot.top_k=1'],
+    'unknown config key rollot.top_k: did you mean rollout',
+  ),
+  (['train', '--config=mrt_countdown:tinny'], "unknown argument 'tinny'"),
+  (['train', '--config=mrt_cuontdown'], "no config 'mrt_cuontdown'"),
+]
+
+
+@pytest.mark.parametrize('arguments, message', COMMANDS)
+def test_flags_that_cannot_be_used(arguments, message, tmp_path):
+  """From the command line itself, whose flags ml_collections reads."""
+  result = subprocess.run(
+    [sys.executable, '-m', f'meta_rl.{arguments[0]}', *arguments[1:]]
+    + [f'--workdir={tmp_path / "run"}'],
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    cwd=tmp_path,
+    stdin=subprocess.DEVNULL,
+    capture_output=True,
+    text=True,
+    timeout=240,
+  )
+  assert result.returncode == signals.EXIT_ERROR
+  (line,) = result.stderr.splitlines()
+  assert line.startswith(f'error: {message}')
+  assert not (tmp_path / 'run').exists()

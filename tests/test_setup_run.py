@@ -1,0 +1,192 @@
+"""From a config to its parts."""
+
+import types
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from meta_rl import algorithms, models, setup_run, weights, workdir
+from meta_rl.tasks import countdown
+from meta_rl.types import Episodes
+
+pytest_plugins = ['small_runs']
+
+
+def test_datasets_go_where_the_environment_says(monkeypatch, tmp_path):
+  monkeypatch.setenv('META_RL_DATA', str(tmp_path))
+  assert setup_run.data_dir() == tmp_path
+  monkeypatch.delenv('META_RL_DATA')
+  assert setup_run.data_dir() == Path.home() / '.cache/meta_rl/data'
+
+
+def test_problems_are_those_of_the_config(small):
+  config = small.config('mrt')
+  records = setup_run.load_problems(config, 'train')
+  assert len(records) > 100
+  for record in (records[0], records[len(records) - 1]):
+    numbers = np.asarray(record['numbers'])
+    assert numbers.shape == (config.task.n,)
+    assert (config.task.low <= numbers).all()
+    assert (numbers <= config.task.high).all()
+    assert 1 <= int(record['num_answers']) <= config.task.max_answers
+  names = [len(setup_run.load_problems(config, s)) for s in countdown.SPLITS]
+  assert names[0] == len(records)
+
+
+def test_parameters_of_a_seed(small):
+  one = setup_run.initial_params(small.config('mrt'))
+  assert small.equal(one, setup_run.initial_params(small.config('mrt')))
+  other = setup_run.initial_params(small.config('mrt', seed=1))
+  assert not small.equal(one, other)
+  shapes = setup_run.abstract_params(small.config('mrt'))
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), one) == jax.tree.map(
+    lambda x: (x.shape, x.dtype), shapes
+  )
+  assert all(
+    isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(shapes)
+  )
+
+
+def test_parameters_of_a_file(small, tmp_path):
+  config = small.config('mrt', seed=3)
+  params = setup_run.initial_params(config)
+  weights.save_safetensors(tmp_path / 'x.safetensors', params)
+  config = small.config('mrt', init_from=str(tmp_path / 'x.safetensors'))
+  assert small.equal(setup_run.initial_params(config), params)
+
+
+@pytest.mark.parametrize('arg', ['', 'hard'])
+def test_shipped_base_policies_fit_their_configs(arg, small):
+  config = small.config('mrt', arg)
+  name = config.init_from.removeprefix(weights.ASSET_PREFIX)
+  if name in weights.asset_names():
+    params = setup_run.initial_params(config)
+    assert models.num_params(params) > 400_000
+  else:
+    with pytest.raises(ValueError, match='no such asset'):
+      setup_run.initial_params(config)
+
+
+def test_the_schedule_spans_all_optimizer_steps(small):
+  """total_steps x mini_batches x epochs updates, not total_steps."""
+  config = small.config(
+    'mrt',
+    total_steps=3,
+    batching__epochs=2,
+    optimizer__schedule='linear',
+    optimizer__max_grad_norm=None,
+  )
+  assert config.batching.mini_batches == 2
+  optimizer = setup_run.make_optimizer(config)
+  params = {'w': np.ones((2, 2), np.float32)}
+  state, sizes = optimizer.init(params), []
+  for _ in range(12):
+    updates, state = optimizer.update(params, state, params)
+    sizes.append(float(optax.global_norm(updates)))
+  # Adam's step on a constant gradient is the learning rate, in each of the 4
+  # entries: lr (1 - i/12) x 2.
+  wanted = [2 * 1e-4 * (1 - i / 12) for i in range(12)]
+  np.testing.assert_allclose(sizes, wanted, rtol=1e-4)
+
+
+def test_advantages_know_the_horizon_and_the_group(small):
+  measured = algorithms.Measured(
+    rewards=np.array([1.0, 0, 0, 0], np.float32),
+    success=np.array([[0.0, 0.5]] * 4, np.float32),
+    episodes=Episodes(np.array([[6, 15]] * 4), np.array([1] * 4)),
+    stop_index=np.array([16] * 4),
+    answered=np.ones(4, bool),
+  )
+  config = small.config(
+    'mrt', algorithm__baseline='none', prover__max_episodes=1
+  )
+  found = setup_run.make_advantages(config)(measured, 20)
+  # w = (1 - 0.3) (1 - 9/27) + 0.3, times the progress 0.5.
+  np.testing.assert_allclose(
+    found[0, 7:16], 0.5 * (0.7 * 2 / 3 + 0.3), rtol=1e-5
+  )
+  config = small.config('grpo', 'rloo,tiny')
+  found = setup_run.make_advantages(config)(measured, 20)
+  # Leave one out: 1 - 0, and 0 - 1/3.
+  np.testing.assert_allclose(
+    found[:, 0], [1, -1 / 3, -1 / 3, -1 / 3], rtol=1e-5
+  )
+
+
+def test_calls_of_one_trace_a_problem(small):
+  """`group_size` stands above the config's."""
+  config = small.config('mrt')
+  task = setup_run.make_task(config)
+  model = setup_run.make_model(config, task)
+  generate, _ = setup_run.make_calls(config, model, task, group_size=1)
+  batch = {
+    'prompts': np.ones((2, 7), np.int32),
+    'prompt_mask': np.ones((2, 7), bool),
+  }
+  args = setup_run.abstract_params(config), batch, jax.random.key(0)
+  traces, _ = jax.eval_shape(generate, *args)
+  # 7 of the prompt, 27 of thought, the marker, 6 of the answer.
+  assert traces.tokens.shape == (2, 41)
+  generate, _ = setup_run.make_calls(config, model, task)
+  assert jax.eval_shape(generate, *args)[0].tokens.shape == (8, 41)
+
+
+def test_stack():
+  records = [{'a': np.array([1, 2]), 'b': np.array(i)} for i in range(3)]
+  batch = setup_run.stack(records)
+  assert batch['a'].tolist() == [[1, 2]] * 3
+  assert batch['b'].tolist() == [0, 1, 2]
+
+
+def test_check_leaves_a_good_config_alone(small):
+  for name in ('mrt', 'grpo', 'sft'):
+    config = small.config(name)
+    before = config.to_dict()
+    setup_run.check(config)
+    assert config.to_dict() == before
+
+
+def test_one_trace_a_prompt_goes_with_the_prover_as_baseline(small):
+  """A group of one has nothing to compare with, the prover has J."""
+  config = small.config('mrt', rollout__group_size=1)
+  setup_run.check(config)
+
+
+def test_config_names_are_resolved_in_flags(monkeypatch):
+  seen = []
+  monkeypatch.setattr(workdir, 'parse_flags', lambda argv: seen.append(argv))
+  setup_run.parse_flags(['x', '--config=mrt_countdown:tiny', '--config.seed=1'])
+  setup_run.parse_flags(['x', '-config', 'configs/mrt_countdown.py', '--base'])
+  setup_run.parse_flags(['x', '--workdir=mrt_countdown', 'config'])
+  by_equals, by_space, untouched = seen
+  folder = setup_run.env.configs_dir()
+  assert by_equals[1] == f'--config={folder}/mrt_countdown.py:tiny'
+  assert by_equals[2] == '--config.seed=1'
+  assert Path(by_space[2]).samefile(folder / 'mrt_countdown.py')
+  assert untouched == ['x', '--workdir=mrt_countdown', 'config']
+
+
+def test_a_refused_flag_is_one_line(monkeypatch):
+  with pytest.raises(SystemExit) as error:
+    setup_run.parse_flags(['x', '--config=mrt_cuontdown'])
+  assert "error: no config 'mrt_cuontdown'" in str(error.value.code)
+
+  def wrapped(argv):
+    raise SystemExit(
+      'error: Traceback (most recent call last): File "x", in get_config '
+      "ValueError: unknown argument 'tinny': allowed are hard and tiny."
+    )
+
+  monkeypatch.setattr(workdir, 'parse_flags', wrapped)
+  with pytest.raises(SystemExit) as error:
+    setup_run.parse_flags(['x'])
+  assert error.value.code == (
+    "error: unknown argument 'tinny': allowed are hard and tiny."
+  )
+  monkeypatch.setattr(
+    workdir, 'parse_flags', lambda argv: types.SimpleNamespace(argv=argv)
+  )
+  assert setup_run.parse_flags(['x']).argv == ['x']
