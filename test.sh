@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . launch/venv.sh
 
-FULL_EXTRAS=test,tasks,tpu,docs,colab
+FULL_EXTRAS=test,tasks
 
 if [ "${1:-}" = full ]; then
   shift

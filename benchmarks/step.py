@@ -131,7 +131,7 @@ def with_answers(batch: dict, mean: int, width: int) -> dict:
 
 def run(config, pairs: int) -> dict:
   """Returns every figure of this benchmark as one dict."""
-  setup_run.check_rl(config)
+  setup_run.check(config)
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
   params = setup_run.initial_params(config)

@@ -1,8 +1,8 @@
 r"""GRPO on Countdown: the outcome-reward control of `mrt_countdown.py`.
 
 Group-relative policy optimisation (Shao et al. 2024, arXiv 2402.03300): one
-advantage a trace, (r - mean) / std within the group. Everything else, problems
-and tokens included, is that of the MRT config.
+advantage a trace, (r - mean) / std within the group, and the loss a mean within
+each trace first, as published. Everything else is that of the MRT config.
 
     python -m meta_rl.train --config=configs/grpo_countdown.py \
       --workdir=runs/grpo

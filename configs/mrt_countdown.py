@@ -95,7 +95,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},  # devices; -1 is the rest
   }
   config.eval = {'every': 25, 'num_problems': 512, 'batch_size': 256}
-  config.checkpoint = {'every': 10, 'max_to_keep': 2}
+  # Divides eval.every: only a step that is saved can be kept as the best.
+  config.checkpoint = {'every': 5, 'max_to_keep': 2}
   config.log = {'samples_every': 25, 'print_every': 5}
   # Mean |log-prob recorded by the sampler - recomputed by the trainer|, nats a
   # token: beyond it the run stops.

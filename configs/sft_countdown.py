@@ -22,7 +22,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Returns the config; `arg` is '', 'hard' or 'tiny'."""
   config = mrt_countdown.get_config(arg)
   config.name = 'SFT'
-  config.total_steps = 1200
+  config.total_steps = 1000
   config.init_from = ''
   config.algorithm = {'name': 'sft'}
   config.data = {
@@ -69,7 +69,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.checkpoint.every = 100
   config.log.print_every = 20
   if arg == 'hard':
-    config.total_steps = 1000
+    config.total_steps = 500
   elif arg == 'tiny':
     config.total_steps = 4
     config.data.buckets.short.batch_size = 8

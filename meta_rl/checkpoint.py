@@ -30,6 +30,9 @@ from meta_rl import files
 from meta_rl import leaves as leaves_lib
 
 CHECKPOINTS_DIR = 'checkpoints'
+# What training measures on held-out problems: who reads a run folder must rank
+# its checkpoints as the run did.
+BEST_METRIC = 'eval/regret_token_weighted'
 _DAMAGED_DIR = 'damaged'
 _TMP_GLOB = '{}.orbax-checkpoint-tmp*'
 
@@ -84,7 +87,7 @@ class Checkpointer:
     *,
     max_to_keep: int = 2,
     keep_best: bool = True,
-    best_metric: str = 'regret/normalized',
+    best_metric: str = BEST_METRIC,
     best_mode: str = 'min',
     read_only: bool = False,
   ):

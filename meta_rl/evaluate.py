@@ -324,8 +324,7 @@ def evaluate(
   )
   found = measure(calls, params, batches, key, at_budgets=True)
   clusters = cluster_ids(source, num_problems)
-  grid = list(range(0, horizon + 1, task.episode_length))
-  grid += [horizon] * (grid[-1] != horizon)
+  grid = list(range(horizon + 1))  # J is a step function: every token
   curve_args = found['success'], found['ends'], found['count']
   curves = statistics.success_at_budgets(*curve_args, budgets=grid)
   mean, low, high = statistics.bootstrap_curve(curves, clusters=clusters)
@@ -418,6 +417,11 @@ def policy(folder: str, config, *, base: bool, which: str):
     if config is None:
       raise ValueError('--base needs --config: it names what to start from.')
     return config, setup_run.initial_params(config)
+  if config is not None:
+    raise ValueError(
+      '--config is of --base alone: a run is evaluated with the config that it '
+      'recorded; leave it out, or add --base.'
+    )
   recorded = workdir.read_config(folder)
   if recorded is None:
     raise ValueError(

@@ -44,9 +44,6 @@ class Headline:
   maj_at: tuple[int, float]
 
 
-UNKNOWN = statistics.Interval(math.nan, math.nan, math.nan)
-
-
 def headlines(evals: Sequence[Mapping[str, Any]]) -> list[Headline]:
   """Returns the headline row of every evaluation, in the order given."""
   if not evals:
@@ -153,11 +150,13 @@ def compare(
     statistic: 'difference' or 'relative'.
 
   Returns:
-    The interval; None unless both hold the same problems for this key.
+    The interval; None unless both hold the same problems for this key, and
+    the same horizon.
   """
   left, right = mapping(a.get('per_problem')), mapping(b.get('per_problem'))
   x, y = numbers(left.get(name)), numbers(right.get(name))
   same = left.get('cluster') == right.get('cluster')
+  same &= a.get('horizon') == b.get('horizon')
   if not same or not len(x) or x.shape != y.shape:
     return None
   if not np.isfinite([x, y]).all():

@@ -229,7 +229,7 @@ def _reference(runs):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Returns the exit status of the command: 0, or 2 after one line of error."""
+  """Returns the exit status of the command: 0, or 1 after one line of error."""
   parser = argparse.ArgumentParser(
     prog='python -m meta_rl.report',
     description='Write an HTML report about evaluated runs.',
@@ -248,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
   except (ValueError, OSError) as error:
     print(f'error: {error}', file=sys.stderr)
-    return 2
+    return 1
   print(report.table)
   written = [report.html, *report.images]
   print('\nWrote ' + ', '.join(str(path) for path in written))

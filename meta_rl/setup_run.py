@@ -231,10 +231,6 @@ def check_rl(config: ml_collections.ConfigDict):
       'scores the full softmax, so the policy that samples must not be '
       'truncated; set both to None (they are for evaluation).'
     )
-  if not rollout.temperature > 0:
-    raise ValueError(
-      f'rollout.temperature={rollout.temperature}: training needs it above 0.'
-    )
   needs_group = (
     config.algorithm.name == 'outcome'
     or config.algorithm.get('credit') == 'immediate'

@@ -81,9 +81,9 @@ def make_batches(config) -> Buckets:
   if source == 'traces':
     options = config.data.traces.to_dict()
     task = config.task
-    problems = countdown.prompt_orders(
-      [problem_of(r, task) for r in setup_run.load_problems(config, 'train')]
-    )
+    # The dataset holds every order of a problem's numbers as a prompt.
+    records = setup_run.load_problems(config, 'train')
+    problems = [problem_of(record, task) for record in records]
     iterators = [
       data.sft_batches(
         problems, seed=config.seed + i, **{**options, **buckets[name]}
@@ -95,7 +95,12 @@ def make_batches(config) -> Buckets:
       raise ValueError("data.source='jsonl' needs data.path, a JSONL file.")
     examples = data.chat_jsonl(config.data.path, tokenizer.make_tokenizer())
     iterators = [
-      data.packed_batches(examples, seed=config.seed, **buckets[name])
+      data.packed_batches(
+        examples,
+        seed=config.seed,
+        batch_size=buckets[name]['batch_size'],
+        length=buckets[name]['length'],
+      )
       for name in names
     ]
   else:
@@ -146,6 +151,11 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   """
   if profile_steps:
     raise ValueError('profile_steps applies to reinforcement, not to sft.')
+  if config.parallel.kind != 'none':
+    raise ValueError(
+      f'parallel.kind={config.parallel.kind!r} applies to reinforcement; '
+      "algorithm.name='sft' runs on one device: set it to 'none'."
+    )
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
   batches = make_batches(config)
@@ -177,7 +187,6 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       checkpoint.Checkpointer(
         f'{folder}/{checkpoint.CHECKPOINTS_DIR}',
         max_to_keep=config.checkpoint.max_to_keep,
-        best_metric='eval/regret_token_weighted',
       )
     )
     restored, first = saver.restore_latest(state), 0
@@ -214,11 +223,11 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
         row |= evaluate.summary(measured, config.rollout.thinking_budget)
       writer.write(step, row)
       bar.update(step, row)
-      if last or stop or step % config.checkpoint.every == 0:
-        saver.save(
-          step, state, batches.get_state(), row, wait=bool(last or stop)
-        )
-      if stop and not last:
+      # Read once: a signal behind the save must not leave without one.
+      leave = last or bool(stop)
+      if leave or step % config.checkpoint.every == 0:
+        saver.save(step, state, batches.get_state(), row, wait=leave)
+      if leave and not last:
         bar.say(stop.message(step))
         return signals.EXIT_INTERRUPTED
   return signals.EXIT_OK

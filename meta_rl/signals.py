@@ -3,8 +3,8 @@
 | code | meaning |
 |---|---|
 | 0 | done |
-| 1 | an error, said in one line |
-| 2 | wrong flags (absl's own) |
+| 1 | an error or a wrong flag, said in one line |
+| 2 | wrong flags of `meta_rl.report` (argparse's own) |
 | 3 | a NaN or infinite loss stopped the run |
 | 75 | a signal stopped the run after it saved: the same command goes on |
 
@@ -19,7 +19,6 @@ import threading
 
 EXIT_OK = 0
 EXIT_ERROR = 1
-EXIT_USAGE = 2
 EXIT_NON_FINITE = 3
 EXIT_INTERRUPTED = 75
 

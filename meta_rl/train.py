@@ -111,7 +111,6 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   saver = checkpoint.Checkpointer(
     f'{folder}/{checkpoint.CHECKPOINTS_DIR}',
     max_to_keep=config.checkpoint.max_to_keep,
-    best_metric='eval/regret_token_weighted',
   )
   with contextlib.ExitStack() as stack:
     stack.enter_context(saver)
@@ -168,9 +167,11 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
         writer.write_text_rows(
           'samples', step, evaluate.describe_traces(*samples, limit=16)
         )
-      if last or stop or step % config.checkpoint.every == 0:
-        saver.save(step, state, data_state, row, wait=bool(last or stop))
-      if stop and not last:
+      # Read once: a signal behind the save must not leave without one.
+      leave = last or bool(stop)
+      if leave or step % config.checkpoint.every == 0:
+        saver.save(step, state, data_state, row, wait=leave)
+      if leave and not last:
         bar.say(stop.message(step))
         return signals.EXIT_INTERRUPTED
   return signals.EXIT_OK
@@ -187,7 +188,7 @@ def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
     )
   constant = None
   if loss['aggregate'] == 'constant':
-    constant = rollout.thinking_budget + 1 + task.answer_length
+    constant = rollout.thinking_budget + len(task.stop_ids) + task.answer_length
   loss_fn = steps.make_loss(
     model, temperature=rollout.temperature, constant=constant, **loss
   )
@@ -350,6 +351,12 @@ def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
   except metrics.NonFiniteError as error:
     print(f'error: {error}', file=sys.stderr)
     return signals.EXIT_NON_FINITE
+  except KeyboardInterrupt:  # while it starts: the loop has its own handler
+    print(
+      'stopped by Ctrl-C before a step: run the same command again',
+      file=sys.stderr,
+    )
+    return signals.EXIT_INTERRUPTED
   except (ValueError, OSError, checkpoint.CheckpointError) as error:
     print(f'error: {error}', file=sys.stderr)
     return signals.EXIT_ERROR

@@ -61,7 +61,7 @@ def save_all(folder, scores, **kwargs):
   """Saves steps 1, 2, … with these values of the best metric."""
   with Checkpointer(folder, **kwargs) as checkpointer:
     for step, score in enumerate(scores, 1):
-      metrics = None if score is None else {'regret/normalized': score}
+      metrics = None if score is None else {checkpoint.BEST_METRIC: score}
       checkpointer.save(step, make_state(step), {'i': step}, metrics)
   return folder
 
@@ -303,7 +303,7 @@ def test_a_full_disk_is_one_line_and_earlier_steps_stay(folder, monkeypatch):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
       patch.setattr(checkpoint.files, 'write_manifest', full)
-      checkpointer.save(4, make_state(4), {}, {'regret/normalized': 0.0})
+      checkpointer.save(4, make_state(4), {}, {checkpoint.BEST_METRIC: 0.0})
       # In the background: the next call to look says it.
       with pytest.raises(CheckpointError) as caught:
         checkpointer.wait()

@@ -150,7 +150,17 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize('variant', VARIANTS)
+# Beyond these, an update of its own compiles: several seconds each.
+SHORT = ('grpo', 'immediate', 'sampled')
+
+
+@pytest.mark.parametrize(
+  'variant',
+  [
+    pytest.param(name, marks=[] if name in SHORT else pytest.mark.full)
+    for name in VARIANTS
+  ],
+)
 def test_two_steps(variant, small, tmp_path):
   """`mrt:tiny` itself, and `sft:tiny`, run in test_train and test_sft."""
   name, arg, changes = VARIANTS[variant]
@@ -168,6 +178,7 @@ def test_two_steps(variant, small, tmp_path):
   assert 'eval/regret_token_weighted' in result.rows[-1]
 
 
+@pytest.mark.full
 def test_a_config_without_a_prover_logs_no_regret(small, tmp_path):
   config = small.config('grpo', prover__kind='none', total_steps=1)
   result = small.run(config, tmp_path / 'run')

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 import pytest
 
 from meta_rl import algorithms, models, setup_run, weights, workdir
@@ -85,7 +84,7 @@ def test_the_schedule_spans_all_optimizer_steps(small):
   state, sizes = optimizer.init(params), []
   for _ in range(12):
     updates, state = optimizer.update(params, state, params)
-    sizes.append(float(optax.global_norm(updates)))
+    sizes.append(np.linalg.norm(updates['w']))
   # Adam's step on a constant gradient is the learning rate, in each of the 4
   # entries: lr (1 - i/12) x 2.
   wanted = [2 * 1e-4 * (1 - i / 12) for i in range(12)]

@@ -194,7 +194,7 @@ def test_init_from_a_run(tmp_path):
         step,
         {'params': {'w': jnp.full(4, float(step))}, 'opt_state': jnp.ones(2)},
         {},
-        {'regret/normalized': abs(step - 2)},
+        {checkpoint.BEST_METRIC: abs(step - 2)},
       )
   before = sorted(os.walk(tmp_path))
   for source, step in [('', 2), ('@last', 3), ('@best', 2)]:
