@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 
 from meta_rl import tokenizer
 from meta_rl.tasks import countdown, expressions
@@ -239,6 +240,8 @@ def _build(root: pathlib.Path, final: pathlib.Path, config: Mapping[str, Any]):
   for left_over in root.glob('.build-*'):
     shutil.rmtree(left_over, ignore_errors=True)  # of a process that was killed
   scratch = pathlib.Path(tempfile.mkdtemp(prefix='.build-', dir=root))
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)  # it warns of a config of one's own
   try:
     builder = Countdown(data_dir=scratch, **config)
     with contextlib.redirect_stdout(io.StringIO()):  # it talks of downloads
@@ -249,4 +252,5 @@ def _build(root: pathlib.Path, final: pathlib.Path, config: Mapping[str, Any]):
     final.parent.mkdir(parents=True, exist_ok=True)
     os.rename(builder.data_dir, final)
   finally:
+    logging.set_verbosity(verbosity)
     shutil.rmtree(scratch, ignore_errors=True)
