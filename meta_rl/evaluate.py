@@ -13,6 +13,7 @@ import json
 import math
 import os
 import sys
+import zlib
 from collections.abc import Sequence
 
 import jax
@@ -26,6 +27,7 @@ from meta_rl import (
   data,
   env,
   episodes,
+  metrics,
   prover,
   regret,
   setup_run,
@@ -386,17 +388,24 @@ def normalized(curve, budgets, horizon: int) -> float:
 
 
 def cluster_ids(source, num_problems: int) -> np.ndarray:
-  """Returns i[N], one id for all prompts of the same numbers and target."""
-  ids = {}
-  out = []
-  for i in range(num_problems):
-    record = source[i]
-    key = (
-      *sorted(np.asarray(record['numbers']).tolist()),
-      int(record['target']),
-    )
-    out.append(ids.setdefault(key, len(ids)))
-  return np.asarray(out)
+  """Returns i[N], one id for all prompts of the same numbers and target.
+
+  The id is a hash of these, so that equal ids in two evaluations mean equal
+  problems: the report pairs evaluations by them.
+  """
+
+  def cluster(record):
+    numbers = sorted(np.asarray(record['numbers']).tolist())
+    return zlib.crc32(f'{numbers} = {int(record["target"])}'.encode())
+
+  return np.asarray([cluster(source[i]) for i in range(num_problems)])
+
+
+def training_tokens(folder: str) -> float:
+  """Returns the response tokens that a run has sampled in training."""
+  path = os.path.join(folder, 'metrics.jsonl')
+  rows = metrics.read_metrics(path) if os.path.exists(path) else []
+  return sum(row.get('rollout/tokens_sum', 0.0) for row in rows)
 
 
 def define_flags():
@@ -451,6 +460,8 @@ def main(argv):
       num_problems=min(FLAGS.num_problems, len(source)),
       batch_size=FLAGS.batch_size,
     )
+    if not FLAGS.base:
+      result['training_tokens'] = training_tokens(FLAGS.workdir)
     os.makedirs(FLAGS.workdir, exist_ok=True)
     path = os.path.join(FLAGS.workdir, 'eval.json')
     atomic_write(path, json.dumps(result).encode())
@@ -463,7 +474,9 @@ def main(argv):
     f'{result["name"]}: {result["num_problems"]} problems, accuracy '
     f'{scalars["accuracy"]["mean"]:.3f}, regret {headline["mean"]:.4f} '
     f'[{headline["low"]:.4f}, {headline["high"]:.4f}], '
-    f'{scalars["tokens_mean"]:.1f} thinking tokens; written to {path}'
+    f'{scalars["tokens_mean"]:.1f} thinking tokens, '
+    f'{result.get("training_tokens", 0):,.0f} tokens sampled in training; '
+    f'written to {path}'
   )
 
 

@@ -18,7 +18,9 @@ from meta_rl import workdir as workdirs
 FLAGS = flags.FLAGS
 
 
-def export(folder: str, out: str, *, which: str, dtype: str | None) -> dict:
+def export(
+  folder: str, out: str, *, which: str, dtype: str | None, command: str = ''
+) -> dict:
   """Writes the parameters of a run folder to `out`.
 
   Args:
@@ -26,6 +28,7 @@ def export(folder: str, out: str, *, which: str, dtype: str | None) -> dict:
     out: the file to write.
     which: 'last' or 'best' checkpoint.
     dtype: None for the run's own, 'float16' or 'bfloat16'.
+    command: that trained the run, for the record.
 
   Returns:
     The metadata written, name -> text.
@@ -54,6 +57,7 @@ def export(folder: str, out: str, *, which: str, dtype: str | None) -> dict:
   scores = [row for row in scores if row]
   metadata = {
     'format': 'meta_rl',
+    'command': command,
     'step': str(step),
     'seed': str(recorded.get('seed')),
     'config': json.dumps(recorded),
@@ -71,6 +75,7 @@ def define_flags():
   flags.DEFINE_enum(
     'dtype', None, ['float16', 'bfloat16'], 'Storage type; default the own.'
   )
+  flags.DEFINE_string('command', '', 'What trained the run, for the record.')
   flags.mark_flags_as_required(['workdir', 'out'])
 
 
@@ -80,7 +85,11 @@ def main(argv):
   logging.set_verbosity(logging.WARNING)
   try:
     metadata = export(
-      FLAGS.workdir, FLAGS.out, which=FLAGS.which, dtype=FLAGS.dtype
+      FLAGS.workdir,
+      FLAGS.out,
+      which=FLAGS.which,
+      dtype=FLAGS.dtype,
+      command=FLAGS.command,
     )
   except (ValueError, OSError, checkpoint.CheckpointError) as error:
     print(f'error: {error}', file=sys.stderr)

@@ -371,7 +371,7 @@ def forget_failed_start(folder: str):
   """
   try:
     yield
-  except Exception:
+  except BaseException:  # Ctrl-C included
     saved = Path(folder) / checkpoint.CHECKPOINTS_DIR
     if not saved.is_dir() or not any(saved.iterdir()):
       (Path(folder) / workdir.CONFIG_NAME).unlink(missing_ok=True)

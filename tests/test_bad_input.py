@@ -41,6 +41,8 @@ SIZES = [
   ('mrt', {'model__width': 15}, 'width=15', 'num_heads=2'),
   ('mrt', {'rollout__temperature': -1.0}, 'temperature=-1.0', '> 0'),
   ('mrt', {'rollout__temperature': 0.0}, 'temperature=0.0', '> 0'),
+  ('mrt', {'rollout__top_k': 5}, 'top_k=5', 'None'),
+  ('mrt', {'rollout__top_p': 0.9}, 'top_p=0.9', 'None'),
   ('mrt', {'loss__chunk': 0}, 'loss.chunk=0', '>= 1, or None'),
   ('mrt', {'algorithm__outcome_mass': 2.0}, 'outcome_mass', '<= 1'),
   ('mrt', {'algorithm__price': -1.0}, 'price', '>= 0'),
@@ -181,8 +183,16 @@ COMMANDS = [
     ['train', '--config=mrt_countdown:tiny', '--config.rollot.top_k=1'],
     'unknown config key rollot.top_k: did you mean rollout',
   ),
-  (['train', '--config=mrt_countdown:tinny'], "unknown argument 'tinny'"),
-  (['train', '--config=mrt_cuontdown'], "no config 'mrt_cuontdown'"),
+  pytest.param(
+    ['train', '--config=mrt_countdown:tinny'],
+    "unknown argument 'tinny'",
+    marks=pytest.mark.full,
+  ),
+  pytest.param(
+    ['evaluate', '--config=mrt_cuontdown'],
+    "no config 'mrt_cuontdown'",
+    marks=pytest.mark.full,
+  ),
 ]
 
 

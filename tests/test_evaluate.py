@@ -252,8 +252,6 @@ def test_the_report_takes_it(result):
 def test_one_seed_one_result(result, trained, small):
   again = json.loads(json.dumps(run_evaluate(trained)))
   assert again == result
-  other = json.loads(json.dumps(run_evaluate(trained, seed=2)))
-  assert other['traces'] != result['traces']
 
 
 def measured_by_hand(rows, seed=0):
@@ -467,8 +465,11 @@ def test_clusters_are_problems_in_any_order():
     record([3, 1, 2], 6),
     record([3, 1, 2], 0),
   ]
-  assert evaluate.cluster_ids(source, 4).tolist() == [0, 1, 0, 2]
-  assert evaluate.cluster_ids(source, 2).tolist() == [0, 1]
+  ids = evaluate.cluster_ids(source, 4).tolist()
+  assert ids[0] == ids[2]
+  assert len(set(ids)) == 3
+  # An id says which problem it is, whatever else the data set holds.
+  assert evaluate.cluster_ids(source, 2).tolist() == ids[:2]
 
 
 # ---- which policy, and the command

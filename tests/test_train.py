@@ -165,6 +165,7 @@ def test_two_and_two_steps_are_four_bit_for_bit(
   assert not small.equal(state.params, first)
 
 
+@pytest.mark.full
 def test_a_longer_run_goes_on_from_where_it_was(small, trained, tmp_path):
   short = small.run(
     small.config('mrt', checkpoint__every=3, total_steps=2), tmp_path / 'run'
@@ -380,7 +381,9 @@ def bandit_batch(rng, rows):
   }
 
 
-@pytest.mark.parametrize('name', ['mrt', 'grpo'])
+@pytest.mark.parametrize(
+  'name', ['mrt', pytest.param('grpo', marks=pytest.mark.full)]
+)
 def test_thirty_steps_raise_the_reward_of_a_bandit(name, small):
   """A random answer is right in 1 of 8; picking either arm gives 1/2."""
   config = small.config(
