@@ -22,12 +22,15 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Returns the config; `arg` is '', 'hard' or 'tiny'."""
   config = mrt_countdown.get_config(arg)
   config.name = 'SFT'
-  config.total_steps = 1000
+  config.total_steps = 1200
   config.init_from = ''
   config.algorithm = {'name': 'sft'}
   config.data = {
     'source': 'traces',  # or 'jsonl': chats or prompt/completion pairs
     'path': '',  # of the JSONL
+    # Orders of a problem's numbers that the warm start shows; None: all, as in
+    # reinforcement. One leaves more to learn: other orders are then new to it.
+    'orders': 1,
     'traces': {
       'max_episodes': 48,
       'ordinary_episodes': 16,
@@ -70,6 +73,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.log.print_every = 20
   if arg == 'hard':
     config.total_steps = 500
+    config.data.orders = None
   elif arg == 'tiny':
     config.total_steps = 4
     config.data.buckets.short.batch_size = 8

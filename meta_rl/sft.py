@@ -84,6 +84,8 @@ def make_batches(config) -> Buckets:
     # The dataset holds every order of a problem's numbers as a prompt.
     records = setup_run.load_problems(config, 'train')
     problems = [problem_of(record, task) for record in records]
+    if config.data.orders is not None:
+      problems = countdown.prompt_orders(problems, orders=config.data.orders)
     iterators = [
       data.sft_batches(
         problems, seed=config.seed + i, **{**options, **buckets[name]}

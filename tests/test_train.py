@@ -415,5 +415,13 @@ def test_thirty_steps_raise_the_reward_of_a_bandit(name, small):
       parallel, summarize, state, None, batch, metrics.Timer()
     )
     rewards.append(row['rollout/reward_mean'])
+  # The same prompts once more, with nearly the same parameters: other samples.
+  pairs = []
+  for _ in range(2):
+    state, _, (traces, _) = train.rl_step(
+      parallel, summarize, state, None, batch, metrics.Timer()
+    )
+    pairs.append(np.where(traces.mask, traces.tokens, -1)[:, 2:])
+  assert np.any(pairs[0] != pairs[1], axis=1).mean() > 0.3
   assert np.mean(rewards[:3]) < 0.3
   assert np.mean(rewards[-5:]) > 0.8
