@@ -68,7 +68,11 @@ def test_the_best_checkpoint(trained, tmp_path):
 def test_the_command(trained, tmp_path, monkeypatch, capsys):
   file = tmp_path / 'policy.safetensors'
   flags = types.SimpleNamespace(
-    workdir=str(trained.folder), out=str(file), which='last', dtype=None
+    workdir=str(trained.folder),
+    out=str(file),
+    which='last',
+    dtype=None,
+    command='train it',
   )
   monkeypatch.setattr(export, 'FLAGS', flags)
   export.main(['export'])

@@ -178,7 +178,13 @@ def quickstart(tmp_path):
     write_script(python, f'echo "$@" >>{tmp_path}/calls\n{body}')
     options = command(tmp_path, QUICKSTART_DIR='D')
     script = launch / 'quickstart.sh'
-    return subprocess.Popen(['bash', str(script)], **options)
+    return subprocess.Popen(
+      ['bash', str(script)],
+      # Tests that were started in the background inherit an ignored SIGINT,
+      # which bash cannot trap.
+      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+      **options,
+    )
 
   return start
 
