@@ -76,10 +76,12 @@ class TransformerConfig:
 
   @property
   def kv_heads(self) -> int:
+    """Number of key/value heads."""
     return self.num_kv_heads or self.num_heads
 
   @property
   def dim(self) -> int:
+    """Width of a head."""
     return self.head_dim or self.width // self.num_heads
 
 
@@ -250,6 +252,7 @@ class Transformer(nn.Module):
     return self.final_norm(x), cache
 
   def unembed(self, features):
+    """Returns logits f32[...,V] of features [...,D]."""
     head = self.embedding.T if self.config.tie_embeddings else self.head
     flat = features.reshape(-1, features.shape[-1])
     logits = jnp.matmul(
