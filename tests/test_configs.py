@@ -81,7 +81,7 @@ def test_the_base_policy_fits_what_starts_from_it():
     assert rl.model.to_dict() == sft.model.to_dict()
     assert rl.task.to_dict() == sft.task.to_dict()
     assert rl.init_from.startswith('asset:')
-    assert sft.init_from == ''
+    assert sft.init_from == {'': '', 'hard': 'asset:countdown_easy'}[arg]
 
 
 @pytest.mark.parametrize('name', ['mrt', 'grpo', 'sft'])
