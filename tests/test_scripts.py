@@ -178,12 +178,15 @@ def quickstart(tmp_path):
     write_script(python, f'echo "$@" >>{tmp_path}/calls\n{body}')
     options = command(tmp_path, QUICKSTART_DIR='D')
     script = launch / 'quickstart.sh'
+    # Tests that were started in the background inherit an ignored SIGINT,
+    # which bash cannot trap: hand it the default one.
+    launcher = (
+      'import os, signal, sys; '
+      'signal.signal(signal.SIGINT, signal.SIG_DFL); '
+      "os.execvp('bash', ['bash', sys.argv[1]])"
+    )
     return subprocess.Popen(
-      ['bash', str(script)],
-      # Tests that were started in the background inherit an ignored SIGINT,
-      # which bash cannot trap.
-      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-      **options,
+      [sys.executable, '-c', launcher, str(script)], **options
     )
 
   return start
