@@ -117,18 +117,27 @@ def mrt(
     horizon: H, tokens.
     credit: 'token_weighted', 'return_to_go' or 'immediate'.
     alpha: weight of the progress term; 'token_weighted' is scaled by it.
-    outcome_mass: rho in [0, 1], share of the budget prior on the full budget.
-    price: lambda >= 0, of a horizon of tokens.
+    outcome_mass: rho in [0, 1], share of the budget prior on the full budget;
+      of 'token_weighted' alone ('return_to_go' is rho = 1).
+    price: lambda >= 0, of a horizon of tokens; of 'token_weighted' alone.
     baseline: 'prover' (`advantages.prover_baseline`) or 'none'.
     axis_name: of a mapped data axis; the baseline is then fitted on all rows.
 
   Returns:
     f32[B,T].
 
+  Raises:
+    ValueError: an unknown credit or baseline, or a price without weights.
+
   Source: Qu et al. 2025, arXiv 2503.07572, section 6.
   """
   masked.check_choice('credit', credit, CREDITS)
   masked.check_choice('baseline', baseline, BASELINES)
+  if price and credit != 'token_weighted':
+    raise ValueError(
+      f"price={price} is of credit='token_weighted' alone, where it is weighed "
+      f'against progress: set price=0 with credit={credit!r}.'
+    )
   success, (ends, count) = measured.success, _parts(measured.episodes)
   progress = regret.progress(success, count)
   final = _at(success, count)

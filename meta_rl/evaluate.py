@@ -124,6 +124,8 @@ def make_calls(config, model, task) -> dict[str, CountedJit]:
       batch['answer_mask'],
       stop_ids=task.stop_ids,
       temperature=config.rollout.temperature,
+      top_p=config.rollout.top_p,
+      top_k=config.rollout.top_k,
       cache=cache,
     )
     return success, found

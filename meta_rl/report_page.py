@@ -210,9 +210,7 @@ def learning_section(panels: dict[str, Sequence[plots.Panel]]) -> str:
     else:
       parts.append(
         _note(
-          'Tokens generated are not known: neither rollout/tokens_total is'
-          ' logged, nor rollout/tokens_mean with num_prompts and group_size in'
-          ' the config.'
+          'Tokens generated are not known: rollout/tokens_sum is not logged.'
         )
       )
   return _section(title, ''.join(parts))

@@ -83,14 +83,14 @@ def series(
   Args:
     run: the run.
     key: name of the scalar, such as 'reward/mean'.
-    x: 'step' or 'tokens'; tokens count prompts × group × tokens a trace.
+    x: 'step' or 'tokens', sampled in training up to and with a step.
 
   Returns:
     x f64[M], y f64[M]; empty where the scalar, or the tokens, were not logged.
   """
   xs = [number(row.get('step')) for row in run.metrics]
   if x == 'tokens':
-    xs = _tokens_generated(run, np.array(xs))
+    xs = _tokens_sampled(run, np.array(xs))
   points = [
     (at, number(row.get(key)))
     for at, row in zip(xs, run.metrics)
@@ -100,19 +100,14 @@ def series(
   return table[:, 0], table[:, 1]
 
 
-def _tokens_generated(run, steps):
-  total = [number(row.get('rollout/tokens_total')) for row in run.metrics]
-  if np.isfinite(total).any():
-    return total
-  batch = number(_find(run.config, 'num_prompts'))
-  batch *= number(_find(run.config, 'group_size'))
-  each = np.array([number(r.get('rollout/tokens_mean')) for r in run.metrics])
+def _tokens_sampled(run, steps):
+  each = np.array([number(r.get('rollout/tokens_sum')) for r in run.metrics])
   known = np.isfinite(each) & np.isfinite(steps)
-  if not math.isfinite(batch) or not known.any():
+  if not known.any():
     return [math.nan] * len(steps)
   # Steps that were not logged are taken to be like the next one that was.
   at, size = steps[known], each[known]
-  spent = np.diff(at, prepend=min(at[0] - 1, 0)) * size * batch
+  spent = np.diff(at, prepend=min(at[0] - 1, 0)) * size
   return np.interp(steps, at, np.cumsum(spent))
 
 

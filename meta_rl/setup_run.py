@@ -147,6 +147,8 @@ def make_calls(config, model: Model, task: Task, *, group_size=None):
     kind=config.prover.kind,
     num_branches=config.prover.num_branches,
     temperature=rollout.temperature,
+    top_p=rollout.top_p,
+    top_k=rollout.top_k,
   )
   return generate, prove
 

@@ -109,6 +109,8 @@ def make_prove(
   kind: str = 'exact',
   num_branches: int = 8,
   temperature: float = 1.0,
+  top_p: float | None = None,
+  top_k: int | None = None,
 ) -> Callable:
   """Returns the function that grades traces and measures J at boundaries.
 
@@ -121,7 +123,8 @@ def make_prove(
     kind: 'exact' (sums the accepted answers' likelihood), 'sampled' (means of
       `num_branches` answers) or 'none' (J is 0 everywhere: outcome only).
     num_branches: M of the sampled prover.
-    temperature: at which the prover answers, that of the rollout.
+    temperature, top_p, top_k: at which the prover answers, those of the
+      rollout.
   """
   if kind not in (*PROVERS, 'none'):
     raise ValueError(
@@ -155,8 +158,10 @@ def make_prove(
         key,
         task=task,
         num_branches=num_branches,
-        temperature=temperature,
         row_offset=row_offset,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
       )
     return algorithms.Measured(
       rewards=rewards,
@@ -170,9 +175,20 @@ def make_prove(
 
 
 def _exact(
-  model, params, traces, ends, rows, cache, key, *, task, temperature, **_
+  model,
+  params,
+  traces,
+  ends,
+  rows,
+  cache,
+  key,
+  *,
+  task,
+  num_branches,
+  row_offset,
+  **support,
 ):
-  del key
+  del key, num_branches, row_offset
   return prover.exact(
     model,
     params,
@@ -182,8 +198,8 @@ def _exact(
     rows['answers'],
     rows['answer_mask'],
     stop_ids=task.stop_ids,
-    temperature=temperature,
     cache=cache,
+    **support,
   )
 
 
@@ -198,8 +214,8 @@ def _sampled(
   *,
   task,
   num_branches,
-  temperature,
   row_offset,
+  **support,
 ):
   per_branch = {k: x[:, None, None] for k, x in rows.items()}
   return prover.sampled(
@@ -214,9 +230,9 @@ def _sampled(
     max_answer_len=task.answer_length,
     stop_ids=task.stop_ids,
     eos_id=task.eos_id,
-    temperature=temperature,
     cache=cache,
     row_offset=row_offset,
+    **support,
   )
 
 

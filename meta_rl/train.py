@@ -132,7 +132,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
         print_every=config.log.print_every,
       )
     )
-    profiler = stack.enter_context(metrics_profiler(folder, profile_steps))
+    profiler = stack.enter_context(Profiler(folder, profile_steps))
     watchdog, timer = metrics.Watchdog(), metrics.Timer()
 
     # ---- the loop
@@ -148,7 +148,6 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       profiler.after(step)
       row['time/step_s'] = time.perf_counter() - began
       row['time/tokens_per_s'] = row['rollout/tokens_sum'] / row['time/step_s']
-      row['compile/count'] = sum(parallel.traces.values()) + summarize.traces
       row |= phase_speeds(timer.metrics(), row)
       metrics.check_finite(step, row, saver.latest_step())
       check_gap(step, row, config.max_log_prob_gap)
@@ -159,6 +158,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
           eval_calls, state.params, held_out, jax.random.key(config.seed)
         )
         row |= evaluate.summary(measured, config.rollout.thinking_budget)
+      row['compile/count'] = count_traces(parallel, summarize, eval_calls)
       writer.write(step, row)
       bar.update(step, row)
       for warning in watchdog.update(step, row):
@@ -266,6 +266,12 @@ def rl_step(parallel, summarize, state, base_params, batch, timer):
   return state, row | update.to_scalars(sums), (traces, measured)
 
 
+def count_traces(parallel, summarize, eval_calls) -> int:
+  """Returns how often the run's jitted calls were traced, evaluation's too."""
+  calls = (summarize, *eval_calls.values())
+  return sum(parallel.traces.values()) + sum(call.traces for call in calls)
+
+
 def phase_speeds(seconds: dict[str, float], row: dict[str, float]) -> dict:
   """Returns each phase's seconds, and response tokens a second."""
   speeds = {
@@ -292,7 +298,7 @@ def check_gap(step: int, row: dict[str, float], limit: float):
     )
 
 
-class metrics_profiler(contextlib.AbstractContextManager):
+class Profiler(contextlib.AbstractContextManager):
   """Traces the steps 'first:last' with JAX's profiler."""
 
   def __init__(self, folder: str, span: str):

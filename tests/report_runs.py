@@ -81,7 +81,8 @@ def write_run(folder, algorithm, *, rows=200, steps=60, name=None, traces=True):
       'step': step,
       'reward/mean': 0.5 + 0.4 * share + 0.04 * rng.normal(),
       'regret/token_weighted': 0.6 - 0.25 * share + 0.02 * rng.normal(),
-      'rollout/tokens_mean': 90 - 20 * share + 2 * rng.normal(),
+      'rollout/tokens_mean': (tokens := 90 - 20 * share + 2 * rng.normal()),
+      'rollout/tokens_sum': 192 * tokens,
       'time/step_s': 1.5,
     }
     if step % 15 == 0:

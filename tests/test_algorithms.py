@@ -76,9 +76,9 @@ def test_token_weighted_by_hand():
 
 
 def test_return_to_go_by_hand():
-  # Returns J_k - J_j: (.7, .4, 0), (-.1, 0), (0); neither weights nor price.
+  # Returns J_k - J_j: (.7, .4, 0), (-.1, 0), (0); no weights.
   # Baselines at 0: -.05, .35, .3; at 1: 0, .4. Scale 1 + alpha = 1.5.
-  found = run(credit='return_to_go', alpha=0.5, price=0.5)
+  found = run(credit='return_to_go', alpha=0.5)
   check(
     found,
     [
@@ -159,6 +159,12 @@ def test_immediate_progress_telescopes():
   extra = (found[0, 3] - own[0]) + (found[0, 6] - own[0])
   assert extra == pytest.approx(alpha * (0.9 - 0.2), abs=1e-6)
   assert found[1, 3] - own[1] == pytest.approx(alpha * -0.1, abs=1e-6)
+
+
+@pytest.mark.parametrize('credit', ['return_to_go', 'immediate'])
+def test_a_price_without_weights_is_refused(credit):
+  with pytest.raises(ValueError, match='price=0.5 is of credit='):
+    run(credit=credit, price=0.5)
 
 
 def test_weighted_with_all_mass_on_the_outcome_is_return_to_go():

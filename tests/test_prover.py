@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from toys import SPECIAL, counting_model, lively_params, tiny
 
-from meta_rl import episodes, models, prover
+from meta_rl import episodes, models, probes, prover
 from meta_rl.rollout import generate
 from meta_rl.scoring import score
 from meta_rl.types import TraceCache
@@ -126,6 +126,31 @@ def test_without_accepted_answers_success_is_zero(params, traces):
     params, *arguments(traces)[:4], np.zeros((4, 3, 4), bool), cache=None
   )
   assert not found.any()
+
+
+def test_truncated_support_is_that_of_the_answers(params):
+  # One-token answers, the whole vocabulary: with top_k = 3 the three likeliest
+  # share all of J and every other one has none.
+  tokens = np.array([[5, 6, 7, 8]], np.int32)
+  rows = lambda *shape: np.ones((32, *shape), bool)
+
+  def each(**support):
+    found = exact(**support)(
+      params,
+      np.repeat(tokens, 32, 0),
+      rows(4),
+      np.full((32, 1), 3),
+      np.arange(32, dtype=np.int32)[:, None, None],
+      rows(1, 1),
+    )
+    return np.array(found)[:, 0]
+
+  whole, cut = each(), each(top_k=3)
+  likeliest = np.argsort(-whole)[:3]
+  assert set(np.flatnonzero(cut)) == set(likeliest)
+  share = whole[likeliest] / whole[likeliest].sum()
+  np.testing.assert_allclose(cut[likeliest], share, rtol=1e-4)
+  assert each(top_p=1e-6).max() == pytest.approx(1)
 
 
 def test_all_answers_of_a_length_sum_to_one(params):
@@ -336,7 +361,7 @@ def test_greedy_answers_of_a_transformer(params, traces):
 def test_probe_mask_by_hand():
   # Two slots of a trace, probes of two tokens: the first sees slot 0, the
   # second the whole trace, each its own past.
-  mask = prover.probe_mask(jnp.array([[0, 1]]), 2, jnp.asarray(2), 6)
+  mask = probes.probe_mask(jnp.array([[0, 1]]), 2, jnp.asarray(2), 6)
   np.testing.assert_array_equal(
     mask[0].astype(int),
     [
@@ -352,7 +377,7 @@ def test_repeat_past_count():
   success = jnp.array([[0.1, 0.2, 0.9, 0.9], [0.3, 0.0, 0.0, 0.0]])
   ends = jnp.array([[2, 5, 5, 5], [2, 2, 2, 2]])
   np.testing.assert_allclose(
-    prover.repeat_past_count(success, ends),
+    probes.repeat_past_count(success, ends),
     [[0.1, 0.2, 0.2, 0.2], [0.3, 0.3, 0.3, 0.3]],
   )
 

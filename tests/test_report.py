@@ -271,18 +271,18 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
 def test_series_counts_tokens_and_lets_the_later_line_win(tmp_path):
   folder = write_run(tmp_path / 'a', 'mrt', rows=4, steps=2)
   lines = [
-    {'step': 1, 'reward/mean': 0.1, 'rollout/tokens_mean': 10},
-    {'step': 3, 'reward/mean': 0.9, 'rollout/tokens_mean': 20},
+    {'step': 1, 'reward/mean': 0.1, 'rollout/tokens_sum': 1920},
+    {'step': 3, 'reward/mean': 0.9, 'rollout/tokens_sum': 3840},
     {'step': 3, 'reward/mean': 0.3},
-    {'step': 4, 'rollout/tokens_mean': 5},
+    {'step': 4, 'rollout/tokens_sum': 960},
     {'step': 2, 'eval/accuracy': 0.5},
   ]
   (folder / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)))
   (run,) = runs.read_runs([folder])
   x, y = runs.series(run, 'reward/mean')
   np.testing.assert_allclose([x, y], [[1, 3], [0.1, 0.3]])
-  # 24 prompts × 8: 192 traces a step. Step 1 is the first: 1 × 192 × 10;
-  # steps 2 and 3: 2 × 192 × 20; so 1920, 9600.
+  # Step 1: 1920; step 2 was not logged and is taken to be like step 3:
+  # 1920 + 2 × 3840 = 9600.
   x, y = runs.series(run, 'reward/mean', x='tokens')
   np.testing.assert_allclose(x, [1920, 9600])
   # Step 2 was not a training row: half way.

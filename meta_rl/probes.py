@@ -1,0 +1,215 @@
+"""Probes: short continuations of many prefixes of one trace, on one KV cache.
+
+The probes of one trace stand side by side in the query axis, each in slots of
+its own behind the trace, and a mask lets each see the trace up to its boundary
+and itself:
+
+    slots    z0 z1 z2 z3 | s a b | s a b
+    probe 1   1  1  0  0 | 1 1 1 | 0 0 0     (boundary at z1, last token)
+    probe 2   1  1  1  1 | 0 0 0 | 1 1 1     (boundary at z3)
+
+What the provers share (meta_rl/prover.py).
+
+Axes: B traces, T tokens, K episodes, R traces of a block, C probes, L cache
+slots.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from meta_rl.scoring import positions_of
+from meta_rl.types import Array, TraceCache
+
+
+def pack(real: Array, block_pairs: int) -> tuple[Array, Array, Array]:
+  """Returns how to visit the pairs that exist, bool[B,N], and no others.
+
+      real   0 1 0 1      order  1 3 0 2     count  2
+             1 0 0 0             0 1 2 3            1
+
+  order i32[B,N'] lists each row's real pairs first (N' is N rounded up to whole
+  chunks), count i32[B] says how many are real, and the third value lists the
+  rows, fullest first.
+  """
+  padded = jnp.pad(real, ((0, 0), (0, -real.shape[1] % block_pairs)))
+  count = real.sum(1)
+  return jnp.argsort(~padded, axis=1, stable=True), count, jnp.argsort(-count)
+
+
+def probe_mask(end: Array, query: int, used: Array, slots: int) -> Array:
+  """Returns bool[R,C*query,slots]: the trace up to `end`, and one's own past.
+
+  Probe c of a row owns the slots used + c * query + (0 ... query - 1).
+
+  Args:
+    end: i32[R,C], last column of each probe's prefix, -1 for none.
+    query: tokens of a probe.
+    used: i32[], slots that hold the trace.
+    slots: length of the cache.
+  """
+  slot = jnp.arange(slots)
+  mine = (slot - used) // query == jnp.arange(end.shape[1])[:, None]
+  past = (slot - used) % query <= jnp.arange(query)[:, None]
+  own = mine[:, None] & past  # floor division keeps the trace's slots out
+  mask = (slot <= end[..., None])[:, :, None] | own
+  return mask.reshape(end.shape[0], -1, slots)
+
+
+def branch_keys(key: Array, row: Array, branches: int) -> Array:
+  """Returns key[N]: fold_in(fold_in(key, row), branch)."""
+  row_key = jax.random.fold_in(key, row)
+  return jax.vmap(lambda n: jax.random.fold_in(row_key, n))(
+    jnp.arange(branches)
+  )
+
+
+def decode_branches(
+  model,
+  params,
+  cache,
+  *,
+  end,
+  start,
+  real,
+  keys,
+  stop,
+  used,
+  slots,
+  max_answer_len,
+  eos_id,
+  truncate,
+):
+  """Returns answers i32[R,N,A] and mask of N branches that share R traces.
+
+  The m stop tokens of branch n take the slots used + n * m ..., and its answer
+  token t the slot used + N * m + t * N + n.
+  """
+  rows, branches = end.shape
+  at = lambda t: jnp.where(real, start + t, -1)
+  stops = jnp.tile(jnp.asarray(stop, jnp.int32), (rows, branches))
+  places = jnp.stack([at(i) for i in range(len(stop))], -1)
+  features, cache = features_of(
+    model,
+    params,
+    stops,
+    places.reshape(rows, -1),
+    cache,
+    probe_mask(end, len(stop), used, slots),
+  )
+  features = features.reshape(rows, branches, len(stop), -1)[:, :, -1]
+
+  def draw(t, features):
+    logits = truncate(unembed(model, params, features))
+    fold = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))
+    tokens = jax.vmap(jax.vmap(jax.random.categorical))(fold(keys, t), logits)
+    return tokens.astype(jnp.int32)
+
+  slot = jnp.arange(slots) - used
+  behind = slot - branches * len(stop)
+  branch = jnp.arange(branches)[:, None]
+  is_stop = (behind < 0) & (slot // len(stop) == branch)
+  is_answer = (behind >= 0) & (behind % branches == branch)
+  seen = (jnp.arange(slots) <= end[..., None]) | is_stop
+
+  def step(t, carry):
+    cache, token, done, answers, mask = carry
+    features, cache = features_of(
+      model,
+      params,
+      token,
+      jnp.where(done, -1, at(len(stop) + t - 1)),
+      cache,
+      seen | (is_answer & (behind // branches < t)),
+    )
+    token = draw(t, features)
+    answers = answers.at[:, :, t].set(jnp.where(done, 0, token))
+    mask = mask.at[:, :, t].set(~done)
+    return cache, token, done | (token == eos_id), answers, mask
+
+  token = draw(0, features)
+  answers = jnp.zeros((rows, branches, max_answer_len), jnp.int32)
+  answers = answers.at[:, :, 0].set(jnp.where(real, token, 0))
+  mask = jnp.zeros(answers.shape, bool).at[:, :, 0].set(real)
+  carry = cache, token, ~real | (token == eos_id), answers, mask
+  carry = jax.lax.fori_loop(1, max_answer_len, step, carry)
+  return carry[-2:]
+
+
+def repeat_past_count(success: Array, ends: Array) -> Array:
+  """Returns success f32[B,K+1], each boundary that repeats with its value."""
+  own = jnp.where(is_boundary(ends), jnp.arange(ends.shape[1]), 0)
+  index = jax.lax.cummax(own, axis=1)
+  return jnp.take_along_axis(success, index, axis=1)
+
+
+def is_boundary(ends: Array) -> Array:
+  """Returns bool[B,K+1]: the first, and every one beyond the one before."""
+  grows = ends[:, 1:] > ends[:, :-1]
+  return jnp.pad(grows, ((0, 0), (1, 0)), constant_values=True)
+
+
+def tokens_until(before: Array, end: Array) -> Array:
+  """Returns i32[R,C], tokens up to and including column `end` (-1: none)."""
+  counted = jnp.take_along_axis(before, jnp.maximum(end, 0), axis=1)
+  return jnp.where(end < 0, 0, counted)
+
+
+def prefill(model, params, tokens, token_mask) -> TraceCache:
+  """Returns the KV cache of whole traces, one forward pass."""
+  rows, length = tokens.shape
+  cache = model.init_cache(rows, length)
+  positions = positions_of(token_mask)
+  _, cache = features_of(model, params, tokens, positions, cache, None)
+  return TraceCache(cache, jnp.asarray(length, jnp.int32))
+
+
+def features_of(model, params, tokens, positions, cache, mask):
+  """Returns (features, cache); the logits where a model has no features."""
+  forward = model.features_fn or model.apply_fn
+  return forward(params, tokens, positions, cache, mask)
+
+
+def unembed(model, params, features):
+  """Returns the logits of what `features_of` gave."""
+  if model.features_fn is None:
+    return features
+  return model.unembed_fn(params, features)
+
+
+def check_traces(tokens, token_mask, ends, stop_ids):
+  """Raises ValueError unless the arguments of every prover fit together."""
+  if tokens.ndim != 2 or token_mask.shape != tokens.shape:
+    raise ValueError(
+      f'prover: tokens {tokens.shape} and token_mask {token_mask.shape} must '
+      'have one shape [B,T].'
+    )
+  if ends.ndim != 2 or ends.shape[0] != tokens.shape[0]:
+    raise ValueError(
+      f'prover: ends has shape {ends.shape}, expected [B,K+1] with B = '
+      f'{tokens.shape[0]}.'
+    )
+  for name, x, kind in (
+    ('tokens', tokens, jnp.integer),
+    ('ends', ends, jnp.integer),
+    ('token_mask', token_mask, jnp.bool_),
+  ):
+    if not jnp.issubdtype(x.dtype, kind):
+      raise ValueError(
+        f'prover: {name} is {x.dtype}, expected {kind.__name__}.'
+      )
+  if not len(stop_ids):
+    raise ValueError('prover: stop_ids is empty; give at least one token.')
+
+
+def check_answers(tokens, answers, answer_mask):
+  """Raises ValueError unless the accepted answers fit the traces."""
+  if answers.ndim != 3 or answers.shape[0] != tokens.shape[0]:
+    raise ValueError(
+      f'prover: answers has shape {answers.shape}, expected [B,S,A] with B = '
+      f'{tokens.shape[0]}.'
+    )
+  if answer_mask.shape != answers.shape or answer_mask.dtype != jnp.bool_:
+    raise ValueError(
+      f'prover: answer_mask is {answer_mask.dtype}{answer_mask.shape}, '
+      f'expected bool{answers.shape}.'
+    )
