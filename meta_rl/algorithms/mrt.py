@@ -1,78 +1,17 @@
-"""From what was measured on a batch of traces to an advantage for every token.
-
-Each algorithm is one function over the same few pure pieces and one row of
-`ALGORITHMS`. They differ in credit alone; rollout, loss and update are shared,
-so that a comparison compares what it says.
+"""Meta reinforcement fine-tuning: progress as the credit of an episode.
 
 Axes: P prompts, G group, B = P * G traces, T tokens, K episodes.
 """
 
-import dataclasses
-
-import jax
 import jax.numpy as jnp
 
 from meta_rl import advantages, episodes, masked, regret
-from meta_rl.types import Array, Episodes
+from meta_rl.algorithms.base import Measured, at
+from meta_rl.algorithms.outcome import outcome
+from meta_rl.types import Array
 
 CREDITS = ('token_weighted', 'return_to_go', 'immediate')
 BASELINES = ('prover', 'none')
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Measured:
-  """What an algorithm may look at.
-
-  Attributes:
-    rewards: f32[B], r, the outcome of each trace's own answer.
-    success: f32[B,K+1], J at every boundary; past count it repeats.
-    episodes: the boundaries.
-    stop_index: i32[B], column of the token that ended thinking (the answer
-      marker); the token count where there is none.
-    answered: bool[B], an answer followed the end of thinking.
-  """
-
-  rewards: Array
-  success: Array
-  episodes: Episodes
-  stop_index: Array
-  answered: Array
-
-
-def outcome(
-  measured: Measured,
-  length: int,
-  *,
-  group_size: int,
-  baseline: str = 'mean_std',
-) -> Array:
-  """Returns one advantage a trace, on all of its tokens: outcome-reward RL.
-
-    mean_std       (r - mean) / (std + eps), GRPO (arXiv 2402.03300)
-    mean           r - mean, Dr. GRPO (arXiv 2503.20783)
-    leave_one_out  r - mean of the others, RLOO (arXiv 2402.14740)
-
-  Args:
-    measured: rewards f32[B] are all that is used.
-    length: T.
-    group_size: G traces of each prompt, one after the other.
-    baseline: 'mean_std', 'mean' or 'leave_one_out'.
-
-  Returns:
-    f32[B,T].
-  """
-  rewards = measured.rewards.reshape(-1, group_size)
-  masked.check_choice('baseline', baseline, _OUTCOME_BASELINES)
-  advantage = _OUTCOME_BASELINES[baseline](rewards).reshape(-1)
-  return jnp.broadcast_to(advantage[:, None], (advantage.shape[0], length))
-
-
-_OUTCOME_BASELINES = {
-  'mean_std': lambda r: advantages.group_normalize(r, scale='std'),
-  'mean': lambda r: advantages.group_normalize(r, scale='none'),
-  'leave_one_out': advantages.leave_one_out,
-}
 
 
 def mrt(
@@ -138,9 +77,10 @@ def mrt(
       f"price={price} is of credit='token_weighted' alone, where it is weighed "
       f'against progress: set price=0 with credit={credit!r}.'
     )
-  success, (ends, count) = measured.success, _parts(measured.episodes)
+  success = measured.success
+  ends, count = measured.episodes.ends, measured.episodes.count
   progress = regret.progress(success, count)
-  final = _at(success, count)
+  final = at(success, count)
   answer = measured.rewards - final
   if credit == 'immediate':
     own = outcome(
@@ -171,7 +111,7 @@ def mrt(
       )
     per_episode = scale * (returns - base)[:, :-1]
     # Ending the trace in place of answering forgoes the answer: r - J_k too.
-    stop = scale * -_at(base, count) + jnp.where(measured.answered, 0.0, answer)
+    stop = scale * -at(base, count) + jnp.where(measured.answered, 0.0, answer)
     rest = answer
   return advantages.to_tokens(
     per_episode,
@@ -180,15 +120,3 @@ def mrt(
     stop=stop,
     stop_index=measured.stop_index,
   )
-
-
-def _parts(found: Episodes) -> tuple[Array, Array]:
-  return found.ends, found.count
-
-
-def _at(values: Array, index: Array) -> Array:
-  """Returns values[b, index[b]]."""
-  return jnp.take_along_axis(values, index[:, None], axis=1)[:, 0]
-
-
-ALGORITHMS = {'outcome': outcome, 'mrt': mrt}

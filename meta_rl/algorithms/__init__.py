@@ -1,0 +1,16 @@
+"""From what was measured on a batch of traces to an advantage for every token.
+
+Each algorithm is one function over the same few pure pieces and one row of
+`ALGORITHMS`. They differ in credit alone; rollout, loss and update are shared,
+so that a comparison compares what it says.
+
+    algorithm(measured, T, *, group_size, ...) -> advantages f32[B,T]
+"""
+
+from meta_rl.algorithms.base import Measured
+from meta_rl.algorithms.mrt import BASELINES, CREDITS, mrt
+from meta_rl.algorithms.outcome import outcome
+
+__all__ = ['ALGORITHMS', 'BASELINES', 'CREDITS', 'Measured', 'mrt', 'outcome']
+
+ALGORITHMS = {'outcome': outcome, 'mrt': mrt}

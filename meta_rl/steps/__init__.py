@@ -1,0 +1,38 @@
+"""The training step in four calls, each jitted once per shape by its caller.
+
+    generate   prompts -> traces and their KV cache
+    prove      traces -> rewards, episode boundaries, J at each boundary
+    score      traces -> log-probs under other parameters (the reference)
+    update     traces and what was measured -> new parameters
+
+Each `make_*` binds what is static and returns a pure function of arrays;
+`fused` is their composition, one program for tasks that verify on the device.
+Sharding, pmap and the host loop live with the callers.
+"""
+
+from meta_rl.steps.generate import make_generate
+from meta_rl.steps.metrics import rollout_metrics
+from meta_rl.steps.prove import PROVERS, answers_of, make_prove, per_trace
+from meta_rl.steps.train import (
+  fused,
+  make_advantages,
+  make_loss,
+  make_score,
+  make_update,
+  training_batch,
+)
+
+__all__ = [
+  'PROVERS',
+  'answers_of',
+  'fused',
+  'make_advantages',
+  'make_generate',
+  'make_loss',
+  'make_prove',
+  'make_score',
+  'make_update',
+  'per_trace',
+  'rollout_metrics',
+  'training_batch',
+]

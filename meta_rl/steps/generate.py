@@ -1,0 +1,59 @@
+"""prompts -> traces and their KV cache."""
+
+from collections.abc import Callable
+
+from meta_rl import rollout
+from meta_rl.tasks.base import Task
+from meta_rl.types import Model
+
+
+def make_generate(
+  model: Model,
+  task: Task,
+  *,
+  group_size: int,
+  thinking_budget: int,
+  temperature: float = 1.0,
+  top_p: float | None = None,
+  top_k: int | None = None,
+  check_every: int = 8,
+) -> Callable:
+  """Returns the function that samples the traces of a batch of problems.
+
+    generate(params, batch, key, row_offset=0) -> (Rollout, TraceCache)
+
+  Args:
+    model, task: the network and the task.
+    group_size: G traces a prompt.
+    thinking_budget: tokens before forced termination, at least one episode.
+    temperature, top_p, top_k, check_every: as in `rollout.generate`.
+  """
+  if thinking_budget < task.episode_length:
+    raise ValueError(
+      f'thinking_budget={thinking_budget} is below one episode of {task.name} '
+      f'({task.episode_length} tokens): give at least {task.episode_length}.'
+    )
+
+  def generate(params, batch, key, row_offset=0):
+    return rollout.generate(
+      model,
+      params,
+      batch['prompts'],
+      batch['prompt_mask'],
+      key,
+      max_new_tokens=thinking_budget + len(task.stop_ids) + task.answer_length,
+      eos_id=task.eos_id,
+      temperature=temperature,
+      group_size=group_size,
+      top_p=top_p,
+      top_k=top_k,
+      think_end_id=task.think_end_id,
+      thinking_budget=thinking_budget,
+      stop_ids=task.stop_ids,
+      pad_id=task.pad_id,
+      row_offset=row_offset,
+      check_every=check_every,
+      return_cache=True,
+    )
+
+  return generate

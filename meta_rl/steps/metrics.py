@@ -1,0 +1,57 @@
+"""Scalars of a batch of traces."""
+
+import jax.numpy as jnp
+
+from meta_rl import algorithms, regret
+from meta_rl.types import Array, Rollout
+
+
+def rollout_metrics(
+  traces: Rollout,
+  measured: algorithms.Measured,
+  *,
+  group_size: int,
+  horizon: int,
+  has_success: bool,
+) -> dict[str, Array]:
+  """Returns scalars of a batch of traces, f32[] each, names slash-grouped."""
+  rewards = measured.rewards.reshape(-1, group_size)
+  tokens = traces.mask.sum(1)
+  ends, count = measured.episodes.ends, measured.episodes.count
+  mean = lambda x: x.astype(jnp.float32).mean()
+  metrics = {
+    'rollout/reward_mean': mean(rewards),
+    'rollout/zero_variance_share': mean(rewards.max(1) == rewards.min(1)),
+    'rollout/truncation_rate': mean(traces.truncated),
+    'rollout/forced_rate': mean(traces.forced),
+    'rollout/tokens_mean': mean(tokens),
+    'rollout/tokens_sum': tokens.sum().astype(jnp.float32),
+    'rollout/thinking_tokens_mean': mean(traces.thinking_mask.sum(1)),
+    'rollout/episodes_mean': mean(count),
+  }
+  if has_success:
+    success = measured.success
+    final = jnp.take_along_axis(success, count[:, None], 1)[:, 0]
+    weighted = regret.token_weighted(success, ends, horizon=horizon)
+    metrics |= {
+      'progress/first': mean(success[:, 0]),
+      'progress/last': mean(final),
+      'progress/total': mean(final - success[:, 0]),
+      'regret/token_weighted': mean(weighted),
+      'regret/cumulative': mean(regret.cumulative(success, 1.0, count)),
+      'regret/normalized': _normalized(success, ends, horizon),
+    }
+  return metrics
+
+
+def _normalized(success, ends, horizon, points: int = 16):
+  """Returns f32[], the normalized regret of the batch's accuracy curve.
+
+  The curve is the mean over traces of the J at hand after each of `points`
+  equal shares of the horizon.
+  """
+  budgets = jnp.arange(1, points + 1) * horizon / points
+  spent = (ends - ends[:, :1])[:, None, :]
+  reached = (spent <= budgets[:, None]).sum(-1) - 1
+  curve = jnp.take_along_axis(success, reached, axis=1).mean(0)
+  return regret.normalized(curve, budgets.astype(jnp.float32), horizon=horizon)

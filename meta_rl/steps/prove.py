@@ -1,0 +1,166 @@
+"""traces -> rewards, episode boundaries, J at each boundary."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from meta_rl import algorithms, episodes, prover
+from meta_rl.tasks.base import Task
+from meta_rl.types import Array, Model, Rollout
+
+
+def per_trace(batch: dict, group_size: int) -> dict:
+  """Returns the problems' arrays with one row a trace, [P,...] -> [B,...]."""
+  return {k: jnp.repeat(x, group_size, axis=0) for k, x in batch.items()}
+
+
+def answers_of(traces: Rollout, stop_index: Array, length: int):
+  """Returns what follows column `stop_index`, i32[B,A], and its mask bool[B,A].
+
+  That is the last token of the stop: only what comes after it is graded, and an
+  answer inside the thought does not count.
+  """
+  columns = stop_index[:, None] + 1 + jnp.arange(length)
+  inside = columns < traces.tokens.shape[1]
+  columns = jnp.minimum(columns, traces.tokens.shape[1] - 1)
+  take = lambda x: jnp.take_along_axis(x, columns, axis=1)
+  return take(traces.tokens), take(traces.token_mask) & inside
+
+
+def make_prove(
+  model: Model,
+  task: Task,
+  *,
+  group_size: int,
+  max_episodes: int,
+  kind: str = 'exact',
+  num_branches: int = 8,
+  temperature: float = 1.0,
+  top_p: float | None = None,
+  top_k: int | None = None,
+) -> Callable:
+  """Returns the function that grades traces and measures J at boundaries.
+
+    prove(params, batch, traces, cache, key, row_offset=0) -> Measured
+
+  Args:
+    model, task: the prover's network and the task.
+    group_size: G traces a prompt.
+    max_episodes: K; from the K-th on all thinking belongs to the last episode.
+    kind: 'exact' (sums the accepted answers' likelihood), 'sampled' (means of
+      `num_branches` answers) or 'none' (J is 0 everywhere: outcome only).
+    num_branches: M of the sampled prover.
+    temperature, top_p, top_k: at which the prover answers, those of the
+      rollout.
+  """
+  if kind not in (*PROVERS, 'none'):
+    raise ValueError(
+      f'prover kind {kind!r} is unknown; allowed: {sorted(PROVERS)} or none.'
+    )
+
+  def prove(params, batch, traces, cache, key, row_offset=0):
+    prompt_length = batch['prompts'].shape[1]
+    found = episodes.from_delimiters(
+      traces.tokens,
+      traces.thinking_mask,
+      delimiter_ids=task.delimiter_ids,
+      max_episodes=max_episodes,
+      start=prompt_length - 1,
+    )
+    rows = per_trace(batch, group_size)
+    stop_index = found.ends[:, -1] + 1
+    # A policy ends thinking with the marker, the budget with all of stop_ids.
+    more = jnp.where(traces.forced, len(task.stop_ids) - 1, 0)
+    answer, mask = answers_of(traces, stop_index + more, task.answer_length)
+    rewards = task.verify(answer, mask, rows)
+    success = jnp.zeros(found.ends.shape, jnp.float32)
+    if kind != 'none':
+      success = PROVERS[kind](
+        model,
+        params,
+        traces,
+        found.ends,
+        rows,
+        cache,
+        key,
+        task=task,
+        num_branches=num_branches,
+        row_offset=row_offset,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+      )
+    return algorithms.Measured(
+      rewards=rewards,
+      success=success,
+      episodes=found,
+      stop_index=stop_index,
+      answered=mask.any(1),
+    )
+
+  return prove
+
+
+def _exact(
+  model,
+  params,
+  traces,
+  ends,
+  rows,
+  cache,
+  key,
+  *,
+  task,
+  num_branches,
+  row_offset,
+  **support,
+):
+  del key, num_branches, row_offset
+  return prover.exact(
+    model,
+    params,
+    traces.tokens,
+    traces.token_mask,
+    ends,
+    rows['answers'],
+    rows['answer_mask'],
+    stop_ids=task.stop_ids,
+    cache=cache,
+    **support,
+  )
+
+
+def _sampled(
+  model,
+  params,
+  traces,
+  ends,
+  rows,
+  cache,
+  key,
+  *,
+  task,
+  num_branches,
+  row_offset,
+  **support,
+):
+  per_branch = {k: x[:, None, None] for k, x in rows.items()}
+  return prover.sampled(
+    model,
+    params,
+    traces.tokens,
+    traces.token_mask,
+    ends,
+    lambda answers, mask: task.verify(answers, mask, per_branch),
+    key,
+    num_branches=num_branches,
+    max_answer_len=task.answer_length,
+    stop_ids=task.stop_ids,
+    eos_id=task.eos_id,
+    cache=cache,
+    row_offset=row_offset,
+    **support,
+  )
+
+
+PROVERS = {'exact': _exact, 'sampled': _sampled}

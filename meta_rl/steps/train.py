@@ -1,0 +1,180 @@
+"""traces and what was measured -> new parameters.
+
+`score` gives log-probs under other parameters (the reference), `update` takes
+all optimizer steps on one rollout, and `fused` is a whole training step as one
+program.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from meta_rl import algorithms, losses, scoring, update
+from meta_rl.types import Array, Model, Rollout, WeightedSum
+
+
+def make_score(
+  model: Model, *, temperature: float = 1.0, chunk: int | None = None
+) -> Callable:
+  """Returns `score(params, traces) -> log_probs f32[B,T]`."""
+
+  def score(params, traces):
+    log_probs, _ = scoring.score(
+      model,
+      params,
+      traces.tokens,
+      traces.token_mask,
+      temperature=temperature,
+      chunk=chunk,
+    )
+    return log_probs
+
+  return score
+
+
+def make_loss(
+  model: Model,
+  *,
+  temperature: float = 1.0,
+  chunk: int | None = None,
+  clip_low: float = 0.2,
+  clip_high: float = 0.2,
+  surrogate: str = 'clip',
+  ratio: str = 'token',
+  aggregate: str = 'sequence_mean',
+  constant: int | None = None,
+  kl_coef: float = 0.0,
+  kl_estimator: str = 'k2',
+  entropy_coef: float = 0.0,
+) -> update.LossFn:
+  """Returns `loss_fn(params, batch) -> (WeightedSum, metrics)`.
+
+    policy_gradient + kl_coef * kl_penalty - entropy_coef * entropy
+
+  The batch holds tokens, token_mask, mask, behavior_log_probs, advantages, and
+  ref_log_probs where kl_coef is not 0. All terms share one weight, so that
+  their sums may be added before the division.
+  """
+  shared = {'aggregate': aggregate, 'constant': constant}
+
+  def loss_fn(params, batch):
+    log_probs, entropy = scoring.score(
+      model,
+      params,
+      batch['tokens'],
+      batch['token_mask'],
+      temperature=temperature,
+      chunk=chunk,
+    )
+    mask = batch['mask']
+    loss, found = losses.policy_gradient(
+      log_probs,
+      batch['behavior_log_probs'],
+      batch['advantages'],
+      mask,
+      clip_low=clip_low,
+      clip_high=clip_high,
+      surrogate=surrogate,
+      ratio=ratio,
+      **shared,
+    )
+    total = loss.total
+    metrics = {f'policy/{k}': v for k, v in found.items()}
+    metrics['loss/policy_gradient'] = loss
+    tokens = mask.sum().astype(jnp.float32)
+    over_tokens = lambda x: WeightedSum(jnp.where(mask, x, 0.0).sum(), tokens)
+    metrics['policy/entropy'] = over_tokens(jax.lax.stop_gradient(entropy))
+    gap = jnp.abs(
+      jax.lax.stop_gradient(log_probs) - batch['behavior_log_probs']
+    )
+    metrics['policy/log_prob_gap'] = over_tokens(gap)
+    if kl_coef:
+      kl, _ = losses.kl_penalty(
+        log_probs,
+        batch['ref_log_probs'],
+        mask,
+        estimator=kl_estimator,
+        **shared,
+      )
+      total += kl_coef * kl.total
+      metrics['loss/kl'] = kl
+    if entropy_coef:
+      bonus, _ = losses.entropy_bonus(entropy, mask, **shared)
+      total += entropy_coef * bonus.total
+    return WeightedSum(total, loss.weight), metrics
+
+  return loss_fn
+
+
+def training_batch(
+  traces: Rollout,
+  measured: algorithms.Measured,
+  advantage_fn: Callable,
+  ref_log_probs: Array | None = None,
+) -> dict[str, Array]:
+  """Returns the arrays that the loss reads, one row a trace."""
+  batch = {
+    'tokens': traces.tokens,
+    'token_mask': traces.token_mask,
+    'mask': traces.mask,
+    'behavior_log_probs': traces.behavior_log_probs,
+    'advantages': advantage_fn(measured, traces.tokens.shape[1]),
+  }
+  if ref_log_probs is not None:
+    batch['ref_log_probs'] = ref_log_probs
+  return batch
+
+
+def make_update(
+  loss_fn, optimizer, advantage_fn: Callable, **options
+) -> Callable:
+  """Returns the function that takes all optimizer steps on one rollout.
+
+    update(state, traces, measured, ref_log_probs=None) -> (state, metrics)
+
+  Args:
+    loss_fn: of `make_loss`.
+    optimizer: an optax transformation.
+    advantage_fn: `(Measured, T) -> f32[B,T]`, of `make_advantages`.
+    **options: mini_batches, epochs, micro_batches, axis_name of
+      `update.update`.
+  """
+
+  def run(state, traces, measured, ref_log_probs=None):
+    batch = training_batch(traces, measured, advantage_fn, ref_log_probs)
+    return update.update(
+      state, batch, loss_fn=loss_fn, optimizer=optimizer, **options
+    )
+
+  return run
+
+
+def make_advantages(name: str, **options) -> Callable:
+  """Returns `(Measured, T) -> advantages f32[B,T]` of an algorithm by name."""
+  if name not in algorithms.ALGORITHMS:
+    raise ValueError(
+      f'algorithm {name!r} is unknown; allowed: '
+      f'{sorted(algorithms.ALGORITHMS)}.'
+    )
+  return functools.partial(algorithms.ALGORITHMS[name], **options)
+
+
+def fused(generate, prove, update_fn, score=None):
+  """Returns a whole training step as one function of arrays.
+
+  `step(state, ref_params, batch, key) -> (state, traces, measured, metrics)`:
+  generate, grade, prove, credit and update without leaving the device. jit it
+  with the state donated.
+  """
+
+  def step(state, ref_params, batch, key):
+    sample_key, prove_key = jax.random.split(key)
+    traces, cache = generate(state.params, batch, sample_key)
+    measured = prove(state.params, batch, traces, cache, prove_key)
+    reference = None if score is None else score(ref_params, traces)
+    state, metrics = update_fn(state, traces, measured, reference)
+    return state, traces, measured, metrics
+
+  return step
