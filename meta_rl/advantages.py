@@ -297,6 +297,53 @@ def prover_baseline(
   return jax.lax.stop_gradient(baseline)
 
 
+def bootstrapped(
+  returns: Array, baseline: Array, count: Array, *, decay: float = 1.0
+) -> Array:
+  """Returns the advantage of what was done at every boundary of a trace.
+
+    δ_j = R_j - R_{j+1} + b_{j+1} - b_j   for j < count, going on
+    δ_k = 0 - b_k                         for k = count, stopping
+    A_j = Σ_{i=j..count} decay^(i-j)·δ_i
+
+  With decay = 1 it telescopes to R_j - b_j. With decay < 1 the baseline stands
+  in for what came later: an episode is judged by where it led (b_{j+1}) and not
+  by how later episodes turned out. The prover makes b a good critic, since J
+  says most of what matters about a prefix, so that nearly all of the noise of
+  later episodes goes and the bias is small. This is GAE with its λ = decay and
+  the prover's baseline as the value.
+
+  Args:
+    returns: f32[B,K+1], as from `returns`; 0 from count on.
+    baseline: f32[B,K+1], as from `prover_baseline`.
+    count: i32[B], number of episodes, 0..K.
+    decay: in [0, 1]; 1 is unbiased whatever the baseline.
+
+  Returns:
+    f32[B,K+1], of the tokens of episode j, and at count of the token that
+    stopped; 0 behind it.
+
+  Raises:
+    ValueError: wrong shape or dtype, or decay outside [0, 1].
+
+  Source: GAE (arXiv 1506.02438), equation 16.
+  """
+  dims = {}
+  returns = masked.as_array('returns', returns, 'float[B,K+1]', dims)
+  baseline = masked.as_array('baseline', baseline, 'float[B,K+1]', dims)
+  count = masked.as_array('count', count, 'int[B]', dims)
+  masked.check_range('decay', decay, low=0, high=1)
+  index = jnp.arange(dims['K'] + 1)
+  goes_on = index < count[:, None]
+  later = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
+  delta = returns - later(returns) + later(baseline) - baseline
+  delta = jnp.where(goes_on, delta, -baseline)
+  delta = masked.select(index <= count[:, None], delta)
+  ahead = index[:, None] - index  # [i,j], boundaries from j to i
+  powers = jnp.where(ahead < 0, 0.0, jnp.power(decay, jnp.maximum(ahead, 0)))
+  return jax.lax.stop_gradient(delta @ powers)
+
+
 def to_tokens(
   episode_advantages: Array,
   episode_ids: Array,

@@ -89,6 +89,29 @@ def test_return_to_go_by_hand():
   )
 
 
+def test_decay_judges_an_episode_by_where_it_led():
+  # The returns and baselines of test_return_to_go_by_hand, scale 1: row 0 has
+  # b = -.05, 0, 0: .7 - .4 + 0 + .05 = .35, then .4 - 0 + 0 - 0 = .4. Row 1 has
+  # b = .35, .4: -.1 - 0 + .4 - .35 = -.05, and -.4 for stopping. Row 2: -.3.
+  found = run(credit='return_to_go', alpha=0.0, decay=0.0)
+  check(
+    found,
+    [
+      row(0.1, (2, 4, 0.35), (5, 6, 0.4), (7, 7, 0.0)),
+      row(-0.1, (2, 5, -0.05), (6, 6, -0.4)),
+      row(-0.2, (2, 2, -0.3 - 0.2)),
+    ],
+  )
+
+
+@pytest.mark.parametrize(
+  'options', [{'credit': 'immediate'}, {'baseline': 'none'}]
+)
+def test_decay_without_a_critic_is_refused(options):
+  with pytest.raises(ValueError, match=r'decay=0\.5 needs'):
+    run(decay=0.5, **options)
+
+
 def test_immediate_by_hand():
   # Leave-one-out outcomes 1, -.5, -.5 on all tokens, plus alpha·progress.
   found = run(credit='immediate', alpha=0.5)

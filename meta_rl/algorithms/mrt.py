@@ -25,6 +25,7 @@ def mrt(
   outcome_mass: float = 0.3,
   price: float = 0.0,
   baseline: str = 'prover',
+  decay: float = 1.0,
   axis_name: str | None = None,
 ) -> Array:
   """Returns per-episode MRT advantages on tokens.
@@ -43,8 +44,9 @@ def mrt(
   For the first two, boundary j's baseline b_j depends on the prefix alone, so
   episode j gets R_j - b_j, the token that stops at boundary k gets 0 - b_k, and
   the answer gets its own r - J_k. `J_k` stands in for r while thinking (Rao-
-  Blackwell). Nothing is divided by a batch standard deviation: the weights
-  would lose their meaning.
+  Blackwell). With `decay` below 1 the baseline also stands in for what later
+  episodes brought (`advantages.bootstrapped`). Nothing is divided by a batch
+  standard deviation: the weights would lose their meaning.
 
   Departs from MRT v0.1: J is exact by default and not a mean of 4 branches, the
   baseline is fitted on J itself, and stopping is an action with an advantage.
@@ -60,13 +62,15 @@ def mrt(
       of 'token_weighted' alone ('return_to_go' is rho = 1).
     price: lambda >= 0, of a horizon of tokens; of 'token_weighted' alone.
     baseline: 'prover' (`advantages.prover_baseline`) or 'none'.
+    decay: of later episodes' surprises, in [0, 1]; below 1 needs the baseline.
     axis_name: of a mapped data axis; the baseline is then fitted on all rows.
 
   Returns:
     f32[B,T].
 
   Raises:
-    ValueError: an unknown credit or baseline, or a price without weights.
+    ValueError: an unknown credit or baseline, a price without weights, or a
+      decay with no baseline that could stand in.
 
   Source: Qu et al. 2025, arXiv 2503.07572, section 6.
   """
@@ -76,6 +80,12 @@ def mrt(
     raise ValueError(
       f"price={price} is of credit='token_weighted' alone, where it is weighed "
       f'against progress: set price=0 with credit={credit!r}.'
+    )
+  if decay != 1 and (credit == 'immediate' or baseline == 'none'):
+    raise ValueError(
+      f"decay={decay} needs baseline='prover' and a credit that looks ahead "
+      f"('token_weighted' or 'return_to_go'): set decay=1 with "
+      f'credit={credit!r}, baseline={baseline!r}.'
     )
   success = measured.success
   ends, count = measured.episodes.ends, measured.episodes.count
@@ -109,9 +119,10 @@ def mrt(
       base = advantages.prover_baseline(
         returns, success, count, axis_name=axis_name
       )
-    per_episode = scale * (returns - base)[:, :-1]
+    earned = scale * advantages.bootstrapped(returns, base, count, decay=decay)
+    per_episode = earned[:, :-1]
     # Ending the trace in place of answering forgoes the answer: r - J_k too.
-    stop = scale * -at(base, count) + jnp.where(measured.answered, 0.0, answer)
+    stop = at(earned, count) + jnp.where(measured.answered, 0.0, answer)
     rest = answer
   return advantages.to_tokens(
     per_episode,
