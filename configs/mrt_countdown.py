@@ -13,6 +13,7 @@ seconds. To train longer: --config.total_steps=200
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
@@ -27,7 +28,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'name': 'countdown',
     'n': 3,
     'low': 1,
-    'high': 12,
+    'high': 14,
     'ops': '+-',
     'max_answers': 4,  # problems with more accepted answers are left out
     'max_value': 99,
@@ -46,8 +47,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'group_size': 8,
     'thinking_budget': 108,  # tokens: 12 episodes of 9; the horizon of regret
     'temperature': 1.0,
-    'top_p': None,
-    'top_k': None,
+    'top_p': config_dict.placeholder(float),  # None: the whole support
+    'top_k': config_dict.placeholder(int),
   }
   config.prover = {
     'kind': 'exact',  # or 'sampled', 'none'
@@ -61,6 +62,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'outcome_mass': 0.3,  # rho: share of the budget prior on the full budget
     'price': 0.0,  # lambda: of a horizon of thinking tokens
     'baseline': 'prover',
+    # Of GAE, with the prover as critic: 0 judges an episode by where it led,
+    # 1 by all that came later.
+    'decay': 0.5,
   }
   config.loss = {
     'clip_low': 0.2,
@@ -73,7 +77,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'kl_coef': 0.0,
     'kl_estimator': 'k2',
     'entropy_coef': 0.0,
-    'chunk': None,  # positions at a time through the vocabulary matrix
+    # None: all; else positions at a time through the vocabulary matrix.
+    'chunk': config_dict.placeholder(int),
   }
   config.batching = {
     'mini_batches': 2,  # optimizer steps a rollout

@@ -341,7 +341,9 @@ def bootstrapped(
   delta = masked.select(index <= count[:, None], delta)
   ahead = index[:, None] - index  # [i,j], boundaries from j to i
   powers = jnp.where(ahead < 0, 0.0, jnp.power(decay, jnp.maximum(ahead, 0)))
-  return jax.lax.stop_gradient(delta @ powers)
+  # HIGHEST: accelerators would multiply in bf16, and advantages are small.
+  earned = jnp.matmul(delta, powers, precision=jax.lax.Precision.HIGHEST)
+  return jax.lax.stop_gradient(earned)
 
 
 def to_tokens(

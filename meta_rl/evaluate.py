@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import config_dict, config_flags
+from ml_collections import config_flags
 
 from meta_rl import (
   checkpoint,
@@ -33,6 +33,7 @@ from meta_rl import (
   setup_run,
   signals,
   statistics,
+  steps,
   tokenizer,
   weights,
   workdir,
@@ -40,6 +41,7 @@ from meta_rl import (
 from meta_rl.answers import extract_boxed, maj_at_k, pass_at_k
 from meta_rl.compiled import CountedJit
 from meta_rl.files import atomic_write
+from meta_rl.tasks import verify
 
 __all__ = [
   'describe_traces',
@@ -261,8 +263,9 @@ def several_samples(
 ) -> dict[str, dict[str, float]]:
   """Returns pass@k and maj@k over `samples` traces of each problem.
 
-  All right answers of a problem vote as one; a wrong one votes for its own
-  tokens, and a trace without an answer for none.
+  A trace votes for the value of its answer, as answers of mathematics do; right
+  is the target reached by the rules, and an answer without a value votes for
+  none.
   """
   batches = problem_batches(
     source, num_problems=num_problems, batch_size=batch_size, repeats=samples
@@ -271,8 +274,10 @@ def several_samples(
   right = found['rewards'].reshape(num_problems, samples) >= 1
   votes = []
   for i, reward in enumerate(found['rewards']):
-    answer = describe(found, i)['answer']
-    votes.append('right' if reward >= 1 else answer or None)
+    columns = slice(int(found['stop_index'][i]) + 1, None)
+    answer = found['tokens'][i][columns][found['token_mask'][i][columns]]
+    value = verify.postfix_value(answer.tolist())
+    votes.append('right' if reward >= 1 else value)
   votes = np.asarray(votes, object).reshape(num_problems, samples)
   sizes = [2**i for i in range(int(math.log2(samples)) + 1)]
   mean = lambda values: float(np.mean(list(values)))
@@ -342,10 +347,12 @@ def evaluate(
     'name': name,
     'algorithm': algorithm,
     'num_problems': num_problems,
+    'num_clusters': len(np.unique(clusters)),
     'horizon': horizon,
     'machine': env.machine_description(),
     'budgets': grid,
     'accuracy_at_budget': mean.tolist(),
+    'tokens_at_budget': np.minimum(tokens[:, None], grid).mean(0).tolist(),
     'accuracy_low': low.tolist(),
     'accuracy_high': high.tolist(),
     'regret_at_budget': regret_curve.mean(0).tolist(),
@@ -357,7 +364,7 @@ def evaluate(
       'accuracy': interval(final_success(found), clusters),
       'reward': interval(found['rewards'], clusters),
       'regret_token_weighted': interval(total, clusters),
-      'regret_normalized': normalized(mean, grid, horizon),
+      'regret_normalized': normalized_interval(curves, clusters, horizon),
       'tokens_mean': float(tokens.mean()),
       'forced_rate': float(found['forced'].mean()),
       **several_samples(
@@ -381,12 +388,27 @@ def evaluate(
   }
 
 
-def normalized(curve, budgets, horizon: int) -> float:
-  """Returns a curve's normalised regret, the trapezoid through (0, 0)."""
-  # The curve's own point at 0 tokens is measured; the official form is not.
-  values = jnp.asarray(curve[1:], jnp.float32)
-  tokens = jnp.asarray(budgets[1:], jnp.float32)
-  return float(regret.normalized(values, tokens, horizon=horizon))
+def normalized_interval(curves, clusters, horizon: int) -> dict[str, float]:
+  """Returns the normalised regret, with a bootstrap interval over problems.
+
+  The trapezoid through (0, 0) and the accuracy after each of
+  `steps.NORMALIZED_POINTS` equal shares of the horizon, as training logs it.
+
+  Args:
+    curves: f[N,H+1], each trace's J at 0..H tokens.
+    clusters: i[N], problem of each trace.
+    horizon: H, tokens.
+  """
+  points = steps.NORMALIZED_POINTS
+  tokens = np.arange(1, points + 1) * horizon / points
+  values = np.asarray(curves)[:, np.floor(tokens).astype(int)]
+  # It is linear in the accuracy: the mean over traces is that of the mean.
+  rows = regret.normalized(
+    jnp.asarray(values, jnp.float32),
+    jnp.broadcast_to(jnp.asarray(tokens, jnp.float32), values.shape),
+    horizon=horizon,
+  )
+  return interval(np.asarray(rows, np.float64), clusters)
 
 
 def cluster_ids(source, num_problems: int) -> np.ndarray:
@@ -439,14 +461,14 @@ def policy(folder: str, config, *, base: bool, which: str):
       f'{folder} holds no config.json: name a run folder of meta_rl.train, or '
       'give --config and --base.'
     )
-  config = config_dict.ConfigDict(recorded)
+  config = setup_run.recorded_config(folder, recorded)
   like = setup_run.abstract_params(config)
   return config, weights.init_from(f'{folder}@{which}', like)
 
 
 def main(argv):
   """Runs the command."""
-  del argv
+  setup_run.refuse_arguments(argv)
   logging.set_verbosity(logging.WARNING)
   env.enable_compile_cache()
   try:

@@ -10,7 +10,6 @@ import json
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_dict
 
 from meta_rl import checkpoint, env, metrics, setup_run, signals, weights
 from meta_rl import workdir as workdirs
@@ -41,7 +40,8 @@ def export(
     raise ValueError(
       f'{folder} holds no config.json: name a run folder of meta_rl.train.'
     )
-  like = setup_run.abstract_params(config_dict.ConfigDict(recorded))
+  config = setup_run.recorded_config(folder, recorded)
+  like = setup_run.abstract_params(config)
   found = checkpoint.restore_params(folder, like, which=which)
   if found is None:
     raise ValueError(
@@ -81,7 +81,7 @@ def define_flags():
 
 def main(argv):
   """Runs the command."""
-  del argv
+  setup_run.refuse_arguments(argv)
   logging.set_verbosity(logging.WARNING)
   try:
     metadata = export(

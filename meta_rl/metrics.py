@@ -353,8 +353,9 @@ _SYMPTOMS = (
   (
     'rollout/zero_variance_share',
     lambda v: v >= 1.0,
-    'every group had constant rewards: the advantages are all 0; change the '
-    'difficulty of the problems, or raise group_size or the temperature',
+    'every group had constant rewards: an outcome says nothing about its '
+    'traces; change the difficulty of the problems, or raise group_size or the '
+    'temperature',
   ),
   (
     'optimizer/grad_norm',

@@ -25,6 +25,7 @@ from meta_rl.headline import (
   curve,
   headline_table,
   headlines,
+  level_of,
   reference_index,
 )
 from meta_rl.report_traces import traces_section
@@ -134,7 +135,7 @@ def accuracy_panel(
   lines = []
   reference = _reference(runs)
   _, base = curve(reference.eval, 'accuracy_at_budget') if runs else ((), ())
-  level = float(base[-1]) if len(base) and len(runs) > 1 else None
+  level = level_of(base) if len(base) and len(runs) > 1 else None
   for run, row in zip(runs, rows):
     x, y = curve(run.eval, 'accuracy_at_budget')
     if not len(x):

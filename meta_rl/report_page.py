@@ -268,7 +268,7 @@ def _tiles(runs, rows):
   if math.isfinite(row.efficiency):
     tiles.append(
       (
-        f'Tokens to the final accuracy of {base.name}',
+        f"Budget to 95% of {base.name}'s gain",
         f'{row.efficiency:.2f}× fewer'
         if row.efficiency >= 1
         else f'{1 / row.efficiency:.2f}× more',
@@ -345,7 +345,7 @@ def _summary(runs, rows):
   text += '.'
   if row.efficiency > 1:
     text += (
-      f' It reaches the final accuracy of {named} after'
+      f' 95% of what {named} gains by thinking takes it a budget of'
       f' {fixed(row.tokens_to_base, 1)} tokens instead of'
       f' {fixed(base.tokens_to_base, 1)}.'
     )

@@ -4,6 +4,8 @@ The command modules (`train`, `sft`, `evaluate`) share this: nothing else reads
 a ConfigDict.
 """
 
+import inspect
+import math
 import os
 import sys
 from pathlib import Path
@@ -29,13 +31,21 @@ from meta_rl.tasks import builder
 from meta_rl.tasks.base import Task
 from meta_rl.types import Episodes, Model, Params
 
+# The start of a run, in its folder.
+REFERENCE_NAME = 'reference.safetensors'
+
 # Options of `config.task` that are no fields of the dataset.
 _TASK_ONLY = ('name',)
 
 # Keys whose value must be at least 1 wherever a config has them.
 _COUNTS = (
   'total_steps',
+  'model.vocab_size',
   'model.num_layers',
+  'model.width',
+  'model.num_heads',
+  'model.ffn_width',
+  'rollout.thinking_budget',
   'rollout.num_prompts',
   'rollout.group_size',
   'prover.max_episodes',
@@ -50,6 +60,13 @@ _COUNTS = (
   'checkpoint.max_to_keep',
   'log.samples_every',
   'log.print_every',
+)
+_NOT_NEGATIVE = (
+  'max_log_prob_gap',
+  'loss.kl_coef',
+  'loss.entropy_coef',
+  'optimizer.weight_decay',
+  'optimizer.warmup_steps',
 )
 _CHOICES = {
   'algorithm.name': (*algorithms.ALGORITHMS, 'sft'),
@@ -75,8 +92,14 @@ def make_task(config: ml_collections.ConfigDict) -> Task:
 
 def data_dir() -> Path:
   """Returns where datasets go: $META_RL_DATA or ~/.cache/meta_rl/data."""
-  default = Path.home() / '.cache' / 'meta_rl' / 'data'
-  return Path(os.environ.get('META_RL_DATA', default))
+  if given := os.environ.get('META_RL_DATA'):
+    return Path(given)
+  try:
+    return Path.home() / '.cache' / 'meta_rl' / 'data'
+  except RuntimeError:  # a user without a home, as in many containers
+    raise ValueError(
+      'there is no home directory for datasets: set META_RL_DATA to a folder.'
+    ) from None
 
 
 def load_problems(config: ml_collections.ConfigDict, split: str):
@@ -108,6 +131,33 @@ def initial_params(config: ml_collections.ConfigDict) -> Params:
     return weights.init_from(config.init_from, abstract_params(config))
   shape = models.config_from_dict(config.model.to_dict())
   return models.init_params(shape, jax.random.key(config.seed))
+
+
+def blank_params(config: ml_collections.ConfigDict) -> Params:
+  """Returns zeros of the parameters' shapes, for a checkpoint to fill."""
+  return jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype), abstract_params(config)
+  )
+
+
+def start_params(config: ml_collections.ConfigDict, folder) -> Params:
+  """Returns what a run that has nothing saved yet starts from.
+
+  With a KL term they are also the reference: they are kept in the run folder,
+  so that the run can go on when `init_from` has moved or changed.
+  """
+  params = initial_params(config)
+  if config.loss.get('kl_coef'):
+    weights.save_safetensors(Path(folder) / REFERENCE_NAME, params, {})
+  return params
+
+
+def reference_params(config: ml_collections.ConfigDict, folder) -> Params:
+  """Returns the parameters that a run started from, when it goes on."""
+  kept = Path(folder) / REFERENCE_NAME
+  if kept.exists():
+    return weights.init_from(str(kept), abstract_params(config))
+  return initial_params(config)
 
 
 def make_optimizer(config: ml_collections.ConfigDict):
@@ -196,6 +246,75 @@ def parse_flags(argv: list[str]) -> list[str]:
     raise
 
 
+def recorded_config(folder, recorded: dict) -> ml_collections.ConfigDict:
+  """Returns the config that a run folder recorded.
+
+  Raises:
+    ValueError: it is no config of meta_rl, such as another tool's file.
+  """
+  config = ml_collections.ConfigDict(recorded)
+  for section in ('task', 'model', 'rollout', 'algorithm'):
+    if not isinstance(config.get(section), ml_collections.ConfigDict):
+      raise ValueError(
+        f'{folder}/config.json is of another program: it has no {section!r} '
+        'section. Name a run folder of meta_rl.train.'
+      )
+  return config
+
+
+def refuse_arguments(argv: list[str]):
+  """Leaves with one line if a command was given words that are no flags."""
+  if len(argv) > 1:
+    hint = ''
+    if '=' in argv[1]:
+      hint = f' Did you mean --{argv[1].lstrip("-")}?'
+    sys.exit(f'error: {argv[1]!r} is no flag: flags begin with --.{hint}')
+
+
+def check_numbers(values: dict):
+  """Raises ValueError unless each number of a config can be used as one.
+
+  Args:
+    values: {dotted key: value}.
+  """
+  for name, value in values.items():
+    if isinstance(value, float) and not math.isfinite(value):
+      raise ValueError(f'{name}={value} is given; allowed are finite numbers.')
+    for kind, names in (((int, float), _NOT_NEGATIVE), ((int,), _COUNTS)):
+      wrong = isinstance(value, bool) or not isinstance(value, kind)
+      if name in names and wrong:
+        raise ValueError(
+          f'{name}={value!r} is given; allowed is a number'
+          + (' without a fraction.' if kind == (int,) else '.')
+        )
+    if name in _COUNTS and not 1 <= value < 2**31:
+      raise ValueError(
+        f'{name}={value} is given; allowed is >= 1 and below 2^31.'
+      )
+    if name in _NOT_NEGATIVE and value < 0:
+      raise ValueError(f'{name}={value} is given; allowed is >= 0.')
+
+
+def check_sections(config: ml_collections.ConfigDict):
+  """Raises ValueError unless a config has what its algorithm reads."""
+  name = config.algorithm.name
+  needed = {'sft': ('data',)}.get(name, ('rollout', 'prover', 'loss'))
+  for section in needed:
+    if section not in config:
+      raise ValueError(
+        f'algorithm.name={name!r} needs the section config.{section}, which '
+        'this config lacks: start from a config of that algorithm.'
+      )
+  if name in algorithms.ALGORITHMS:
+    known = inspect.signature(algorithms.ALGORITHMS[name]).parameters
+    unknown = sorted(set(config.algorithm) - set(known) - {'name'})
+    if unknown:
+      raise ValueError(
+        f'algorithm.name={name!r} does not take algorithm.{unknown[0]}: start '
+        'from a config of that algorithm.'
+      )
+
+
 def check(config: ml_collections.ConfigDict):
   """Raises ValueError, in one line, for values that no training can use.
 
@@ -203,16 +322,16 @@ def check(config: ml_collections.ConfigDict):
   refused leaves nothing behind.
   """
   values = workdir.flatten(config.to_dict())
-  for name in _COUNTS:
-    if values.get(name, 1) < 1:
-      raise ValueError(f'{name}={values[name]} is given; allowed is >= 1.')
+  check_numbers(values)
+  check_sections(config)
   for name, allowed in _CHOICES.items():
     if name in values:
       masked.check_choice(name, values[name], allowed)
-  if values.get('loss.chunk') is not None and values['loss.chunk'] < 1:
-    raise ValueError(
-      f'loss.chunk={values["loss.chunk"]} is given; allowed is >= 1, or None.'
-    )
+  for name in ('loss.chunk', 'rollout.top_k'):
+    size = values.get(name)
+    if size is not None and not (isinstance(size, int) and size >= 1):
+      raise ValueError(f'{name}={size!r} is given; allowed is >= 1, or None.')
+  check_buckets(config)
   if not config.rollout.temperature > 0:
     raise ValueError(
       f'rollout.temperature={config.rollout.temperature} is given; allowed is '
@@ -222,6 +341,32 @@ def check(config: ml_collections.ConfigDict):
   make_calls(config, make_model(config, task), task)
   if config.algorithm.name != 'sft':
     check_rl(config)
+
+
+def note_on_saving(config: ml_collections.ConfigDict) -> str:
+  """Returns a line if evaluated steps exist that cannot be kept, else ''."""
+  if config.eval.every % config.checkpoint.every == 0:
+    return ''
+  return (
+    f'note: eval.every={config.eval.every} is no multiple of '
+    f'checkpoint.every={config.checkpoint.every}: only an evaluated step that '
+    'is saved can be kept as the best.'
+  )
+
+
+def check_buckets(config: ml_collections.ConfigDict):
+  """Raises ValueError for length buckets that no update can use."""
+  buckets = config.batching.length_buckets
+  if not all(isinstance(size, int) and size > 0 for size in buckets):
+    raise ValueError(
+      f'batching.length_buckets={tuple(buckets)} is given; allowed are numbers '
+      'of columns, each >= 1.'
+    )
+  if buckets and config.algorithm.name == 'sft':
+    raise ValueError(
+      f'batching.length_buckets={tuple(buckets)} is of reinforcement: packed '
+      "rows of algorithm.name='sft' are full; set it to ()."
+    )
 
 
 def check_rl(config: ml_collections.ConfigDict):

@@ -167,13 +167,6 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
     batch_size=config.eval.batch_size,
   )
   optimizer = setup_run.make_optimizer(config)
-  params = setup_run.initial_params(config)
-  state = update.TrainState(
-    params=params,
-    opt_state=optimizer.init(params),
-    step=jnp.zeros((), jnp.int32),
-    key=jax.random.key(config.seed),
-  )
   step_fn = CountedJit(
     functools.partial(
       update.update,
@@ -191,11 +184,18 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
         max_to_keep=config.checkpoint.max_to_keep,
       )
     )
-    restored, first = saver.restore_latest(state), 0
+    blank = setup_run.blank_params(config)
+    restored = saver.restore_latest(
+      update.init_state(blank, optimizer, config.seed)
+    )
+    first = 0
     if restored is not None:
       first, state, data_state = restored
       batches.set_state(data_state)
       print(f'resuming after step {first} of {config.total_steps}')
+    else:
+      params = setup_run.initial_params(config)
+      state = update.init_state(params, optimizer, config.seed)
     stop = stack.enter_context(signals.GracefulExit())
     writer = stack.enter_context(
       metrics.MetricsWriter(folder, resume_step=first if restored else None)
@@ -215,7 +215,6 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       row = update.to_scalars(jax.device_get(sums))
       row['time/step_s'] = time.perf_counter() - began
       row['time/tokens_per_s'] = tokens / row['time/step_s']
-      row['compile/count'] = step_fn.traces
       metrics.check_finite(step, row, saver.latest_step())
       last = step == config.total_steps
       if last or step % config.eval.every == 0:
@@ -223,6 +222,8 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
           eval_calls, state.params, held_out, jax.random.key(config.seed)
         )
         row |= evaluate.summary(measured, config.rollout.thinking_budget)
+      calls = (step_fn, *eval_calls.values())
+      row['compile/count'] = sum(call.traces for call in calls)
       writer.write(step, row)
       bar.update(step, row)
       # Read once: a signal behind the save must not leave without one.

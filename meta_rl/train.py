@@ -20,10 +20,8 @@ import contextlib
 import functools
 import sys
 import time
-from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -91,21 +89,12 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
     num_problems=config.eval.num_problems,
     batch_size=config.eval.batch_size,
   )
-  base_params = setup_run.initial_params(config)
   optimizer = setup_run.make_optimizer(config)
-  state = update.TrainState(
-    params=base_params,
-    opt_state=optimizer.init(base_params),
-    step=jnp.zeros((), jnp.int32),
-    key=jax.random.key(config.seed),
-  )
 
   # ---- the jitted calls, each traced once a shape
   parallel = make_parallel(config, model, task, optimizer)
   summarize = make_summarize(config)
   eval_calls = evaluate.make_calls(config, model, task)
-  base_params = parallel.put_params(base_params)
-  state = parallel.put_state(state)
 
   # ---- where it stands: a checkpoint's state beats init_from and the seed
   saver = checkpoint.Checkpointer(
@@ -114,13 +103,24 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   )
   with contextlib.ExitStack() as stack:
     stack.enter_context(saver)
-    restored = saver.restore_latest(state)
+    blank = update.init_state(
+      setup_run.blank_params(config), optimizer, config.seed
+    )
+    restored = saver.restore_latest(parallel.put_state(blank))
     first = 0
+    base_params = None  # of the reference, where there is one
     if restored is not None:
       first, state, data_state = restored
-      state = parallel.put_state(state)
       problems.set_state(data_state)
+      if parallel.score is not None:
+        base_params = setup_run.reference_params(config, folder)
       print(f'resuming after step {first} of {config.total_steps}')
+    else:
+      base_params = setup_run.start_params(config, folder)
+      state = update.init_state(base_params, optimizer, config.seed)
+    state = parallel.put_state(state)
+    if base_params is not None:
+      base_params = parallel.put_params(base_params)
     stop = stack.enter_context(signals.GracefulExit())
     writer = stack.enter_context(
       metrics.MetricsWriter(folder, resume_step=first if restored else None)
@@ -346,20 +346,25 @@ def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
   try:
     config = workdir.lock_and_check(config)
     setup_run.check(config)
-    with workdir.open_workdir(
-      folder, config.to_dict(), allow_change=allow_change
-    ) as opened:
+    with (
+      signals.as_interrupt(),
+      workdir.open_workdir(
+        folder, config.to_dict(), allow_change=allow_change
+      ) as opened,
+    ):
       for key, (old, new) in opened.changed.items():
         print(f'config: {key} changed from {old} to {new}')
+      if note := setup_run.note_on_saving(config):
+        print(note)
       loop = loops.get(config.algorithm.name, train)
-      with forget_failed_start(folder):
+      with forget_failed_start(opened):
         return loop(config, folder, profile_steps=profile_steps)
   except metrics.NonFiniteError as error:
     print(f'error: {error}', file=sys.stderr)
     return signals.EXIT_NON_FINITE
   except KeyboardInterrupt:  # while it starts: the loop has its own handler
     print(
-      'stopped by Ctrl-C before a step: run the same command again',
+      'stopped before a step: run the same command again',
       file=sys.stderr,
     )
     return signals.EXIT_INTERRUPTED
@@ -369,24 +374,31 @@ def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
 
 
 @contextlib.contextmanager
-def forget_failed_start(folder: str):
-  """Frees a run folder of its config if the run fails with nothing saved.
+def forget_failed_start(opened: workdir.Workdir):
+  """Undoes what opening a run folder recorded, if the run fails at once.
 
-  There is nothing that another config could spoil: after a wrong `init_from`,
-  the mended command runs in the same folder.
+  With nothing saved the folder is freed of its config: there is nothing that
+  another one could spoil, and after a wrong `init_from` the mended command runs
+  in the same folder. A config that `allow_change` let in, but under which no
+  step was taken, gives way to the one before.
   """
+  folder = opened.path
+  saved = folder / checkpoint.CHECKPOINTS_DIR
+  found = lambda: sorted(saved.iterdir()) if saved.is_dir() else []
+  before = found()
   try:
     yield
   except BaseException:  # Ctrl-C included
-    saved = Path(folder) / checkpoint.CHECKPOINTS_DIR
-    if not saved.is_dir() or not any(saved.iterdir()):
-      (Path(folder) / workdir.CONFIG_NAME).unlink(missing_ok=True)
+    if not found():
+      (folder / workdir.CONFIG_NAME).unlink(missing_ok=True)
+    elif found() == before:
+      opened.revert()
     raise
 
 
 def main(argv):
   """Runs the command."""
-  del argv
+  setup_run.refuse_arguments(argv)
   logging.set_verbosity(logging.WARNING)
   jax.config.update('jax_threefry_partitionable', True)
   env.enable_compile_cache()

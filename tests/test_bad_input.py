@@ -75,7 +75,12 @@ DATA = [
   ('mrt', {'task__ops': '^'}, "ops '^'", '+-*/'),
   ('mrt', {'task__n': 9}, '9 numbers', '2 to 5'),
   ('mrt', {'optimizer__learning_rate': -1.0}, 'learning_rate=-1.0', '> 0'),
-  ('mrt', {'optimizer__learning_rate': float('inf')}, 'learning_rate=inf', '>'),
+  (
+    'mrt',
+    {'optimizer__learning_rate': float('inf')},
+    'learning_rate=inf',
+    'finite',
+  ),
   ('sft', {'data__source': 'jsonl'}, 'data.path', 'JSONL'),
   (
     'sft',
@@ -213,3 +218,58 @@ def test_flags_that_cannot_be_used(arguments, message, tmp_path):
   (line,) = result.stderr.splitlines()
   assert line.startswith(f'error: {message}')
   assert not (tmp_path / 'run').exists()
+
+
+def test_an_allowed_change_that_fails_is_undone(trained, small):
+  config = small.config('mrt', checkpoint__every=3, model__width=32)
+  result = small.run(config, trained.folder, allow_change='model.width')
+  assert result.code == 1
+  # The first command still goes on where it was.
+  kept = workdir.read_config(trained.folder)
+  assert workdir.difference(kept, trained.config.to_dict()) == {}
+  assert small.run(trained.config, trained.folder).code == 0
+
+
+@pytest.mark.parametrize(
+  'changes, given',
+  [
+    ({'algorithm__name': 'outcome'}, "'outcome' does not take algorithm.alpha"),
+    ({'algorithm__name': 'sft'}, 'needs the section config.data'),
+    ({'model__num_heads': -1}, 'model.num_heads=-1'),
+    ({'rollout__thinking_budget': 10**12}, 'thinking_budget=1000000000000'),
+    ({'batching__length_buckets': ('x',)}, "length_buckets=('x',)"),
+    ({'loss__kl_coef': -1.0}, 'loss.kl_coef=-1.0'),
+    ({'max_log_prob_gap': float('nan')}, 'max_log_prob_gap=nan'),
+  ],
+)
+def test_values_of_another_algorithm_or_no_use(changes, given, small, tmp_path):
+  config = small.config('mrt', **changes)
+  assert given in refused(small.run(config, tmp_path / 'run'))
+
+
+def test_words_that_are_no_flags():
+  setup_run.refuse_arguments(['train'])
+  with pytest.raises(SystemExit, match='Did you mean --config.total_steps=1'):
+    setup_run.refuse_arguments(['train', 'config.total_steps=1'])
+
+
+def test_the_config_of_another_program():
+  with pytest.raises(ValueError, match="no 'task' section"):
+    setup_run.recorded_config('folder', {'architectures': ['Llama']})
+
+
+def test_a_run_goes_on_without_what_it_started_from(small, tmp_path):
+  start = small.run(small.config('mrt', total_steps=2), tmp_path / 'start')
+  source = tmp_path / 'start.safetensors'
+  like = setup_run.abstract_params(small.config('mrt'))
+  params = weights.init_from(f'{start.folder}@last', like)
+  weights.save_safetensors(source, params, {})
+  options = {'init_from': str(source), 'loss__kl_coef': 0.1}
+  half = small.config('mrt', total_steps=2, **options)
+  assert small.run(half, tmp_path / 'run').code == 0
+  source.unlink()
+  whole = small.config('mrt', total_steps=4, **options)
+  result = small.run(whole, tmp_path / 'run', allow_change='total_steps')
+  assert result.code == 0, result.err
+  # The KL is to the start, which the folder kept: it is not 0 at step 3.
+  assert result.rows[-1]['loss/kl'] > 0

@@ -29,10 +29,12 @@ SCHEMA = {
   'name': str,
   'algorithm': str,
   'num_problems': int,
+  'num_clusters': int,
   'horizon': int,
   'machine': str,
   'budgets': list,
   'accuracy_at_budget': list,
+  'tokens_at_budget': list,
   'accuracy_low': list,
   'accuracy_high': list,
   'regret_at_budget': list,
@@ -41,7 +43,12 @@ SCHEMA = {
   'per_problem': dict,
   'traces': list,
 }
-INTERVALS = ['accuracy', 'reward', 'regret_token_weighted']
+INTERVALS = [
+  'accuracy',
+  'reward',
+  'regret_token_weighted',
+  'regret_normalized',
+]
 HORIZON = 27  # of the `:tiny` configs: 3 episodes of 9
 
 
@@ -219,7 +226,7 @@ def test_schema(result):
   scalars = result['scalars']
   assert set(scalars) == {
     *INTERVALS,
-    *('regret_normalized', 'tokens_mean', 'forced_rate', 'pass@k', 'maj@k'),
+    *('tokens_mean', 'forced_rate', 'pass@k', 'maj@k'),
   }
   for name in INTERVALS:
     low, mean, high = (scalars[name][k] for k in ('low', 'mean', 'high'))
@@ -348,13 +355,15 @@ def test_evaluate_puts_together_what_was_measured(trained, small, monkeypatch):
       for i in rows
     ]
     assert value == pytest.approx(np.mean(reached))
-  curve = jnp.asarray(result['accuracy_at_budget'][1:])
-  official = regret.normalized(
-    curve, jnp.asarray(result['budgets'][1:], float), horizon=HORIZON
-  )
-  assert result['scalars']['regret_normalized'] == pytest.approx(
-    float(official), abs=1e-6
-  )
+  spent = [np.minimum(9 * found['count'], b).mean() for b in result['budgets']]
+  assert result['tokens_at_budget'] == pytest.approx(spent)
+  # Sixteen points of the curve, joined by lines from (0, 0).
+  at = np.arange(17) * HORIZON / 16
+  curve = [result['accuracy_at_budget'][int(b)] for b in at]
+  area = np.trapezoid([0, *curve[1:]], at) / HORIZON
+  normalized = result['scalars']['regret_normalized']
+  assert normalized['mean'] == pytest.approx(1 - area, abs=1e-6)
+  assert normalized['low'] < normalized['mean'] < normalized['high']
   assert result['scalars']['forced_rate'] == np.mean(found['count'] == 3)
   # 4 problems x 4 samples; pass@1 is the mean, pass@4 the share ever right.
   right = many['rewards'].reshape(4, 4) >= 1
@@ -369,6 +378,8 @@ def test_pass_and_majority_of_two_problems(trained, small, monkeypatch):
   # Problem 1: right once; the others end without an answer.
   found['rewards'] = np.array([1, 1, 0, 0, 1, 0, 0, 0], np.float32)
   last = found['tokens'].shape[1] - 1
+  found['tokens'][:, last] = tokenizer.integer(5)  # of value 5
+  found['token_mask'][:, last] = True
   found['stop_index'] = np.full(8, last - 1)
   found['stop_index'][5:] = last  # nothing behind it
   monkeypatch.setattr(evaluate, 'measure', lambda *args: found)

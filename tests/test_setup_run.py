@@ -100,7 +100,10 @@ def test_advantages_know_the_horizon_and_the_group(small):
     answered=np.ones(4, bool),
   )
   config = small.config(
-    'mrt', algorithm__baseline='none', prover__max_episodes=1
+    'mrt',
+    algorithm__baseline='none',
+    algorithm__decay=1.0,
+    prover__max_episodes=1,
   )
   found = setup_run.make_advantages(config)(measured, 20)
   # w = (1 - 0.3) (1 - 9/27) + 0.3, times the progress 0.5.

@@ -126,8 +126,8 @@ def test_four_steps(straight):
   losses = [row['loss/total'] for row in straight.rows]
   assert losses[0] == pytest.approx(math.log(128), abs=0.3)
   assert losses[-1] < losses[0]
-  # The pattern is short, long: one program each, none after.
-  assert [row['compile/count'] for row in straight.rows] == [1, 2, 2, 2]
+  # The pattern is short, long: one program each; then evaluation's two.
+  assert [row['compile/count'] for row in straight.rows] == [1, 4, 4, 4]
   assert 'eval/regret_token_weighted' in straight.rows[3]
   assert 'eval/regret_token_weighted' not in straight.rows[2]
 

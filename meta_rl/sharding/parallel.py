@@ -354,7 +354,10 @@ def _pmap(
     return merge(mapped_score(params, split(traces)))
 
   def run_update(state, traces, measured, reference=None):
-    return mapped_update(state, *deal((traces, measured, reference)))
+    state, sums = mapped_update(state, *deal((traces, measured, reference)))
+    # pmap gives the state back on a mesh of its own: without this the next
+    # step's calls would be traced again.
+    return jax.device_put(state, replicated(mesh)), sums
 
   def put_batch(batch):
     _check_batch(mesh, mini_batches, batch)

@@ -11,7 +11,7 @@ Sharding, pmap and the host loop live with the callers.
 """
 
 from meta_rl.steps.generate import make_generate
-from meta_rl.steps.metrics import rollout_metrics
+from meta_rl.steps.metrics import NORMALIZED_POINTS, rollout_metrics
 from meta_rl.steps.prove import PROVERS, answers_of, make_prove, per_trace
 from meta_rl.steps.train import (
   fused,
@@ -23,6 +23,7 @@ from meta_rl.steps.train import (
 )
 
 __all__ = [
+  'NORMALIZED_POINTS',
   'PROVERS',
   'answers_of',
   'fused',

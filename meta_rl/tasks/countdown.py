@@ -43,7 +43,7 @@ __all__ = [
 
 SPLITS = ('train', 'validation', 'test')
 # Shares of the problems, in percent, by the hash of (numbers, target).
-_SPLIT_PERCENT = {'train': 28, 'validation': 12, 'test': 60}
+_SPLIT_PERCENT = {'train': 50, 'validation': 8, 'test': 42}
 
 
 @dataclasses.dataclass(frozen=True)
