@@ -33,5 +33,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'max_length': config.rollout.thinking_budget,
     'cache_length': 18,
   }
+  config.rollout.dynamic_sampling.max_rounds = 4
   config.loss.update({'clip_high': 0.28, 'aggregate': 'token_mean'})
   return config

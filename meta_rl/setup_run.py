@@ -15,6 +15,7 @@ import numpy as np
 
 from meta_rl import (
   algorithms,
+  dynamic_sampling,
   env,
   losses,
   masked,
@@ -245,6 +246,8 @@ def check_rl(config: ml_collections.ConfigDict):
       'give at least 2, or a baseline without a group (batch_mean, or '
       'algorithm.name=mrt with the prover).'
     )
+  rounds = rollout.get('dynamic_sampling', {}).get('max_rounds')
+  dynamic_sampling.check(rounds, rollout.group_size)
   rows = rollout.num_prompts * rollout.group_size
   parts = batching.mini_batches * batching.micro_batches
   if rollout.num_prompts % batching.mini_batches or rows % parts:

@@ -150,7 +150,7 @@ def length_penalty(rewards: Array, lengths: Array, *, alpha: float) -> Array:
   std = jnp.sqrt(masked.masked_mean(centred**2, right, axis=1))[:, None]
   longest = jnp.max(jnp.where(right, lengths, -jnp.inf), 1, keepdims=True)
   shortest = jnp.min(jnp.where(right, lengths, jnp.inf), 1, keepdims=True)
-  # Not `std == 0`: the mean of equal numbers is rounded.
+  # Not `std == 0`: where division rounds (TPU), so does the mean of equal ones.
   alike = longest <= shortest
   score = jnp.where(alike, 0.0, masked.safe_divide(centred, std))
   return rewards * (1 - alpha * jax.nn.sigmoid(score))

@@ -20,7 +20,7 @@ LAYERS = [
   'models cache scoring rollout probes prover algorithms update',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
   'answers statistics signals workdir files leaves chat',
-  'steps compiled',
+  'steps compiled dynamic_sampling',
   'setup_run evaluate plots headline runs report report_page report_style '
   'report_traces',
   'train sft study plan export generate',

@@ -73,7 +73,7 @@ def test_length_penalty_by_hand():
     # One right answer is at its own mean: σ(0) = 1/2, 1 - .4/2.
     ([0, 1, 0], [3, 700, 9], [0, 0.8, 0]),
     ([0, 0, 0], [3, 7, 9], [0, 0, 0]),
-    # Equal lengths whose mean is rounded: 0.1-like sums of seven 37s.
+    # Equal lengths have no spread: all at their mean.
     ([1] * 7, [37] * 7, [0.8] * 7),
     # The wrong one's length does not count.
     ([1, 1, 0], [5, 5, 10**6], [0.8, 0.8, 0]),
