@@ -112,6 +112,7 @@ OWN_KEYS = {
     'algorithm.cache_length',
     'loss.clip_high',
     'loss.aggregate',
+    'rollout.dynamic_sampling.max_rounds',
   },
   (gspo_countdown, ''): {'loss.ratio', 'loss.clip_low', 'loss.clip_high'},
   (cispo_countdown, ''): {
@@ -283,6 +284,7 @@ def test_two_steps(variant, small, tmp_path):
     # generate, prove, update, summarize, score where there is a KL term, and
     # from the evaluation of step 2 on its own generate and prove.
     calls = 4 + (variant == 'KL and entropy') + 2 * (row['step'] == 2)
+    calls += variant == 'DAPO'  # the merging of rounds
     assert row['compile/count'] == calls
     assert ('loss/kl' in row) == (variant == 'KL and entropy')
     # Measured on the rollout, whatever trains.

@@ -149,23 +149,19 @@ def test_merging_is_traced_once():
 
 
 @pytest.mark.parametrize('partitionable', [True, False])
-def test_no_two_rounds_share_a_key(partitionable, monkeypatch):
+def test_no_two_rounds_share_a_key(partitionable):
   """Neither with each other nor with what a step splits its key into.
 
   Under the partitionable threefry, `fold_in(key, 1)` is `split(key)[1]`: the
   prover's key of round 1 would sample the traces of the round numbered 1.
   """
-  before = jax.config.read('jax_threefry_partitionable')
-  jax.config.update('jax_threefry_partitionable', partitionable)
-  try:
+  with jax.threefry_partitionable(partitionable):
     rounds = Rounds([[False] * 4], max_rounds=6)
     rounds.step(key=3)
     used = [*rounds.keys]
     for key in rounds.keys:
       used += list(jax.random.split(key))
     data = {tuple(jax.random.key_data(key).tolist()) for key in used}
-  finally:
-    jax.config.update('jax_threefry_partitionable', before)
   assert len(rounds.keys) == 6
   assert len(data) == len(used) == 18
 
@@ -200,6 +196,11 @@ def test_off_is_allowed():
 DEVICES = """
 import jax, jax.numpy as jnp, numpy as np
 from meta_rl import dynamic_sampling, sharding
+from meta_rl.update import TrainState
+
+state = TrainState(
+  {'w': jnp.zeros(3)}, {}, jnp.zeros((), jnp.int32), jax.random.key(0)
+)
 
 # Sixteen prompts x 2; the rewards of a problem differ if its number is right.
 def run(kind):
@@ -226,6 +227,7 @@ def run(kind):
     kind, generate=generate, prove=prove, make_update=make_update,
     rows_per_prompt=2, mini_batches=2,
   )
+  params = parallel.put_params({'w': np.zeros(3)})
   drawn = iter(range(100))
   next_batch = lambda: parallel.put_batch(
     {'target': np.arange(16) + 16 * next(drawn)})
@@ -236,8 +238,8 @@ def run(kind):
     Measured, lambda x: ((dict(x),), None), lambda _, x: Measured(x[0]))
 
   def sample(batch, key):
-    traces, cache = parallel.generate({}, batch, key)
-    return traces, Measured(parallel.prove({}, batch, traces, cache, key))
+    traces, cache = parallel.generate(params, batch, key)
+    return traces, Measured(parallel.prove(params, batch, traces, cache, key))
 
   resample = dynamic_sampling.Resampler(
     max_rounds=5, group_size=2, next_batch=next_batch, get=parallel.get,
@@ -251,7 +253,7 @@ def run(kind):
       sample, summarize, first, jax.random.key(step))
     assert batch['target'].sharding == first['target'].sharding
     _, total = parallel.update(
-      jnp.zeros(3), traces, dict(measured), None)
+      parallel.put_state(state), traces, dict(measured), None)
     out.append(parallel.get((batch, traces, dict(measured), total)))
     out.append(metrics)
   assert resample.merge.traces == 1
