@@ -1,14 +1,19 @@
-r"""DAPO on Countdown: GRPO with its four changes.
+r"""DAPO on Countdown: GRPO with a wider clip, drawn anew where it learns nothing.
 
 Decoupled clip and dynamic sampling (Yu et al. 2025, arXiv 2503.14476): the clip
 is wider upwards (0.2 / 0.28), every token counts alike, there is no KL term,
-and traces that near the longest length are punished softly. Everything else is
+prompts are drawn until each of their groups differs, and traces that near the
+longest length are punished softly. Everything else is
 that of the GRPO config.
 
     python -m meta_rl.train --config=configs/dapo_countdown.py \
       --workdir=runs/dapo
 
 `hard` and `tiny` as in MRT.
+
+Groups whose rewards are all equal, a sixth of them on the base policy, are
+replaced by those of further prompts, in at most 4 rounds a step; two are the
+rule, and so are twice the tokens of GRPO (`rollout/tokens_sum` counts them).
 
 The punishment grows over the last two episodes (18 tokens) of the thinking
 budget: 17% of 108 tokens, and 20% of 90 with `hard`, where the paper has 4,096
