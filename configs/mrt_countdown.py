@@ -49,6 +49,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'temperature': 1.0,
     'top_p': config_dict.placeholder(float),  # None: the whole support
     'top_k': config_dict.placeholder(int),
+    # Rounds of further prompts in place of groups whose rewards are all equal;
+    # 0 is none.
+    'dynamic_sampling': {'max_rounds': 0},
   }
   config.prover = {
     'kind': 'exact',  # or 'sampled', 'none'

@@ -17,6 +17,7 @@ import numpy as np
 
 from meta_rl import (
   algorithms,
+  dynamic_sampling,
   env,
   losses,
   masked,
@@ -213,7 +214,8 @@ def make_advantages(config: ml_collections.ConfigDict, *, axis_name=None):
   options = config.algorithm.to_dict()
   if options['name'] == 'mrt':
     options['horizon'] = config.rollout.thinking_budget
-    # Its baseline is fitted over all rows; a group lies on one device.
+  if options['name'] in ('mrt', 'outcome'):
+    # For a baseline over all rows; a group lies on one device.
     options['axis_name'] = axis_name
   return steps.make_advantages(**options, group_size=config.rollout.group_size)
 
@@ -380,13 +382,17 @@ def check_rl(config: ml_collections.ConfigDict):
     )
   needs_group = (
     config.algorithm.name == 'outcome'
+    and config.algorithm.baseline not in algorithms.UNGROUPED
     or config.algorithm.get('credit') == 'immediate'
   )
   if rollout.group_size == 1 and needs_group:
     raise ValueError(
       'rollout.group_size=1 leaves a group baseline nothing to compare with: '
-      'give at least 2, or use algorithm.name=mrt with the prover as baseline.'
+      'give at least 2, or a baseline without a group (batch_mean, or '
+      'algorithm.name=mrt with the prover).'
     )
+  rounds = rollout.get('dynamic_sampling', {}).get('max_rounds')
+  dynamic_sampling.check(rounds, rollout.group_size)
   rows = rollout.num_prompts * rollout.group_size
   parts = batching.mini_batches * batching.micro_batches
   if rollout.num_prompts % batching.mini_batches or rows % parts:

@@ -28,6 +28,7 @@ from ml_collections import config_flags
 from meta_rl import (
   checkpoint,
   data,
+  dynamic_sampling,
   env,
   evaluate,
   metrics,
@@ -135,16 +136,20 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
     profiler = stack.enter_context(Profiler(folder, profile_steps))
     watchdog, timer = metrics.Watchdog(), metrics.Timer()
 
+    def next_batch():
+      with timer('data'):
+        return parallel.put_batch(next(problems))
+
+    resample = make_resample(config, parallel, next_batch)
+
     # ---- the loop
     for step in range(first + 1, config.total_steps + 1):
       began = time.perf_counter()
       profiler.before(step)
-      with timer('data'):
-        batch = parallel.put_batch(next(problems))
-        data_state = problems.get_state()
       state, row, samples = rl_step(
-        parallel, summarize, state, base_params, batch, timer
+        parallel, summarize, state, base_params, next_batch(), timer, resample
       )
+      data_state = problems.get_state()  # behind the step: it may draw more
       profiler.after(step)
       row['time/step_s'] = time.perf_counter() - began
       row['time/tokens_per_s'] = row['rollout/tokens_sum'] / row['time/step_s']
@@ -158,7 +163,9 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
           eval_calls, state.params, held_out, jax.random.key(config.seed)
         )
         row |= evaluate.summary(measured, config.rollout.thinking_budget)
-      row['compile/count'] = count_traces(parallel, summarize, eval_calls)
+      row['compile/count'] = count_traces(
+        parallel, summarize, eval_calls, resample
+      )
       writer.write(step, row)
       bar.update(step, row)
       for warning in watchdog.update(step, row):
@@ -230,7 +237,29 @@ def make_summarize(config) -> CountedJit:
   )
 
 
-def rl_step(parallel, summarize, state, base_params, batch, timer):
+def make_resample(config, parallel, next_batch):
+  """Returns what samples further prompts within a step, None if it is off.
+
+  Args:
+    config: an RL config.
+    parallel: of `make_parallel`.
+    next_batch: `() -> batch`, the next problems, placed.
+  """
+  max_rounds = config.rollout.dynamic_sampling.max_rounds
+  if not max_rounds:
+    return None
+  return dynamic_sampling.Resampler(
+    max_rounds=max_rounds,
+    group_size=config.rollout.group_size,
+    next_batch=next_batch,
+    get=parallel.get,
+    mesh=parallel.mesh,
+  )
+
+
+def rl_step(
+  parallel, summarize, state, base_params, batch, timer, resample=None
+):
   """Runs one step of the loop.
 
   Args:
@@ -240,20 +269,29 @@ def rl_step(parallel, summarize, state, base_params, batch, timer):
     base_params: what the reference log-probs are of.
     batch: problems, placed.
     timer: phases are added to it.
+    resample: of `make_resample`.
 
   Returns:
     The new state, a dict of float metrics, and (traces, measured) for the
     samples.
   """
+
+  def sample(batch, key):
+    sample_key, prove_key = jax.random.split(key)
+    with timer('generate'):
+      traces, cache = parallel.generate(state.params, batch, sample_key)
+      jax.block_until_ready(traces)
+    with timer('prove'):
+      measured = parallel.prove(state.params, batch, traces, cache, prove_key)
+      jax.block_until_ready(measured)
+    return traces, measured  # not the cache: the update needs its memory
+
   key = jax.random.fold_in(state.key, state.step)
-  sample_key, prove_key = jax.random.split(key)
-  with timer('generate'):
-    traces, cache = parallel.generate(state.params, batch, sample_key)
-    jax.block_until_ready(traces)
-  with timer('prove'):
-    measured = parallel.prove(state.params, batch, traces, cache, prove_key)
-    jax.block_until_ready(measured)
-  del cache  # before the update, which needs the memory
+  if resample is None:
+    traces, measured = sample(batch, key)
+    row = summarize(traces, measured)
+  else:
+    batch, traces, measured, row = resample(sample, summarize, batch, key)
   reference = None
   if parallel.score is not None:
     with timer('score'):
@@ -261,14 +299,16 @@ def rl_step(parallel, summarize, state, base_params, batch, timer):
       jax.block_until_ready(reference)
   with timer('update'):
     state, sums = parallel.update(state, traces, measured, reference)
-    row, sums = jax.device_get((summarize(traces, measured), sums))
+    row, sums = jax.device_get((row, sums))
   row = {name: float(value) for name, value in row.items()}
   return state, row | update.to_scalars(sums), (traces, measured)
 
 
-def count_traces(parallel, summarize, eval_calls) -> int:
+def count_traces(parallel, summarize, eval_calls, resample=None) -> int:
   """Returns how often the run's jitted calls were traced, evaluation's too."""
-  calls = (summarize, *eval_calls.values())
+  calls = [summarize, *eval_calls.values()]
+  if resample is not None:
+    calls.append(resample.merge)
   return sum(parallel.traces.values()) + sum(call.traces for call in calls)
 
 

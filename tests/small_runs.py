@@ -14,12 +14,28 @@ import numpy as np
 import pytest
 
 from meta_rl import evaluate, metrics, train
-from meta_rl.configs import grpo_countdown, mrt_countdown, sft_countdown
+from meta_rl.configs import (
+  cispo_countdown,
+  dapo_countdown,
+  grpo_countdown,
+  gspo_countdown,
+  lcpo_countdown,
+  length_penalty_countdown,
+  mrt_countdown,
+  reinforce_countdown,
+  sft_countdown,
+)
 
 CONFIGS = {
   'mrt': mrt_countdown,
   'grpo': grpo_countdown,
   'sft': sft_countdown,
+  'reinforce': reinforce_countdown,
+  'dapo': dapo_countdown,
+  'gspo': gspo_countdown,
+  'cispo': cispo_countdown,
+  'lcpo': lcpo_countdown,
+  'length_penalty': length_penalty_countdown,
 }
 
 

@@ -245,11 +245,67 @@ def test_other_group_baselines_by_hand(baseline, expected):
   np.testing.assert_allclose(found, np.tile(expected, (2, 1)).T, rtol=1e-6)
 
 
-def outcome_traces(rewards):
+def test_reinforce_by_hand():
+  # Groups do not matter: the mean of all four is .5, whoever they belong to.
+  traces = outcome_traces([1, 1, 0, 0])
+  for size in (1, 2, 4):
+    found = outcome(traces, 2, group_size=size, baseline='none')
+    np.testing.assert_array_equal(found[:, 0], [1, 1, 0, 0])
+    found = outcome(traces, 2, group_size=size, baseline='batch_mean')
+    np.testing.assert_allclose(found[:, 1], [0.5, 0.5, -0.5, -0.5], rtol=1e-6)
+
+
+def test_the_mean_of_the_batch_is_over_a_mapped_axis():
+  # Two devices of two rows, means 1 and 0 each: .5 of all four.
+  traces = outcome_traces([1, 1, 0, 0])
+  parts = jax.tree.map(lambda x: x.reshape(2, 2, *x.shape[1:]), traces)
+  call = functools.partial(outcome, length=2, group_size=2)
+  mapped = jax.vmap(
+    functools.partial(call, baseline='batch_mean', axis_name='rows'),
+    axis_name='rows',
+  )(parts)
+  np.testing.assert_allclose(
+    mapped[..., 0], [[0.5, 0.5], [-0.5, -0.5]], rtol=1e-6
+  )
+
+
+def test_shaping_comes_before_the_baseline():
+  # Thinking tokens, ends[-1] - ends[0]: 3, 5, 0, 0; less |4 - n|/10 each:
+  # .9, -.1, -.4, -.4, whose mean is 0.
+  traces = outcome_traces([1, 0, 0, 0], lengths=[3, 5, 0, 0])
+  options = {'shaping': 'lcpo_exact', 'target_length': 4, 'alpha': 0.1}
+  found = outcome(traces, 2, group_size=4, baseline='mean', **options)
+  np.testing.assert_allclose(found[:, 0], [0.9, -0.1, -0.4, -0.4], atol=1e-6)
+  # A group of wrong answers alone still learns its length: mean -.275.
+  traces = outcome_traces([0, 0, 0, 0], lengths=[3, 5, 0, 5])
+  found = outcome(traces, 2, group_size=4, baseline='mean', **options)
+  np.testing.assert_allclose(
+    found[:, 0], [0.075, 0.075, -0.225, 0.075], atol=1e-6
+  )
+
+
+def test_lengths_are_thinking_tokens_alone():
+  # Of TRACES: 5, 4 and 0 thinking tokens, prompt, marker and answer left out.
+  found = outcome(
+    TRACES,
+    LENGTH,
+    group_size=1,
+    baseline='none',
+    shaping='lcpo_exact',
+    target_length=0,
+    alpha=1.0,
+  )
+  check(found, [row(1 - 5), row(0 - 4), row(0)])
+
+
+def outcome_traces(rewards, lengths=None):
   rows = len(rewards)
   zeros = np.zeros((rows, 2), np.int32)
+  ends = zeros if lengths is None else zeros + 7
+  if lengths is not None:
+    ends[:, 1] += np.asarray(lengths, np.int32)
   return measure(
-    rewards, zeros, zeros, zeros[:, 0], zeros[:, 0], zeros[:, 0] > 0
+    rewards, zeros, ends, zeros[:, 0], zeros[:, 0], zeros[:, 0] > 0
   )
 
 
@@ -272,6 +328,11 @@ def test_under_jit_and_over_a_mapped_axis():
     (lambda: run(baseline='mean'), 'baseline'),
     (lambda: outcome(TRACES, 3, group_size=3, baseline='median'), 'baseline'),
     (lambda: outcome(TRACES, 3, group_size=1), 'at least 2'),
+    (lambda: outcome(TRACES, 3, group_size=3, shaping='x'), 'shaping'),
+    (
+      lambda: outcome(TRACES, 3, group_size=3, alpha=0.1),
+      "alpha=0.1 does nothing with shaping='none'",
+    ),
   ],
 )
 def test_unknown_choices_are_refused(call, message):

@@ -9,7 +9,17 @@ import pytest
 from conftest import ROOT
 
 from meta_rl import data, env, setup_run, signals, workdir
-from meta_rl.configs import grpo_countdown, mrt_countdown, sft_countdown
+from meta_rl.configs import (
+  cispo_countdown,
+  dapo_countdown,
+  grpo_countdown,
+  gspo_countdown,
+  lcpo_countdown,
+  length_penalty_countdown,
+  mrt_countdown,
+  reinforce_countdown,
+  sft_countdown,
+)
 
 pytest_plugins = ['small_runs']
 
@@ -20,8 +30,27 @@ BUILT = [
     (grpo_countdown, arg)
     for arg in ('', 'hard', 'tiny', 'dr', 'rloo', 'dr,hard', 'rloo,tiny')
   ),
-  *((sft_countdown, arg) for arg in ('', 'hard', 'tiny')),
+  *(
+    (module, arg)
+    for module in (
+      cispo_countdown,
+      dapo_countdown,
+      gspo_countdown,
+      length_penalty_countdown,
+      sft_countdown,
+    )
+    for arg in ('', 'hard', 'tiny')
+  ),
+  *(
+    (reinforce_countdown, arg)
+    for arg in ('', 'hard', 'tiny', 'plain', 'plain,hard', 'plain,tiny')
+  ),
+  *(
+    (lcpo_countdown, arg)
+    for arg in ('', 'hard', 'tiny', 'exact', 'max', 'exact,hard', 'max,tiny')
+  ),
 ]
+MODULES = sorted({module for module, _ in BUILT}, key=lambda m: m.__name__)
 
 
 @pytest.mark.parametrize('module, arg', BUILT)
@@ -40,9 +69,7 @@ def test_built_locked_and_of_one_piece(module, arg):
   assert module.get_config(arg).rollout.thinking_budget % 9 == 0
 
 
-@pytest.mark.parametrize(
-  'module', [mrt_countdown, grpo_countdown, sft_countdown]
-)
+@pytest.mark.parametrize('module', MODULES)
 def test_an_unknown_argument_is_refused(module):
   with pytest.raises(ValueError, match='unknown argument .*hard'):
     module.get_config('tinny')
@@ -75,6 +102,78 @@ def test_the_controls_differ_in_credit_alone():
   assert set(changed) == {'name', 'algorithm.baseline'}
 
 
+# What each outcome-reward config changes in GRPO's, and nothing more.
+OWN_KEYS = {
+  (reinforce_countdown, ''): {'algorithm.baseline', 'loss.aggregate'},
+  (reinforce_countdown, 'plain'): {'algorithm.baseline', 'loss.aggregate'},
+  (dapo_countdown, ''): {
+    'algorithm.shaping',
+    'algorithm.max_length',
+    'algorithm.cache_length',
+    'loss.clip_high',
+    'loss.aggregate',
+    'rollout.dynamic_sampling.max_rounds',
+  },
+  (gspo_countdown, ''): {'loss.ratio', 'loss.clip_low', 'loss.clip_high'},
+  (cispo_countdown, ''): {
+    'loss.surrogate',
+    'loss.clip_low',
+    'loss.clip_high',
+    'loss.aggregate',
+  },
+  (lcpo_countdown, ''): {
+    'algorithm.shaping',
+    'algorithm.target_length',
+    'algorithm.alpha',
+  },
+  (lcpo_countdown, 'max'): {
+    'algorithm.shaping',
+    'algorithm.max_length',
+    'algorithm.alpha',
+  },
+  (length_penalty_countdown, ''): {
+    'algorithm.baseline',
+    'algorithm.shaping',
+    'algorithm.alpha',
+  },
+}
+
+
+@pytest.mark.parametrize('module, arg', OWN_KEYS)
+@pytest.mark.parametrize('scale', ['', 'hard'])
+def test_outcome_configs_are_grpo_but_for_their_own_keys(module, arg, scale):
+  grpo = grpo_countdown.get_config(scale)
+  own = module.get_config(','.join(a for a in (arg, scale) if a))
+  changed = workdir.difference(grpo.to_dict(), own.to_dict())
+  assert set(changed) == OWN_KEYS[module, arg] | {'name'}
+
+
+def test_lengths_follow_the_thinking_budget():
+  for scale, budget in {'': 108, 'hard': 90, 'tiny': 27}.items():
+    assert dapo_countdown.get_config(scale).algorithm.max_length == budget
+    exact = lcpo_countdown.get_config(f'exact,{scale}').algorithm
+    assert exact.target_length == budget // 2
+    at_most = lcpo_countdown.get_config(f'max,{scale}').algorithm
+    assert at_most.max_length == budget // 2
+    # A right answer always beats a wrong one, whose reward is 0.
+    assert (1 - at_most.alpha * (budget - budget // 2)) / 2 > 0.2
+
+
+def test_names_tell_runs_apart():
+  names = {
+    module.get_config(arg).name
+    for module, arg in BUILT
+    if not {'hard', 'tiny'} & set(arg.split(','))
+  }
+  # One name a file and one more a variant; `exact` is LCPO's default.
+  assert len(names) == len(MODULES) + len({'dr', 'rloo', 'plain', 'max'})
+
+
+def test_lcpo_is_one_of_its_two():
+  with pytest.raises(ValueError, match='give one of exact and max'):
+    lcpo_countdown.get_config('exact,max')
+
+
 def test_the_base_policy_fits_what_starts_from_it():
   for arg in ('', 'hard'):
     rl, sft = mrt_countdown.get_config(arg), sft_countdown.get_config(arg)
@@ -84,7 +183,9 @@ def test_the_base_policy_fits_what_starts_from_it():
     assert sft.init_from == {'': '', 'hard': 'asset:countdown_easy'}[arg]
 
 
-@pytest.mark.parametrize('name', ['mrt', 'grpo', 'sft'])
+@pytest.mark.parametrize(
+  'name', [file.stem.removesuffix('_countdown') for file in FILES]
+)
 def test_no_key_is_dead(name, small):
   """Each key is read by the package: by itself, or with its whole group.
 
@@ -133,6 +234,18 @@ VARIANTS = {
   'grpo': ('grpo', 'tiny', {}),
   'Dr. GRPO': ('grpo', 'dr,tiny', {}),
   'RLOO': ('grpo', 'rloo,tiny', {}),
+  'REINFORCE': ('reinforce', 'tiny', {}),
+  'REINFORCE, one trace a prompt': (
+    'reinforce',
+    'plain,tiny',
+    {'rollout__group_size': 1},
+  ),
+  'DAPO': ('dapo', 'tiny', {}),
+  'GSPO': ('gspo', 'tiny', {}),
+  'CISPO': ('cispo', 'tiny', {}),
+  'LCPO-exact': ('lcpo', 'exact,tiny', {}),
+  'LCPO-max': ('lcpo', 'max,tiny', {}),
+  'length penalty': ('length_penalty', 'tiny', {}),
   'immediate': ('mrt', 'tiny', {'algorithm__credit': 'immediate'}),
   'return to go': ('mrt', 'tiny', {'algorithm__credit': 'return_to_go'}),
   'sampled': (
@@ -171,6 +284,7 @@ def test_two_steps(variant, small, tmp_path):
     # generate, prove, update, summarize, score where there is a KL term, and
     # from the evaluation of step 2 on its own generate and prove.
     calls = 4 + (variant == 'KL and entropy') + 2 * (row['step'] == 2)
+    calls += variant == 'DAPO'  # the merging of rounds
     assert row['compile/count'] == calls
     assert ('loss/kl' in row) == (variant == 'KL and entropy')
     # Measured on the rollout, whatever trains.

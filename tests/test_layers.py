@@ -16,11 +16,11 @@ PACKAGE = ROOT / 'meta_rl'
 # A new module needs a place here; a package (`models`) counts as one module.
 LAYERS = [
   'types masked env',
-  'episodes regret advantages losses sampling',
+  'episodes regret advantages shaping losses sampling',
   'models cache scoring rollout probes prover algorithms update',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
   'answers statistics signals workdir files leaves chat',
-  'steps compiled',
+  'steps compiled dynamic_sampling',
   'setup_run evaluate plots headline runs report report_page report_style '
   'report_traces',
   'train sft study plan export generate',

@@ -157,6 +157,14 @@ def test_one_trace_a_prompt_goes_with_the_prover_as_baseline(small):
   setup_run.check(config)
 
 
+@pytest.mark.parametrize('baseline', algorithms.UNGROUPED)
+def test_one_trace_a_prompt_goes_without_a_group(baseline, small):
+  config = small.config(
+    'grpo', rollout__group_size=1, algorithm__baseline=baseline
+  )
+  setup_run.check(config)
+
+
 def test_config_names_are_resolved_in_flags(monkeypatch):
   seen = []
   monkeypatch.setattr(workdir, 'parse_flags', lambda argv: seen.append(argv))

@@ -166,6 +166,53 @@ def test_two_and_two_steps_are_four_bit_for_bit(
   assert not small.equal(state.params, first)
 
 
+def test_dynamic_sampling_goes_on_bit_for_bit(small, tmp_path, monkeypatch):
+  """The problems and keys of the extra rounds are part of what is saved."""
+  real = setup_run.make_task
+
+  def luckier(config):
+    # Random weights never answer right; a third of their answers count here.
+    task = real(config)
+    verify = lambda answer, mask, _: ((answer[..., 0] % 3 == 0) * 1.0).astype(
+      jnp.float32
+    )
+    return dataclasses.replace(task, verify=verify)
+
+  monkeypatch.setattr(setup_run, 'make_task', luckier)
+  config = small.config(
+    'mrt',
+    rollout__dynamic_sampling__max_rounds=3,
+    checkpoint__every=3,
+    eval__every=100,
+  )
+  straight = small.run(config, tmp_path / 'straight')
+  assert straight.code == signals.EXIT_OK, straight.err
+  with monkeypatch.context() as patch:
+    after_step(patch, 2, lambda _: signal.raise_signal(signal.SIGTERM))
+    stopped = small.run(config, tmp_path / 'run')
+  assert stopped.code == signals.EXIT_INTERRUPTED
+  resumed = small.run(config, tmp_path / 'run')
+  assert resumed.code == signals.EXIT_OK
+  assert untimed(resumed.rows) == untimed(straight.rows)
+  found = last_state(config, tmp_path / 'run')
+  wanted = last_state(config, tmp_path / 'straight')
+  assert small.equal(found[1], wanted[1])
+  assert found[2] == wanted[2]
+  # It was put to use before the stop: a step took other rounds than one.
+  rounds = [row['rollout/rounds'] for row in straight.rows]
+  assert max(rounds[:2]) > 1
+  assert len(set(rounds)) > 1
+  for row in straight.rows:
+    # 4 x 4 traces a round, of some tokens each; all of them count.
+    traces = 16 * row['rollout/rounds']
+    tokens = traces * row['rollout/tokens_mean']
+    assert row['rollout/tokens_sum'] == pytest.approx(tokens, rel=1e-5)
+    if row['rollout/rounds'] < 3:
+      assert row['rollout/filled_groups'] == 0
+  # generate, prove, update, summarize, and the merging of rounds.
+  assert straight.rows[-1]['compile/count'] == 5 + 2
+
+
 @pytest.mark.full
 def test_a_longer_run_goes_on_from_where_it_was(small, trained, tmp_path):
   short = small.run(

@@ -9,8 +9,16 @@ so that a comparison compares what it says.
 
 from meta_rl.algorithms.base import Measured
 from meta_rl.algorithms.mrt import BASELINES, CREDITS, mrt
-from meta_rl.algorithms.outcome import outcome
+from meta_rl.algorithms.outcome import UNGROUPED, outcome
 
-__all__ = ['ALGORITHMS', 'BASELINES', 'CREDITS', 'Measured', 'mrt', 'outcome']
+__all__ = [
+  'ALGORITHMS',
+  'BASELINES',
+  'CREDITS',
+  'UNGROUPED',
+  'Measured',
+  'mrt',
+  'outcome',
+]
 
 ALGORITHMS = {'outcome': outcome, 'mrt': mrt}
