@@ -353,7 +353,7 @@ _SYMPTOMS = (
   (
     'rollout/zero_variance_share',
     lambda v: v >= 1.0,
-    'every group had constant rewards: the advantages are all 0; change the '
+    'every group had constant rewards: group advantages are all 0; change the '
     'difficulty of the problems, or raise group_size or the temperature',
   ),
   (

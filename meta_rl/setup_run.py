@@ -22,6 +22,7 @@ from meta_rl import (
   optimizers,
   steps,
   tasks,
+  value,
   weights,
   workdir,
 )
@@ -97,17 +98,26 @@ def make_model(config: ml_collections.ConfigDict, task: Task) -> Model:
 
 
 def abstract_params(config: ml_collections.ConfigDict) -> Params:
-  """Returns shapes and dtypes of the parameters; nothing is allocated."""
+  """Returns shapes and dtypes of the policy; nothing is allocated."""
   shape = models.config_from_dict(config.model.to_dict())
   return jax.eval_shape(lambda: models.init_params(shape, jax.random.key(0)))
 
 
 def initial_params(config: ml_collections.ConfigDict) -> Params:
-  """Returns the parameters that `config.init_from` says to start from."""
+  """Returns the parameters that `config.init_from` says to start from.
+
+  Those of an algorithm with a critic hold its value head too.
+  """
+  head = value.init_head(config.model.width)
+  has_head = config.algorithm.name == 'ppo'
   if config.init_from:
-    return weights.init_from(config.init_from, abstract_params(config))
+    like = abstract_params(config)
+    if has_head:
+      like = value.with_head(like, head)
+    return weights.init_from(config.init_from, like)
   shape = models.config_from_dict(config.model.to_dict())
-  return models.init_params(shape, jax.random.key(config.seed))
+  params = models.init_params(shape, jax.random.key(config.seed))
+  return value.with_head(params, head) if has_head else params
 
 
 def make_optimizer(config: ml_collections.ConfigDict):
@@ -240,7 +250,8 @@ def check_rl(config: ml_collections.ConfigDict):
   if rollout.group_size == 1 and needs_group:
     raise ValueError(
       'rollout.group_size=1 leaves a group baseline nothing to compare with: '
-      'give at least 2, or use algorithm.name=mrt with the prover as baseline.'
+      'give at least 2, or use algorithm.name=mrt with the prover as baseline, '
+      'or ppo.'
     )
   rows = rollout.num_prompts * rollout.group_size
   parts = batching.mini_batches * batching.micro_batches
@@ -256,6 +267,13 @@ def check_rl(config: ml_collections.ConfigDict):
       "algorithm.name='mrt' needs a prover: set prover.kind to 'exact' or "
       "'sampled'."
     )
+  if config.algorithm.name == 'ppo':
+    check_critic(config)
+  elif 'critic' in config:
+    raise ValueError(
+      f'config.critic applies to ppo and algorithm.name='
+      f'{config.algorithm.name!r}: use a config without it.'
+    )
   # The algorithm's own checks of its options, on shapes alone.
   group, boundaries = rollout.group_size, config.prover.max_episodes + 1
   shape = lambda dtype, *dims: jax.ShapeDtypeStruct((group, *dims), dtype)
@@ -265,9 +283,28 @@ def check_rl(config: ml_collections.ConfigDict):
     episodes=Episodes(shape(jnp.int32, boundaries), shape(jnp.int32)),
     stop_index=shape(jnp.int32),
     answered=shape(bool),
+    critic=algorithms.Critic(
+      values=shape(jnp.float32, rollout.thinking_budget),
+      mask=shape(bool, rollout.thinking_budget),
+    ),
   )
   advantage_fn = make_advantages(config)
   jax.eval_shape(lambda m: advantage_fn(m, rollout.thinking_budget), measured)
+
+
+def check_critic(config: ml_collections.ConfigDict):
+  """Raises ValueError, in one line, for a critic that cannot be trained."""
+  if 'critic' not in config:
+    raise ValueError(
+      "algorithm.name='ppo' needs config.critic: take it from "
+      'configs/ppo_countdown.py.'
+    )
+  steps.make_value_term(**config.critic.to_dict())
+  if config.critic.value_j_coef and config.prover.kind == 'none':
+    raise ValueError(
+      f'critic.value_j_coef={config.critic.value_j_coef} needs a prover that '
+      "teaches: set prover.kind to 'exact' or 'sampled', or value_j_coef to 0."
+    )
 
 
 def stack(records: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

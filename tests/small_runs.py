@@ -14,11 +14,17 @@ import numpy as np
 import pytest
 
 from meta_rl import evaluate, metrics, train
-from meta_rl.configs import grpo_countdown, mrt_countdown, sft_countdown
+from meta_rl.configs import (
+  grpo_countdown,
+  mrt_countdown,
+  ppo_countdown,
+  sft_countdown,
+)
 
 CONFIGS = {
   'mrt': mrt_countdown,
   'grpo': grpo_countdown,
+  'ppo': ppo_countdown,
   'sft': sft_countdown,
 }
 

@@ -9,7 +9,12 @@ import pytest
 from conftest import ROOT
 
 from meta_rl import data, env, setup_run, signals, workdir
-from meta_rl.configs import grpo_countdown, mrt_countdown, sft_countdown
+from meta_rl.configs import (
+  grpo_countdown,
+  mrt_countdown,
+  ppo_countdown,
+  sft_countdown,
+)
 
 pytest_plugins = ['small_runs']
 
@@ -20,6 +25,7 @@ BUILT = [
     (grpo_countdown, arg)
     for arg in ('', 'hard', 'tiny', 'dr', 'rloo', 'dr,hard', 'rloo,tiny')
   ),
+  *((ppo_countdown, arg) for arg in ('', 'hard', 'tiny', 'plain,tiny')),
   *((sft_countdown, arg) for arg in ('', 'hard', 'tiny')),
 ]
 
@@ -41,7 +47,7 @@ def test_built_locked_and_of_one_piece(module, arg):
 
 
 @pytest.mark.parametrize(
-  'module', [mrt_countdown, grpo_countdown, sft_countdown]
+  'module', [mrt_countdown, grpo_countdown, ppo_countdown, sft_countdown]
 )
 def test_an_unknown_argument_is_refused(module):
   with pytest.raises(ValueError, match='unknown argument .*hard'):
@@ -73,6 +79,10 @@ def test_the_controls_differ_in_credit_alone():
   rloo = grpo_countdown.get_config('rloo')
   changed = workdir.difference(grpo.to_dict(), rloo.to_dict())
   assert set(changed) == {'name', 'algorithm.baseline'}
+  ppo = ppo_countdown.get_config()
+  changed = workdir.difference(mrt.to_dict(), ppo.to_dict())
+  groups = {key.partition('.')[0] for key in changed}
+  assert groups == {'name', 'algorithm', 'critic'}
 
 
 def test_the_base_policy_fits_what_starts_from_it():
@@ -84,7 +94,7 @@ def test_the_base_policy_fits_what_starts_from_it():
     assert sft.init_from == {'': '', 'hard': 'asset:countdown_easy'}[arg]
 
 
-@pytest.mark.parametrize('name', ['mrt', 'grpo', 'sft'])
+@pytest.mark.parametrize('name', ['mrt', 'grpo', 'ppo', 'sft'])
 def test_no_key_is_dead(name, small):
   """Each key is read by the package: by itself, or with its whole group.
 
@@ -160,7 +170,7 @@ SHORT = ('grpo', 'sampled')
   ],
 )
 def test_two_steps(variant, small, tmp_path):
-  """`mrt:tiny` itself, and `sft:tiny`, run in test_train and test_sft."""
+  """`:tiny` of mrt, sft and ppo runs in test_train, test_sft, test_value."""
   name, arg, changes = VARIANTS[variant]
   config = small.config(name, arg, total_steps=2, **changes)
   result = small.run(config, tmp_path / 'run')

@@ -21,7 +21,6 @@ def rollout_metrics(
   mean = lambda x: x.astype(jnp.float32).mean()
   metrics = {
     'rollout/reward_mean': mean(rewards),
-    'rollout/zero_variance_share': mean(rewards.max(1) == rewards.min(1)),
     'rollout/truncation_rate': mean(traces.truncated),
     'rollout/forced_rate': mean(traces.forced),
     'rollout/tokens_mean': mean(tokens),
@@ -29,6 +28,9 @@ def rollout_metrics(
     'rollout/thinking_tokens_mean': mean(traces.thinking_mask.sum(1)),
     'rollout/episodes_mean': mean(count),
   }
+  if group_size > 1:  # a group of one has no spread that could be 0
+    constant = rewards.max(1) == rewards.min(1)
+    metrics['rollout/zero_variance_share'] = mean(constant)
   if has_success:
     success = measured.success
     final = jnp.take_along_axis(success, count[:, None], 1)[:, 0]
