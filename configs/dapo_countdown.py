@@ -1,4 +1,4 @@
-r"""DAPO on Countdown: GRPO with a wider clip, drawn anew where it learns nothing.
+r"""DAPO on Countdown: a wider clip, and new draws where nothing is learnt.
 
 Decoupled clip and dynamic sampling (Yu et al. 2025, arXiv 2503.14476): the clip
 is wider upwards (0.2 / 0.28), every token counts alike, there is no KL term,

@@ -25,6 +25,7 @@ from meta_rl import (
   optimizers,
   steps,
   tasks,
+  value,
   weights,
   workdir,
 )
@@ -121,24 +122,38 @@ def make_model(config: ml_collections.ConfigDict, task: Task) -> Model:
 
 
 def abstract_params(config: ml_collections.ConfigDict) -> Params:
-  """Returns shapes and dtypes of the parameters; nothing is allocated."""
+  """Returns shapes and dtypes of the policy; nothing is allocated."""
   shape = models.config_from_dict(config.model.to_dict())
   return jax.eval_shape(lambda: models.init_params(shape, jax.random.key(0)))
 
 
 def initial_params(config: ml_collections.ConfigDict) -> Params:
-  """Returns the parameters that `config.init_from` says to start from."""
+  """Returns the parameters that `config.init_from` says to start from.
+
+  Those of an algorithm with a critic hold its value head too.
+  """
   if config.init_from:
-    return weights.init_from(config.init_from, abstract_params(config))
+    return weights.init_from(config.init_from, _like(config))
   shape = models.config_from_dict(config.model.to_dict())
-  return models.init_params(shape, jax.random.key(config.seed))
+  return _with_head(
+    config, models.init_params(shape, jax.random.key(config.seed))
+  )
+
+
+def _like(config) -> Params:
+  """Returns shapes and dtypes of all that is trained."""
+  return _with_head(config, abstract_params(config))
+
+
+def _with_head(config, params: Params) -> Params:
+  if config.algorithm.name != 'ppo':
+    return params
+  return value.with_head(params, value.init_head(config.model.width))
 
 
 def blank_params(config: ml_collections.ConfigDict) -> Params:
   """Returns zeros of the parameters' shapes, for a checkpoint to fill."""
-  return jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype), abstract_params(config)
-  )
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), _like(config))
 
 
 def start_params(config: ml_collections.ConfigDict, folder) -> Params:
@@ -157,7 +172,7 @@ def reference_params(config: ml_collections.ConfigDict, folder) -> Params:
   """Returns the parameters that a run started from, when it goes on."""
   kept = Path(folder) / REFERENCE_NAME
   if kept.exists():
-    return weights.init_from(str(kept), abstract_params(config))
+    return weights.init_from(str(kept), _like(config))
   return initial_params(config)
 
 
@@ -279,22 +294,22 @@ def check_numbers(values: dict):
   Args:
     values: {dotted key: value}.
   """
-  for name, value in values.items():
-    if isinstance(value, float) and not math.isfinite(value):
-      raise ValueError(f'{name}={value} is given; allowed are finite numbers.')
+  for name, given in values.items():
+    if isinstance(given, float) and not math.isfinite(given):
+      raise ValueError(f'{name}={given} is given; allowed are finite numbers.')
     for kind, names in (((int, float), _NOT_NEGATIVE), ((int,), _COUNTS)):
-      wrong = isinstance(value, bool) or not isinstance(value, kind)
+      wrong = isinstance(given, bool) or not isinstance(given, kind)
       if name in names and wrong:
         raise ValueError(
-          f'{name}={value!r} is given; allowed is a number'
+          f'{name}={given!r} is given; allowed is a number'
           + (' without a fraction.' if kind == (int,) else '.')
         )
-    if name in _COUNTS and not 1 <= value < 2**31:
+    if name in _COUNTS and not 1 <= given < 2**31:
       raise ValueError(
-        f'{name}={value} is given; allowed is >= 1 and below 2^31.'
+        f'{name}={given} is given; allowed is >= 1 and below 2^31.'
       )
-    if name in _NOT_NEGATIVE and value < 0:
-      raise ValueError(f'{name}={value} is given; allowed is >= 0.')
+    if name in _NOT_NEGATIVE and given < 0:
+      raise ValueError(f'{name}={given} is given; allowed is >= 0.')
 
 
 def check_sections(config: ml_collections.ConfigDict):
@@ -389,7 +404,7 @@ def check_rl(config: ml_collections.ConfigDict):
     raise ValueError(
       'rollout.group_size=1 leaves a group baseline nothing to compare with: '
       'give at least 2, or a baseline without a group (batch_mean, or '
-      'algorithm.name=mrt with the prover).'
+      'algorithm.name=mrt with the prover, or ppo).'
     )
   rounds = rollout.get('dynamic_sampling', {}).get('max_rounds')
   dynamic_sampling.check(rounds, rollout.group_size)
@@ -407,6 +422,13 @@ def check_rl(config: ml_collections.ConfigDict):
       "algorithm.name='mrt' needs a prover: set prover.kind to 'exact' or "
       "'sampled'."
     )
+  if config.algorithm.name == 'ppo':
+    check_critic(config)
+  elif 'critic' in config:
+    raise ValueError(
+      f'config.critic applies to ppo and algorithm.name='
+      f'{config.algorithm.name!r}: use a config without it.'
+    )
   # The algorithm's own checks of its options, on shapes alone.
   group, boundaries = rollout.group_size, config.prover.max_episodes + 1
   shape = lambda dtype, *dims: jax.ShapeDtypeStruct((group, *dims), dtype)
@@ -416,9 +438,28 @@ def check_rl(config: ml_collections.ConfigDict):
     episodes=Episodes(shape(jnp.int32, boundaries), shape(jnp.int32)),
     stop_index=shape(jnp.int32),
     answered=shape(bool),
+    critic=algorithms.Critic(
+      values=shape(jnp.float32, rollout.thinking_budget),
+      mask=shape(bool, rollout.thinking_budget),
+    ),
   )
   advantage_fn = make_advantages(config)
   jax.eval_shape(lambda m: advantage_fn(m, rollout.thinking_budget), measured)
+
+
+def check_critic(config: ml_collections.ConfigDict):
+  """Raises ValueError, in one line, for a critic that cannot be trained."""
+  if 'critic' not in config:
+    raise ValueError(
+      "algorithm.name='ppo' needs config.critic: take it from "
+      'configs/ppo_countdown.py.'
+    )
+  steps.make_value_term(**config.critic.to_dict())
+  if config.critic.value_j_coef and config.prover.kind == 'none':
+    raise ValueError(
+      f'critic.value_j_coef={config.critic.value_j_coef} needs a prover that '
+      "teaches: set prover.kind to 'exact' or 'sampled', or value_j_coef to 0."
+    )
 
 
 def stack(records: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -17,6 +17,7 @@ by SIGTERM or Ctrl-C after saving; the same command goes on from there.
 """
 
 import contextlib
+import dataclasses
 import functools
 import sys
 import time
@@ -185,7 +186,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
 
 
 def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
-  """Returns the jitted generate, prove, score and update of a config."""
+  """Returns the jitted calls of a training step of a config."""
   rollout, loss = config.rollout, config.loss.to_dict()
   generate, prove = setup_run.make_calls(config, model, task)
   score = None
@@ -196,8 +197,18 @@ def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
   constant = None
   if loss['aggregate'] == 'constant':
     constant = rollout.thinking_budget + len(task.stop_ids) + task.answer_length
+  value = value_term = None
+  if config.algorithm.name == 'ppo':
+    value = steps.make_value(model)
+    value_term = steps.make_value_term(
+      aggregate=loss['aggregate'], constant=constant, **config.critic.to_dict()
+    )
   loss_fn = steps.make_loss(
-    model, temperature=rollout.temperature, constant=constant, **loss
+    model,
+    temperature=rollout.temperature,
+    constant=constant,
+    value_term=value_term,
+    **loss,
   )
 
   def make_update(axis_name, spread):
@@ -218,6 +229,7 @@ def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
     generate=generate,
     prove=prove,
     score=score,
+    value=value,
     make_update=make_update,
     rows_per_prompt=rollout.group_size,
     mini_batches=config.batching.mini_batches,
@@ -297,6 +309,11 @@ def rl_step(
     with timer('score'):
       reference = parallel.score(base_params, traces)
       jax.block_until_ready(reference)
+  if parallel.value is not None:
+    with timer('value'):
+      critic = parallel.value(state.params, traces)
+      jax.block_until_ready(critic)
+    measured = dataclasses.replace(measured, critic=critic)
   with timer('update'):
     state, sums = parallel.update(state, traces, measured, reference)
     row, sums = jax.device_get((row, sums))

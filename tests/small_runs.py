@@ -22,6 +22,7 @@ from meta_rl.configs import (
   lcpo_countdown,
   length_penalty_countdown,
   mrt_countdown,
+  ppo_countdown,
   reinforce_countdown,
   sft_countdown,
 )
@@ -29,6 +30,7 @@ from meta_rl.configs import (
 CONFIGS = {
   'mrt': mrt_countdown,
   'grpo': grpo_countdown,
+  'ppo': ppo_countdown,
   'sft': sft_countdown,
   'reinforce': reinforce_countdown,
   'dapo': dapo_countdown,

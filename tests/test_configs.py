@@ -17,6 +17,7 @@ from meta_rl.configs import (
   lcpo_countdown,
   length_penalty_countdown,
   mrt_countdown,
+  ppo_countdown,
   reinforce_countdown,
   sft_countdown,
 )
@@ -49,6 +50,7 @@ BUILT = [
     (lcpo_countdown, arg)
     for arg in ('', 'hard', 'tiny', 'exact', 'max', 'exact,hard', 'max,tiny')
   ),
+  *((ppo_countdown, arg) for arg in ('', 'hard', 'tiny', 'plain,tiny')),
 ]
 MODULES = sorted({module for module, _ in BUILT}, key=lambda m: m.__name__)
 
@@ -100,6 +102,10 @@ def test_the_controls_differ_in_credit_alone():
   rloo = grpo_countdown.get_config('rloo')
   changed = workdir.difference(grpo.to_dict(), rloo.to_dict())
   assert set(changed) == {'name', 'algorithm.baseline'}
+  ppo = ppo_countdown.get_config()
+  changed = workdir.difference(mrt.to_dict(), ppo.to_dict())
+  groups = {key.partition('.')[0] for key in changed}
+  assert groups == {'name', 'algorithm', 'critic'}
 
 
 # What each outcome-reward config changes in GRPO's, and nothing more.
@@ -186,6 +192,7 @@ def test_the_base_policy_fits_what_starts_from_it():
 @pytest.mark.parametrize(
   'name', [file.stem.removesuffix('_countdown') for file in FILES]
 )
+@pytest.mark.parametrize('name', ['mrt', 'grpo', 'ppo', 'sft'])
 def test_no_key_is_dead(name, small):
   """Each key is read by the package: by itself, or with its whole group.
 
@@ -246,7 +253,11 @@ VARIANTS = {
   'LCPO-exact': ('lcpo', 'exact,tiny', {}),
   'LCPO-max': ('lcpo', 'max,tiny', {}),
   'length penalty': ('length_penalty', 'tiny', {}),
-  'immediate': ('mrt', 'tiny', {'algorithm__credit': 'immediate'}),
+  'immediate': (
+    'mrt',
+    'tiny',
+    {'algorithm__credit': 'immediate', 'algorithm__decay': 1.0},
+  ),
   'return to go': ('mrt', 'tiny', {'algorithm__credit': 'return_to_go'}),
   'sampled': (
     'mrt',
@@ -273,7 +284,7 @@ SHORT = ('grpo', 'sampled')
   ],
 )
 def test_two_steps(variant, small, tmp_path):
-  """`mrt:tiny` itself, and `sft:tiny`, run in test_train and test_sft."""
+  """`:tiny` of mrt, sft and ppo runs in test_train, test_sft, test_value."""
   name, arg, changes = VARIANTS[variant]
   config = small.config(name, arg, total_steps=2, **changes)
   result = small.run(config, tmp_path / 'run')

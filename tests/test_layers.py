@@ -17,7 +17,7 @@ PACKAGE = ROOT / 'meta_rl'
 LAYERS = [
   'types masked env',
   'episodes regret advantages shaping losses sampling',
-  'models cache scoring rollout probes prover algorithms update',
+  'models cache scoring rollout probes prover algorithms update value',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
   'answers statistics signals workdir files leaves chat',
   'steps compiled dynamic_sampling',

@@ -115,7 +115,7 @@ def test_a_budget_below_one_episode_is_refused():
       ),
       "'guess' is unknown",
     ),
-    (lambda: steps.make_advantages('ppo'), "'ppo' is unknown"),
+    (lambda: steps.make_advantages('a2c'), "'a2c' is unknown"),
   ],
 )
 def test_unknown_names_are_refused(call, message):
@@ -397,6 +397,11 @@ def test_rollout_metrics_by_hand():
   assert set(found) == set(expected)
   for name, value in expected.items():
     assert float(found[name]) == pytest.approx(value, abs=1e-5), name
+  # A group of one is constant without that being a sign of anything.
+  alone = steps.rollout_metrics(
+    traces, measured, has_success=True, group_size=1, horizon=10
+  )
+  assert set(expected) - set(alone) == {'rollout/zero_variance_share'}
   found = steps.rollout_metrics(traces, measured, has_success=False, **options)
   assert not [name for name in found if not name.startswith('rollout/')]
 

@@ -7,18 +7,22 @@ so that a comparison compares what it says.
     algorithm(measured, T, *, group_size, ...) -> advantages f32[B,T]
 """
 
-from meta_rl.algorithms.base import Measured
+from meta_rl.algorithms.base import Critic, Measured
 from meta_rl.algorithms.mrt import BASELINES, CREDITS, mrt
 from meta_rl.algorithms.outcome import UNGROUPED, outcome
+from meta_rl.algorithms.ppo import ppo, value_targets
 
 __all__ = [
   'ALGORITHMS',
   'BASELINES',
   'CREDITS',
   'UNGROUPED',
+  'Critic',
   'Measured',
   'mrt',
   'outcome',
+  'ppo',
+  'value_targets',
 ]
 
-ALGORITHMS = {'outcome': outcome, 'mrt': mrt}
+ALGORITHMS = {'outcome': outcome, 'mrt': mrt, 'ppo': ppo}

@@ -13,6 +13,20 @@ from meta_rl.types import Array, Episodes
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Critic:
+  """What a value head said of the traces before the update.
+
+  Attributes:
+    values: f32[B,T], of the state before each token.
+    mask: bool[B,T], the actions, those of the rollout.
+  """
+
+  values: Array
+  mask: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Measured:
   """What an algorithm may look at.
 
@@ -23,6 +37,7 @@ class Measured:
     stop_index: i32[B], column of the token that ended thinking (the answer
       marker); the token count where there is none.
     answered: bool[B], an answer followed the end of thinking.
+    critic: the values of an algorithm that has some, else None.
   """
 
   rewards: Array
@@ -30,6 +45,7 @@ class Measured:
   episodes: Episodes
   stop_index: Array
   answered: Array
+  critic: Critic | None = None
 
 
 def at(values: Array, index: Array) -> Array:

@@ -1,8 +1,9 @@
-"""The training step in four calls, each jitted once per shape by its caller.
+"""The training step in a few calls, each jitted once per shape by its caller.
 
     generate   prompts -> traces and their KV cache
     prove      traces -> rewards, episode boundaries, J at each boundary
     score      traces -> log-probs under other parameters (the reference)
+    value      traces -> the critic's values, of algorithms that have one
     update     traces and what was measured -> new parameters
 
 Each `make_*` binds what is static and returns a pure function of arrays;
@@ -21,6 +22,7 @@ from meta_rl.steps.train import (
   make_update,
   training_batch,
 )
+from meta_rl.steps.value import make_value, make_value_term
 
 __all__ = [
   'NORMALIZED_POINTS',
@@ -33,6 +35,8 @@ __all__ = [
   'make_prove',
   'make_score',
   'make_update',
+  'make_value',
+  'make_value_term',
   'per_trace',
   'rollout_metrics',
   'training_batch',

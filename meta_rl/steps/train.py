@@ -5,6 +5,7 @@ all optimizer steps on one rollout, and `fused` is a whole training step as one
 program.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from meta_rl import algorithms, losses, scoring, update
+from meta_rl import value as value_head
 from meta_rl.types import Array, Model, Rollout, WeightedSum
 
 
@@ -48,18 +50,25 @@ def make_loss(
   kl_coef: float = 0.0,
   kl_estimator: str = 'k2',
   entropy_coef: float = 0.0,
+  value_term: Callable | None = None,
 ) -> update.LossFn:
   """Returns `loss_fn(params, batch) -> (WeightedSum, metrics)`.
 
-    policy_gradient + kl_coef * kl_penalty - entropy_coef * entropy
+    policy_gradient + kl_coef * kl_penalty - entropy_coef * entropy + value_term
 
   The batch holds tokens, token_mask, mask, behavior_log_probs, advantages, and
   ref_log_probs where kl_coef is not 0. All terms share one weight, so that
-  their sums may be added before the division.
+  their sums may be added before the division. `value_term`, of
+  `make_value_term`, reads the features of the same forward pass.
   """
   shared = {'aggregate': aggregate, 'constant': constant}
 
   def loss_fn(params, batch):
+    features = None
+    if value_term is not None:
+      features = value_head.features(
+        model, params, batch['tokens'], batch['token_mask']
+      )
     log_probs, entropy = scoring.score(
       model,
       params,
@@ -67,6 +76,7 @@ def make_loss(
       batch['token_mask'],
       temperature=temperature,
       chunk=chunk,
+      features=features,
     )
     mask = batch['mask']
     loss, found = losses.policy_gradient(
@@ -103,6 +113,10 @@ def make_loss(
     if entropy_coef:
       bonus, _ = losses.entropy_bonus(entropy, mask, **shared)
       total += entropy_coef * bonus.total
+    if value_term is not None:
+      critic, found = value_term(params, features, batch)
+      total += critic.total
+      metrics |= found
     return WeightedSum(total, loss.weight), metrics
 
   return loss_fn
@@ -124,6 +138,8 @@ def training_batch(
   }
   if ref_log_probs is not None:
     batch['ref_log_probs'] = ref_log_probs
+  if measured.critic is not None:
+    batch |= algorithms.value_targets(measured, batch['advantages'])
   return batch
 
 
@@ -161,7 +177,7 @@ def make_advantages(name: str, **options) -> Callable:
   return functools.partial(algorithms.ALGORITHMS[name], **options)
 
 
-def fused(generate, prove, update_fn, score=None):
+def fused(generate, prove, update_fn, score=None, value=None):
   """Returns a whole training step as one function of arrays.
 
   `step(state, ref_params, batch, key) -> (state, traces, measured, metrics)`:
@@ -173,6 +189,9 @@ def fused(generate, prove, update_fn, score=None):
     sample_key, prove_key = jax.random.split(key)
     traces, cache = generate(state.params, batch, sample_key)
     measured = prove(state.params, batch, traces, cache, prove_key)
+    if value is not None:
+      critic = value(state.params, traces)
+      measured = dataclasses.replace(measured, critic=critic)
     reference = None if score is None else score(ref_params, traces)
     state, metrics = update_fn(state, traces, measured, reference)
     return state, traces, measured, metrics
