@@ -4,6 +4,7 @@ The command modules (`train`, `sft`, `evaluate`) share this: nothing else reads
 a ConfigDict.
 """
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -32,6 +33,9 @@ from meta_rl.types import Episodes, Model, Params
 # Options of `config.task` that are no fields of the dataset.
 _TASK_ONLY = ('name',)
 
+# Options of algorithm 'prefix' that say how it samples, not how it credits.
+_BRANCHES = ('prefix_policy', 'prefix_success')
+
 # Keys whose value must be at least 1 wherever a config has them.
 _COUNTS = (
   'total_steps',
@@ -54,6 +58,9 @@ _COUNTS = (
 _CHOICES = {
   'algorithm.name': (*algorithms.ALGORITHMS, 'sft'),
   'algorithm.credit': algorithms.CREDITS,
+  'algorithm.form': algorithms.FORMS,
+  'algorithm.prefix_policy': steps.PREFIX_POLICIES,
+  'algorithm.prefix_success': steps.PREFIX_SUCCESS,
   'loss.surrogate': losses.SURROGATES,
   'loss.ratio': losses.RATIOS,
   'loss.aggregate': losses.AGGREGATES,
@@ -153,6 +160,42 @@ def make_calls(config, model: Model, task: Task, *, group_size=None):
   return generate, prove
 
 
+def make_training_calls(config, model: Model, task: Task):
+  """Returns the unjitted (generate, prove) that train a config.
+
+  Those of `make_calls`, but for `algorithm.name='prefix'`: its rollouts branch
+  off a prefix, and with `algorithm.prefix_policy='reference'` its generate
+  takes the pair (policy, reference) for params.
+  """
+  generate, prove = make_calls(config, model, task)
+  if config.algorithm.name != 'prefix':
+    return generate, prove
+  rollout = config.rollout
+  shared = {
+    'group_size': rollout.group_size,
+    'temperature': rollout.temperature,
+    'top_p': rollout.top_p,
+    'top_k': rollout.top_k,
+  }
+  generate = steps.make_branches(
+    model,
+    task,
+    thinking_budget=rollout.thinking_budget,
+    max_episodes=config.prover.max_episodes,
+    prefix_policy=config.algorithm.prefix_policy,
+    **shared,
+  )
+  prove = steps.make_branch_prove(
+    prove,
+    model,
+    task,
+    prefix_success=config.algorithm.prefix_success,
+    num_branches=config.prover.num_branches,
+    **shared,
+  )
+  return generate, prove
+
+
 def make_advantages(config: ml_collections.ConfigDict, *, axis_name=None):
   """Returns `(Measured, T) -> f32[B,T]` of `config.algorithm`.
 
@@ -165,6 +208,8 @@ def make_advantages(config: ml_collections.ConfigDict, *, axis_name=None):
     options['horizon'] = config.rollout.thinking_budget
     # Its baseline is fitted over all rows; a group lies on one device.
     options['axis_name'] = axis_name
+  for name in _BRANCHES:
+    options.pop(name, None)
   return steps.make_advantages(**options, group_size=config.rollout.group_size)
 
 
@@ -219,7 +264,7 @@ def check(config: ml_collections.ConfigDict):
       '> 0: the gradient is that of a policy that samples.'
     )
   task = make_task(config)
-  make_calls(config, make_model(config, task), task)
+  make_training_calls(config, make_model(config, task), task)
   if config.algorithm.name != 'sft':
     check_rl(config)
 
@@ -266,6 +311,10 @@ def check_rl(config: ml_collections.ConfigDict):
     stop_index=shape(jnp.int32),
     answered=shape(bool),
   )
+  if config.algorithm.name == 'prefix':
+    measured = dataclasses.replace(
+      measured, continues=shape(bool), prefix_success=shape(jnp.float32)
+    )
   advantage_fn = make_advantages(config)
   jax.eval_shape(lambda m: advantage_fn(m, rollout.thinking_budget), measured)
 

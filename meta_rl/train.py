@@ -17,6 +17,7 @@ by SIGTERM or Ctrl-C after saving; the same command goes on from there.
 """
 
 import contextlib
+import dataclasses
 import functools
 import sys
 import time
@@ -106,6 +107,8 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   eval_calls = evaluate.make_calls(config, model, task)
   base_params = parallel.put_params(base_params)
   state = parallel.put_state(state)
+  if config.algorithm.get('prefix_policy') == 'reference':
+    parallel = with_reference(parallel, base_params)
 
   # ---- where it stands: a checkpoint's state beats init_from and the seed
   saver = checkpoint.Checkpointer(
@@ -180,7 +183,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
 def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
   """Returns the jitted generate, prove, score and update of a config."""
   rollout, loss = config.rollout, config.loss.to_dict()
-  generate, prove = setup_run.make_calls(config, model, task)
+  generate, prove = setup_run.make_training_calls(config, model, task)
   score = None
   if config.loss.kl_coef:
     score = steps.make_score(
@@ -216,6 +219,18 @@ def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
     mini_batches=config.batching.mini_batches,
     mesh=mesh,
   )
+
+
+def with_reference(parallel, reference) -> sharding.Parallel:
+  """Returns the calls with a `generate` that is given the reference, too.
+
+  It is what the run starts from, so that a resumed run has the same one.
+  """
+
+  def generate(params, batch, key):
+    return parallel.generate((params, reference), batch, key)
+
+  return dataclasses.replace(parallel, generate=generate)
 
 
 def make_summarize(config) -> CountedJit:

@@ -14,10 +14,16 @@ import numpy as np
 import pytest
 
 from meta_rl import evaluate, metrics, train
-from meta_rl.configs import grpo_countdown, mrt_countdown, sft_countdown
+from meta_rl.configs import (
+  grpo_countdown,
+  mrt_countdown,
+  mrt_rl_countdown,
+  sft_countdown,
+)
 
 CONFIGS = {
   'mrt': mrt_countdown,
+  'mrt_rl': mrt_rl_countdown,
   'grpo': grpo_countdown,
   'sft': sft_countdown,
 }

@@ -9,7 +9,12 @@ import pytest
 from conftest import ROOT
 
 from meta_rl import data, env, setup_run, signals, workdir
-from meta_rl.configs import grpo_countdown, mrt_countdown, sft_countdown
+from meta_rl.configs import (
+  grpo_countdown,
+  mrt_countdown,
+  mrt_rl_countdown,
+  sft_countdown,
+)
 
 pytest_plugins = ['small_runs']
 
@@ -21,6 +26,10 @@ BUILT = [
     for arg in ('', 'hard', 'tiny', 'dr', 'rloo', 'dr,hard', 'rloo,tiny')
   ),
   *((sft_countdown, arg) for arg in ('', 'hard', 'tiny')),
+  *(
+    (mrt_rl_countdown, arg)
+    for arg in ('', 'hard', 'tiny', 'difference', 'difference,tiny')
+  ),
 ]
 
 
@@ -41,7 +50,7 @@ def test_built_locked_and_of_one_piece(module, arg):
 
 
 @pytest.mark.parametrize(
-  'module', [mrt_countdown, grpo_countdown, sft_countdown]
+  'module', [mrt_countdown, grpo_countdown, sft_countdown, mrt_rl_countdown]
 )
 def test_an_unknown_argument_is_refused(module):
   with pytest.raises(ValueError, match='unknown argument .*hard'):
@@ -73,6 +82,10 @@ def test_the_controls_differ_in_credit_alone():
   rloo = grpo_countdown.get_config('rloo')
   changed = workdir.difference(grpo.to_dict(), rloo.to_dict())
   assert set(changed) == {'name', 'algorithm.baseline'}
+  offline = mrt_rl_countdown.get_config()
+  changed = workdir.difference(mrt.to_dict(), offline.to_dict())
+  rest = {key for key in changed if not key.startswith('algorithm.')}
+  assert rest == {'name'}
 
 
 def test_the_base_policy_fits_what_starts_from_it():
@@ -84,7 +97,7 @@ def test_the_base_policy_fits_what_starts_from_it():
     assert sft.init_from == {'': '', 'hard': 'asset:countdown_easy'}[arg]
 
 
-@pytest.mark.parametrize('name', ['mrt', 'grpo', 'sft'])
+@pytest.mark.parametrize('name', ['mrt', 'grpo', 'sft', 'mrt_rl'])
 def test_no_key_is_dead(name, small):
   """Each key is read by the package: by itself, or with its whole group.
 
@@ -140,6 +153,15 @@ VARIANTS = {
     'tiny',
     {'prover__kind': 'sampled', 'prover__num_branches': 2},
   ),
+  'MRT-RL': ('mrt_rl', 'tiny', {}),
+  'MRT-RL, current': (
+    'mrt_rl',
+    'difference,tiny',
+    {
+      'algorithm__prefix_policy': 'current',
+      'algorithm__prefix_success': 'direct',
+    },
+  ),
   'KL and entropy': (
     'mrt',
     'tiny',
@@ -149,7 +171,7 @@ VARIANTS = {
 
 
 # Beyond these, an update of its own compiles: several seconds each.
-SHORT = ('grpo', 'sampled')
+SHORT = ('grpo', 'sampled', 'MRT-RL')
 
 
 @pytest.mark.parametrize(

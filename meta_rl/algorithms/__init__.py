@@ -10,7 +10,17 @@ so that a comparison compares what it says.
 from meta_rl.algorithms.base import Measured
 from meta_rl.algorithms.mrt import BASELINES, CREDITS, mrt
 from meta_rl.algorithms.outcome import outcome
+from meta_rl.algorithms.prefix import FORMS, prefix
 
-__all__ = ['ALGORITHMS', 'BASELINES', 'CREDITS', 'Measured', 'mrt', 'outcome']
+__all__ = [
+  'ALGORITHMS',
+  'BASELINES',
+  'CREDITS',
+  'FORMS',
+  'Measured',
+  'mrt',
+  'outcome',
+  'prefix',
+]
 
-ALGORITHMS = {'outcome': outcome, 'mrt': mrt}
+ALGORITHMS = {'outcome': outcome, 'mrt': mrt, 'prefix': prefix}

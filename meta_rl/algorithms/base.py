@@ -23,6 +23,9 @@ class Measured:
     stop_index: i32[B], column of the token that ended thinking (the answer
       marker); the token count where there is none.
     answered: bool[B], an answer followed the end of thinking.
+    continues: bool[B], of rollouts that branch off a prefix: this one thinks
+      on, the others answer at once. None: the rollouts are no branches.
+    prefix_success: f32[B], J at the end of the prefix; None likewise.
   """
 
   rewards: Array
@@ -30,6 +33,8 @@ class Measured:
   episodes: Episodes
   stop_index: Array
   answered: Array
+  continues: Array | None = None
+  prefix_success: Array | None = None
 
 
 def at(values: Array, index: Array) -> Array:

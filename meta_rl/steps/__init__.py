@@ -10,6 +10,12 @@ Each `make_*` binds what is static and returns a pure function of arrays;
 Sharding, pmap and the host loop live with the callers.
 """
 
+from meta_rl.steps.branches import (
+  PREFIX_POLICIES,
+  PREFIX_SUCCESS,
+  make_branch_prove,
+  make_branches,
+)
 from meta_rl.steps.generate import make_generate
 from meta_rl.steps.metrics import rollout_metrics
 from meta_rl.steps.prove import PROVERS, answers_of, make_prove, per_trace
@@ -23,10 +29,14 @@ from meta_rl.steps.train import (
 )
 
 __all__ = [
+  'PREFIX_POLICIES',
+  'PREFIX_SUCCESS',
   'PROVERS',
   'answers_of',
   'fused',
   'make_advantages',
+  'make_branch_prove',
+  'make_branches',
   'make_generate',
   'make_loss',
   'make_prove',
