@@ -59,6 +59,7 @@ _CHOICES = {
   'algorithm.name': (*algorithms.ALGORITHMS, 'sft'),
   'algorithm.credit': algorithms.CREDITS,
   'algorithm.form': algorithms.FORMS,
+  'algorithm.select': algorithms.SELECTS,
   'algorithm.prefix_policy': steps.PREFIX_POLICIES,
   'algorithm.prefix_success': steps.PREFIX_SUCCESS,
   'loss.surrogate': losses.SURROGATES,
@@ -204,8 +205,9 @@ def make_advantages(config: ml_collections.ConfigDict, *, axis_name=None):
     axis_name: of a mapped data axis.
   """
   options = config.algorithm.to_dict()
-  if options['name'] == 'mrt':
+  if options['name'] in ('mrt', 'star'):
     options['horizon'] = config.rollout.thinking_budget
+  if options['name'] == 'mrt':
     # Its baseline is fitted over all rows; a group lies on one device.
     options['axis_name'] = axis_name
   for name in _BRANCHES:
@@ -301,6 +303,12 @@ def check_rl(config: ml_collections.ConfigDict):
       "algorithm.name='mrt' needs a prover: set prover.kind to 'exact' or "
       "'sampled'."
     )
+  if config.algorithm.get('select') == 'progress':
+    if config.prover.kind == 'none':
+      raise ValueError(
+        "algorithm.select='progress' needs a prover: set prover.kind to "
+        "'exact' or 'sampled', or select='any'."
+      )
   # The algorithm's own checks of its options, on shapes alone.
   group, boundaries = rollout.group_size, config.prover.max_episodes + 1
   shape = lambda dtype, *dims: jax.ShapeDtypeStruct((group, *dims), dtype)

@@ -19,6 +19,7 @@ from meta_rl.configs import (
   mrt_countdown,
   mrt_rl_countdown,
   sft_countdown,
+  star_countdown,
 )
 
 CONFIGS = {
@@ -26,6 +27,7 @@ CONFIGS = {
   'mrt_rl': mrt_rl_countdown,
   'grpo': grpo_countdown,
   'sft': sft_countdown,
+  'star': star_countdown,
 }
 
 

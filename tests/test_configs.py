@@ -14,6 +14,7 @@ from meta_rl.configs import (
   mrt_countdown,
   mrt_rl_countdown,
   sft_countdown,
+  star_countdown,
 )
 
 pytest_plugins = ['small_runs']
@@ -30,6 +31,7 @@ BUILT = [
     (mrt_rl_countdown, arg)
     for arg in ('', 'hard', 'tiny', 'difference', 'difference,tiny')
   ),
+  *((star_countdown, arg) for arg in ('', 'hard', 'tiny', 'mrt', 'mrt,tiny')),
 ]
 
 
@@ -50,7 +52,14 @@ def test_built_locked_and_of_one_piece(module, arg):
 
 
 @pytest.mark.parametrize(
-  'module', [mrt_countdown, grpo_countdown, sft_countdown, mrt_rl_countdown]
+  'module',
+  [
+    mrt_countdown,
+    grpo_countdown,
+    sft_countdown,
+    mrt_rl_countdown,
+    star_countdown,
+  ],
 )
 def test_an_unknown_argument_is_refused(module):
   with pytest.raises(ValueError, match='unknown argument .*hard'):
@@ -97,7 +106,7 @@ def test_the_base_policy_fits_what_starts_from_it():
     assert sft.init_from == {'': '', 'hard': 'asset:countdown_easy'}[arg]
 
 
-@pytest.mark.parametrize('name', ['mrt', 'grpo', 'sft', 'mrt_rl'])
+@pytest.mark.parametrize('name', ['mrt', 'grpo', 'sft', 'mrt_rl', 'star'])
 def test_no_key_is_dead(name, small):
   """Each key is read by the package: by itself, or with its whole group.
 
@@ -162,6 +171,8 @@ VARIANTS = {
       'algorithm__prefix_success': 'direct',
     },
   ),
+  'STaR': ('star', 'tiny', {}),
+  'MRT-STaR': ('star', 'mrt,tiny', {'batching__epochs': 1}),
   'KL and entropy': (
     'mrt',
     'tiny',

@@ -37,6 +37,20 @@ class Measured:
   prefix_success: Array | None = None
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Selected:
+  """What an algorithm returns that trains on some of the traces alone.
+
+  Attributes:
+    advantages: f32[B,T].
+    keep: bool[B], traces to train on; the others are out of every mean.
+  """
+
+  advantages: Array
+  keep: Array
+
+
 def at(values: Array, index: Array) -> Array:
   """Returns values[b, index[b]], [B,N] and i32[B] -> [B]."""
   return jnp.take_along_axis(values, index[:, None], axis=1)[:, 0]
