@@ -69,6 +69,8 @@ def generate(
   think_end_id: int | None = None,
   thinking_budget: int | Array | None = None,
   stop_ids: Sequence[int] | None = None,
+  prefix: Array | None = None,
+  prefix_length: Array | None = None,
   pad_id: int = 0,
   row_offset: int | Array = 0,
   check_every: int = 8,
@@ -83,6 +85,15 @@ def generate(
   Forced termination: a row whose thinking has used up `thinking_budget` tokens
   gets `stop_ids`, one a step, in place of samples, and answers from there. The
   forced tokens are no actions: their `mask` is False and their log-probs 0.
+
+  Forced prefix: the first `prefix_length[b]` response tokens of row b are
+  `prefix[b]` in place of samples. They are no actions either, and in all else
+  are read as if the policy had sampled them: they are thinking up to a marker,
+  they use up the budget, and every later token keeps its position, its cache
+  slot and its random draw. A row whose budget is not above its prefix's length
+  answers right behind it. The prefix goes through the decode loop, a token a
+  step: where it is long and the model large, put it into `prompts` instead,
+  which takes it in at once (it is then prompt, not thinking).
 
   Args:
     model: the network.
@@ -99,6 +110,10 @@ def generate(
       ends, and all of it before EOS counts as thinking.
     thinking_budget: tokens, int or i32[B]; None: no forced termination.
     stop_ids: the tokens forced at the budget, default `(think_end_id,)`.
+    prefix: i32[B,N'], N' <= max_new_tokens, given response tokens; None: none,
+      at no cost.
+    prefix_length: i32[B] in 0..N', how many of them row b is given. The columns
+      must hold them, the stop tokens and an answer: this is not checked.
     pad_id: fills the columns after EOS.
     row_offset: global index of the first trace, under `shard_map` and `pmap`.
     check_every: decode steps between two tests whether all rows are done.
@@ -122,6 +137,7 @@ def generate(
   stop = _stop_tokens(think_end_id, thinking_budget, stop_ids, max_new_tokens)
   num_prompts, prompt_length = prompts.shape
   rows = num_prompts * group_size
+  _check_prefix(prefix, prefix_length, rows, max_new_tokens)
   budget = max_new_tokens if thinking_budget is None else thinking_budget
   step = functools.partial(
     _emit,
@@ -135,6 +151,8 @@ def generate(
     eos_id=eos_id,
     think_end_id=-1 if think_end_id is None else think_end_id,
     pad_id=pad_id,
+    prefix=prefix,
+    prefix_length=prefix_length,
   )
 
   cache = model.init_cache(num_prompts, prompt_length)
@@ -178,7 +196,8 @@ def generate(
   if not return_cache:
     return rollout
   used = prompt_length + state.step - 1
-  if isinstance(thinking_budget, int):
+  given = 0 if prefix is None else prefix.shape[1]
+  if isinstance(thinking_budget, int) and given < max_new_tokens:
     # The last column is no thought: the budget left room for an answer.
     return rollout, TraceCache(state.cache, used)
   return rollout, TraceCache(feed(state)[1], used + 1)
@@ -243,6 +262,8 @@ def _emit(
   eos_id,
   think_end_id,
   pad_id,
+  prefix=None,
+  prefix_length=None,
 ) -> _State:
   """Writes the token of response step `s.step`, sampled or forced.
 
@@ -250,23 +271,33 @@ def _emit(
     samples   a b c d e     forcing starts where the budget is spent
   Out:
     tokens    a b x y e     mask     1 1 0 0 1     thinking 1 1 0 0 0
+
+  With a prefix of one token p besides:
+    tokens    p b x y e     mask     0 1 0 0 1     thinking 1 1 0 0 0
   """
   keys = sampling.row_keys(key, rows, s.step)
   sampled, behavior, raw = sample(keys, logits)
-  begins = s.thinking & (s.to_force < 0) & (s.thoughts >= budget) & ~s.done
+  alive = ~s.done
+  free = alive  # to sample or to be forced
+  if prefix is not None:
+    place = jnp.minimum(s.step, prefix.shape[1] - 1)
+    given = jax.lax.dynamic_index_in_dim(prefix, place, 1, keepdims=False)
+    free &= s.step >= prefix_length
+    sampled = jnp.where(free, sampled, given)
+  begins = s.thinking & (s.to_force < 0) & (s.thoughts >= budget) & free
   to_force = jnp.where(begins, 0, s.to_force) if stop else s.to_force
-  forcing = (to_force >= 0) & ~s.done
+  forcing = (to_force >= 0) & alive
   if stop:
     stop_tokens = jnp.asarray(stop, jnp.int32)
     token = jnp.where(forcing, stop_tokens[to_force], sampled)
   else:
     token = sampled
-  action = ~forcing & ~s.done
-  marker = action & s.thinking & (token == think_end_id)
-  ended = action & (token == eos_id)
-  thought = action & s.thinking & ~marker & ~ended
+  action = free & ~forcing
+  own = alive & ~forcing  # of the policy, or of a prefix that stands for it
+  marker = own & s.thinking & (token == think_end_id)
+  ended = own & (token == eos_id)
+  thought = own & s.thinking & ~marker & ~ended
   last_forced = forcing & (to_force == len(stop) - 1)
-  alive = ~s.done
   column = {
     'tokens': jnp.where(alive, token, pad_id),
     'token_mask': alive,
@@ -309,6 +340,30 @@ def _check(prompts, prompt_mask, temperature, **at_least_one):
       raise ValueError(f'generate: {name}={value}, must be at least 1.')
   if temperature < 0:
     raise ValueError(f'generate: temperature={temperature}, must be >= 0.')
+
+
+def _check_prefix(prefix, prefix_length, rows, max_new_tokens):
+  """Raises ValueError unless prefix and prefix_length fit each other."""
+  if prefix is None and prefix_length is None:
+    return
+  if prefix is None or prefix_length is None:
+    raise ValueError(
+      'generate: prefix and prefix_length are given together, or neither.'
+    )
+  shape, lengths = prefix.shape, prefix_length.shape
+  if len(shape) != 2 or shape[0] != rows or lengths != (rows,):
+    raise ValueError(
+      f'generate: prefix {shape} and prefix_length {lengths} must have shapes '
+      f"[B,N'] and [B] with B = {rows} traces."
+    )
+  if not 1 <= shape[1] <= max_new_tokens:
+    raise ValueError(
+      f'generate: prefix holds {shape[1]} columns; allowed are 1..'
+      f'max_new_tokens={max_new_tokens}.'
+    )
+  for name, x in (('prefix', prefix), ('prefix_length', prefix_length)):
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+      raise ValueError(f'generate: {name} is {x.dtype}, expected int32.')
 
 
 def _stop_tokens(think_end_id, thinking_budget, stop_ids, max_new_tokens):

@@ -4,6 +4,7 @@ The command modules (`train`, `sft`, `evaluate`) share this: nothing else reads
 a ConfigDict.
 """
 
+import dataclasses
 import inspect
 import math
 import os
@@ -39,6 +40,9 @@ REFERENCE_NAME = 'reference.safetensors'
 # Options of `config.task` that are no fields of the dataset.
 _TASK_ONLY = ('name',)
 
+# Options of algorithm 'prefix' that say how it samples, not how it credits.
+_BRANCHES = ('prefix_policy', 'prefix_success')
+
 # Keys whose value must be at least 1 wherever a config has them.
 _COUNTS = (
   'total_steps',
@@ -73,6 +77,10 @@ _NOT_NEGATIVE = (
 _CHOICES = {
   'algorithm.name': (*algorithms.ALGORITHMS, 'sft'),
   'algorithm.credit': algorithms.CREDITS,
+  'algorithm.form': algorithms.FORMS,
+  'algorithm.select': algorithms.SELECTS,
+  'algorithm.prefix_policy': steps.PREFIX_POLICIES,
+  'algorithm.prefix_success': steps.PREFIX_SUCCESS,
   'loss.surrogate': losses.SURROGATES,
   'loss.ratio': losses.RATIOS,
   'loss.aggregate': losses.AGGREGATES,
@@ -156,14 +164,20 @@ def blank_params(config: ml_collections.ConfigDict) -> Params:
   return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), _like(config))
 
 
+def has_reference(config: ml_collections.ConfigDict) -> bool:
+  """Returns whether a run needs the policy that it started from all along."""
+  from_it = config.algorithm.get('prefix_policy') == 'reference'
+  return bool(config.loss.get('kl_coef')) or from_it
+
+
 def start_params(config: ml_collections.ConfigDict, folder) -> Params:
   """Returns what a run that has nothing saved yet starts from.
 
-  With a KL term they are also the reference: they are kept in the run folder,
-  so that the run can go on when `init_from` has moved or changed.
+  Where they are also the reference they are kept in the run folder, so that
+  the run can go on when `init_from` has moved or changed.
   """
   params = initial_params(config)
-  if config.loss.get('kl_coef'):
+  if has_reference(config):
     weights.save_safetensors(Path(folder) / REFERENCE_NAME, params, {})
   return params
 
@@ -219,6 +233,42 @@ def make_calls(config, model: Model, task: Task, *, group_size=None):
   return generate, prove
 
 
+def make_training_calls(config, model: Model, task: Task):
+  """Returns the unjitted (generate, prove) that train a config.
+
+  Those of `make_calls`, but for `algorithm.name='prefix'`: its rollouts branch
+  off a prefix, and with `algorithm.prefix_policy='reference'` its generate
+  takes the pair (policy, reference) for params.
+  """
+  generate, prove = make_calls(config, model, task)
+  if config.algorithm.name != 'prefix':
+    return generate, prove
+  rollout = config.rollout
+  shared = {
+    'group_size': rollout.group_size,
+    'temperature': rollout.temperature,
+    'top_p': rollout.top_p,
+    'top_k': rollout.top_k,
+  }
+  generate = steps.make_branches(
+    model,
+    task,
+    thinking_budget=rollout.thinking_budget,
+    max_episodes=config.prover.max_episodes,
+    prefix_policy=config.algorithm.prefix_policy,
+    **shared,
+  )
+  prove = steps.make_branch_prove(
+    prove,
+    model,
+    task,
+    prefix_success=config.algorithm.prefix_success,
+    num_branches=config.prover.num_branches,
+    **shared,
+  )
+  return generate, prove
+
+
 def make_advantages(config: ml_collections.ConfigDict, *, axis_name=None):
   """Returns `(Measured, T) -> f32[B,T]` of `config.algorithm`.
 
@@ -227,11 +277,13 @@ def make_advantages(config: ml_collections.ConfigDict, *, axis_name=None):
     axis_name: of a mapped data axis.
   """
   options = config.algorithm.to_dict()
-  if options['name'] == 'mrt':
+  if options['name'] in ('mrt', 'star'):
     options['horizon'] = config.rollout.thinking_budget
   if options['name'] in ('mrt', 'outcome'):
     # For a baseline over all rows; a group lies on one device.
     options['axis_name'] = axis_name
+  for name in _BRANCHES:
+    options.pop(name, None)
   return steps.make_advantages(**options, group_size=config.rollout.group_size)
 
 
@@ -324,7 +376,8 @@ def check_sections(config: ml_collections.ConfigDict):
       )
   if name in algorithms.ALGORITHMS:
     known = inspect.signature(algorithms.ALGORITHMS[name]).parameters
-    unknown = sorted(set(config.algorithm) - set(known) - {'name'})
+    known = {*known, 'name', *(_BRANCHES if name == 'prefix' else ())}
+    unknown = sorted(set(config.algorithm) - known)
     if unknown:
       raise ValueError(
         f'algorithm.name={name!r} does not take algorithm.{unknown[0]}: start '
@@ -355,7 +408,7 @@ def check(config: ml_collections.ConfigDict):
       '> 0: the gradient is that of a policy that samples.'
     )
   task = make_task(config)
-  make_calls(config, make_model(config, task), task)
+  make_training_calls(config, make_model(config, task), task)
   if config.algorithm.name != 'sft':
     check_rl(config)
 
@@ -429,6 +482,12 @@ def check_rl(config: ml_collections.ConfigDict):
       f'config.critic applies to ppo and algorithm.name='
       f'{config.algorithm.name!r}: use a config without it.'
     )
+  if config.algorithm.get('select') == 'progress':
+    if config.prover.kind == 'none':
+      raise ValueError(
+        "algorithm.select='progress' needs a prover: set prover.kind to "
+        "'exact' or 'sampled', or select='any'."
+      )
   # The algorithm's own checks of its options, on shapes alone.
   group, boundaries = rollout.group_size, config.prover.max_episodes + 1
   shape = lambda dtype, *dims: jax.ShapeDtypeStruct((group, *dims), dtype)
@@ -443,6 +502,10 @@ def check_rl(config: ml_collections.ConfigDict):
       mask=shape(bool, rollout.thinking_budget),
     ),
   )
+  if config.algorithm.name == 'prefix':
+    measured = dataclasses.replace(
+      measured, continues=shape(bool), prefix_success=shape(jnp.float32)
+    )
   advantage_fn = make_advantages(config)
   jax.eval_shape(lambda m: advantage_fn(m, rollout.thinking_budget), measured)
 

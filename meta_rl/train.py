@@ -114,7 +114,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
     if restored is not None:
       first, state, data_state = restored
       problems.set_state(data_state)
-      if parallel.score is not None:
+      if setup_run.has_reference(config):
         base_params = setup_run.reference_params(config, folder)
       print(f'resuming after step {first} of {config.total_steps}')
     else:
@@ -123,6 +123,8 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
     state = parallel.put_state(state)
     if base_params is not None:
       base_params = parallel.put_params(base_params)
+      if config.algorithm.get('prefix_policy') == 'reference':
+        parallel = with_reference(parallel, base_params)
     stop = stack.enter_context(signals.GracefulExit())
     writer = stack.enter_context(
       metrics.MetricsWriter(folder, resume_step=first if restored else None)
@@ -188,7 +190,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
 def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
   """Returns the jitted calls of a training step of a config."""
   rollout, loss = config.rollout, config.loss.to_dict()
-  generate, prove = setup_run.make_calls(config, model, task)
+  generate, prove = setup_run.make_training_calls(config, model, task)
   score = None
   if config.loss.kl_coef:
     score = steps.make_score(
@@ -235,6 +237,18 @@ def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
     mini_batches=config.batching.mini_batches,
     mesh=mesh,
   )
+
+
+def with_reference(parallel, reference) -> sharding.Parallel:
+  """Returns the calls with a `generate` that is given the reference, too.
+
+  It is what the run starts from, so that a resumed run has the same one.
+  """
+
+  def generate(params, batch, key):
+    return parallel.generate((params, reference), batch, key)
+
+  return dataclasses.replace(parallel, generate=generate)
 
 
 def make_summarize(config) -> CountedJit:

@@ -22,13 +22,16 @@ from meta_rl.configs import (
   lcpo_countdown,
   length_penalty_countdown,
   mrt_countdown,
+  mrt_rl_countdown,
   ppo_countdown,
   reinforce_countdown,
   sft_countdown,
+  star_countdown,
 )
 
 CONFIGS = {
   'mrt': mrt_countdown,
+  'mrt_rl': mrt_rl_countdown,
   'grpo': grpo_countdown,
   'ppo': ppo_countdown,
   'sft': sft_countdown,
@@ -38,6 +41,7 @@ CONFIGS = {
   'cispo': cispo_countdown,
   'lcpo': lcpo_countdown,
   'length_penalty': length_penalty_countdown,
+  'star': star_countdown,
 }
 
 

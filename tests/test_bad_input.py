@@ -61,18 +61,37 @@ SIZES = [
   ('mrt', {'algorithm__outcome_mass': 2.0}, 'outcome_mass', '<= 1'),
   ('mrt', {'algorithm__price': -1.0}, 'price', '>= 0'),
   ('mrt', {'prover__kind': 'none'}, "name='mrt' needs a prover", "'sampled'"),
+  (
+    'star',
+    {'algorithm__select': 'progress'},
+    'keeps every right trace of 4',
+    'lower one',
+  ),
+  (
+    'star',
+    {'algorithm__select': 'progress', 'prover__kind': 'none'},
+    "select='progress' needs a prover",
+    "'sampled'",
+  ),
+  ('star', {'algorithm__keep_share': 0.0}, 'keep_share', '> 0 and <= 1'),
+  ('mrt_rl', {'rollout__group_size': 3}, 'group_size=3', 'even number'),
+  ('mrt_rl', {'algorithm__alpha': -1.0}, 'alpha', '>= 0'),
   *(
     ('mrt', {key.replace('.', '__'): 0}, f'{key}=0', 'allowed is >= 1')
     for key in setup_run._COUNTS
   ),
 ]
 CHOICES = [
-  ('mrt', {'algorithm__name': 'ppo'}, 'algorithm.name', "'mrt', 'sft'"),
+  ('mrt', {'algorithm__name': 'ppo'}, 'algorithm.name', "'sft'"),
   ('mrt', {'algorithm__credit': 'all'}, 'algorithm.credit', 'return_to_go'),
   ('mrt', {'algorithm__baseline': 'x'}, 'baseline', "'prover', 'none'"),
   ('grpo', {'algorithm__baseline': 'x'}, 'baseline', 'leave_one_out'),
   ('dapo', {'algorithm__shaping': 'x'}, 'shaping', 'overlong'),
   ('mrt', {'prover__kind': 'oracle'}, "kind 'oracle'", "'exact', 'sampled'"),
+  ('star', {'algorithm__select': 'x'}, 'algorithm.select', 'progress'),
+  ('mrt_rl', {'algorithm__form': 'x'}, 'algorithm.form', 'difference'),
+  ('mrt_rl', {'algorithm__prefix_policy': 'x'}, 'prefix_policy', 'current'),
+  ('mrt_rl', {'algorithm__prefix_success': 'x'}, 'prefix_success', 'direct'),
   ('mrt', {'loss__aggregate': 'sum'}, 'loss.aggregate', 'token_mean'),
   ('mrt', {'loss__surrogate': 'x'}, 'loss.surrogate', 'cispo'),
   ('mrt', {'loss__ratio': 'x'}, 'loss.ratio', 'sequence'),

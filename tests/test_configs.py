@@ -17,9 +17,11 @@ from meta_rl.configs import (
   lcpo_countdown,
   length_penalty_countdown,
   mrt_countdown,
+  mrt_rl_countdown,
   ppo_countdown,
   reinforce_countdown,
   sft_countdown,
+  star_countdown,
 )
 
 pytest_plugins = ['small_runs']
@@ -51,6 +53,11 @@ BUILT = [
     for arg in ('', 'hard', 'tiny', 'exact', 'max', 'exact,hard', 'max,tiny')
   ),
   *((ppo_countdown, arg) for arg in ('', 'hard', 'tiny', 'plain,tiny')),
+  *(
+    (mrt_rl_countdown, arg)
+    for arg in ('', 'hard', 'tiny', 'difference', 'difference,tiny')
+  ),
+  *((star_countdown, arg) for arg in ('', 'hard', 'tiny', 'mrt', 'mrt,tiny')),
 ]
 MODULES = sorted({module for module, _ in BUILT}, key=lambda m: m.__name__)
 
@@ -180,6 +187,14 @@ def test_lcpo_is_one_of_its_two():
     lcpo_countdown.get_config('exact,max')
 
 
+def test_mrt_rl_differs_from_mrt_in_its_algorithm_alone():
+  mrt = mrt_countdown.get_config()
+  offline = mrt_rl_countdown.get_config()
+  changed = workdir.difference(mrt.to_dict(), offline.to_dict())
+  rest = {key for key in changed if not key.startswith('algorithm.')}
+  assert rest == {'name'}
+
+
 def test_the_base_policy_fits_what_starts_from_it():
   for arg in ('', 'hard'):
     rl, sft = mrt_countdown.get_config(arg), sft_countdown.get_config(arg)
@@ -192,7 +207,6 @@ def test_the_base_policy_fits_what_starts_from_it():
 @pytest.mark.parametrize(
   'name', [file.stem.removesuffix('_countdown') for file in FILES]
 )
-@pytest.mark.parametrize('name', ['mrt', 'grpo', 'ppo', 'sft'])
 def test_no_key_is_dead(name, small):
   """Each key is read by the package: by itself, or with its whole group.
 
@@ -264,6 +278,17 @@ VARIANTS = {
     'tiny',
     {'prover__kind': 'sampled', 'prover__num_branches': 2},
   ),
+  'MRT-RL': ('mrt_rl', 'tiny', {}),
+  'MRT-RL, current': (
+    'mrt_rl',
+    'difference,tiny',
+    {
+      'algorithm__prefix_policy': 'current',
+      'algorithm__prefix_success': 'direct',
+    },
+  ),
+  'STaR': ('star', 'tiny', {}),
+  'MRT-STaR': ('star', 'mrt,tiny', {'batching__epochs': 1}),
   'KL and entropy': (
     'mrt',
     'tiny',
@@ -273,7 +298,7 @@ VARIANTS = {
 
 
 # Beyond these, an update of its own compiles: several seconds each.
-SHORT = ('grpo', 'sampled')
+SHORT = ('grpo', 'sampled', 'MRT-RL')
 
 
 @pytest.mark.parametrize(

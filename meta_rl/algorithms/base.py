@@ -38,6 +38,9 @@ class Measured:
       marker); the token count where there is none.
     answered: bool[B], an answer followed the end of thinking.
     critic: the values of an algorithm that has some, else None.
+    continues: bool[B], of rollouts that branch off a prefix: this one thinks
+      on, the others answer at once. None: the rollouts are no branches.
+    prefix_success: f32[B], J at the end of the prefix; None likewise.
   """
 
   rewards: Array
@@ -46,6 +49,22 @@ class Measured:
   stop_index: Array
   answered: Array
   critic: Critic | None = None
+  continues: Array | None = None
+  prefix_success: Array | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Selected:
+  """What an algorithm returns that trains on some of the traces alone.
+
+  Attributes:
+    advantages: f32[B,T].
+    keep: bool[B], traces to train on; the others are out of every mean.
+  """
+
+  advantages: Array
+  keep: Array
 
 
 def at(values: Array, index: Array) -> Array:

@@ -11,6 +11,12 @@ Each `make_*` binds what is static and returns a pure function of arrays;
 Sharding, pmap and the host loop live with the callers.
 """
 
+from meta_rl.steps.branches import (
+  PREFIX_POLICIES,
+  PREFIX_SUCCESS,
+  make_branch_prove,
+  make_branches,
+)
 from meta_rl.steps.generate import make_generate
 from meta_rl.steps.metrics import NORMALIZED_POINTS, rollout_metrics
 from meta_rl.steps.prove import PROVERS, answers_of, make_prove, per_trace
@@ -26,10 +32,14 @@ from meta_rl.steps.value import make_value, make_value_term
 
 __all__ = [
   'NORMALIZED_POINTS',
+  'PREFIX_POLICIES',
+  'PREFIX_SUCCESS',
   'PROVERS',
   'answers_of',
   'fused',
   'make_advantages',
+  'make_branch_prove',
+  'make_branches',
   'make_generate',
   'make_loss',
   'make_prove',

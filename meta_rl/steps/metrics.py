@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from meta_rl import algorithms, regret
+from meta_rl.steps import branches
 from meta_rl.types import Array, Rollout
 
 
@@ -43,6 +44,8 @@ def rollout_metrics(
       'regret/cumulative': mean(regret.cumulative(success, 1.0, count)),
       'regret/normalized': _normalized(success, ends, horizon),
     }
+  if measured.continues is not None:
+    metrics |= branches.branch_metrics(traces, measured)
   return metrics
 
 

@@ -100,6 +100,10 @@ def make_loss(
       jax.lax.stop_gradient(log_probs) - batch['behavior_log_probs']
     )
     metrics['policy/log_prob_gap'] = over_tokens(gap)
+    if 'kept' in batch:
+      kept = batch['kept'].astype(jnp.float32)
+      rows = jnp.asarray(len(kept), jnp.float32)
+      metrics['policy/kept_share'] = WeightedSum(kept.sum(), rows)
     if kl_coef:
       kl, _ = losses.kl_penalty(
         log_probs,
@@ -128,14 +132,22 @@ def training_batch(
   advantage_fn: Callable,
   ref_log_probs: Array | None = None,
 ) -> dict[str, Array]:
-  """Returns the arrays that the loss reads, one row a trace."""
+  """Returns the arrays that the loss reads, one row a trace.
+
+  Of `algorithms.Selected`, rows that are not kept have no action left.
+  """
+  credit = advantage_fn(measured, traces.tokens.shape[1])
   batch = {
     'tokens': traces.tokens,
     'token_mask': traces.token_mask,
     'mask': traces.mask,
     'behavior_log_probs': traces.behavior_log_probs,
-    'advantages': advantage_fn(measured, traces.tokens.shape[1]),
+    'advantages': credit,
   }
+  if isinstance(credit, algorithms.Selected):
+    batch['advantages'] = credit.advantages
+    batch['kept'] = credit.keep
+    batch['mask'] &= credit.keep[:, None]
   if ref_log_probs is not None:
     batch['ref_log_probs'] = ref_log_probs
   if measured.critic is not None:
@@ -153,7 +165,8 @@ def make_update(
   Args:
     loss_fn: of `make_loss`.
     optimizer: an optax transformation.
-    advantage_fn: `(Measured, T) -> f32[B,T]`, of `make_advantages`.
+    advantage_fn: `(Measured, T) -> f32[B,T]` or `Selected`, of
+      `make_advantages`.
     **options: mini_batches, epochs, micro_batches, axis_name of
       `update.update`.
   """
@@ -168,7 +181,7 @@ def make_update(
 
 
 def make_advantages(name: str, **options) -> Callable:
-  """Returns `(Measured, T) -> advantages f32[B,T]` of an algorithm by name."""
+  """Returns `(Measured, T) -> f32[B,T]` (or `Selected`) of an algorithm."""
   if name not in algorithms.ALGORITHMS:
     raise ValueError(
       f'algorithm {name!r} is unknown; allowed: '
