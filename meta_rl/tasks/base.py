@@ -22,6 +22,10 @@ class Task:
     verify: `(answers i32[...,A], mask bool[...,A], batch) -> f32[...]`, the
       reward; `batch` holds the arrays of the problems, whose leading axes
       broadcast against those of the answers.
+    observe: `(last i32[B], thinking bool[B], batch) -> i32[B]`, the token that
+      the environment puts behind `last`, -1 where it is the policy's turn;
+      `batch` holds the arrays of the problems, one row a trace. None: nothing
+      is ever observed.
   """
 
   name: str
@@ -34,3 +38,4 @@ class Task:
   episode_length: int
   answer_length: int
   verify: Callable[[Array, Array, dict[str, Array]], Array]
+  observe: Callable[[Array, Array, dict[str, Array]], Array] | None = None
