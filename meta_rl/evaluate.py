@@ -14,7 +14,7 @@ import math
 import os
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,6 @@ from ml_collections import config_dict, config_flags
 
 from meta_rl import (
   checkpoint,
-  data,
   env,
   episodes,
   metrics,
@@ -58,7 +57,12 @@ BUDGET_POINTS = 4  # of the forced termination at fixed token budgets
 
 
 def problem_batches(
-  source, *, num_problems: int, batch_size: int, repeats: int = 1
+  source,
+  *,
+  record_arrays: Callable,
+  num_problems: int,
+  batch_size: int,
+  repeats: int = 1,
 ) -> list[dict[str, np.ndarray]]:
   """Returns the first problems of a split in batches of one shape.
 
@@ -66,7 +70,8 @@ def problem_batches(
   these rows.
 
   Args:
-    source: records of `builder.load_source`.
+    source: records of `TaskKit.load_source`.
+    record_arrays: the arrays of one record, of the task's `TaskKit`.
     num_problems: how many; more than there are raises ValueError.
     batch_size: rows of each batch.
     repeats: rows of each problem, one after the other, for pass@k.
@@ -80,7 +85,7 @@ def problem_batches(
       f'num_problems={num_problems}: the split holds {len(source)} problems; '
       f'give 1..{len(source)}.'
     )
-  records = [data.record_arrays(source[i]) for i in range(num_problems)]
+  records = [record_arrays(source[i]) for i in range(num_problems)]
   rows = [i for i in range(num_problems) for _ in range(repeats)]
   filler = -len(rows) % batch_size
   weights_ = [1] * len(rows) + [0] * filler
@@ -211,7 +216,9 @@ def summary(measured: dict[str, np.ndarray], horizon: int) -> dict[str, float]:
   }
 
 
-def describe_traces(traces, measured, *, limit: int) -> list[dict]:
+def describe_traces(
+  traces, measured, *, limit: int, decode: Callable = tokenizer.decode
+) -> list[dict]:
   """Returns sampled traces of a training step as rows of text (host)."""
   arrays = jax.device_get(
     {
@@ -225,17 +232,19 @@ def describe_traces(traces, measured, *, limit: int) -> list[dict]:
       'stop_index': measured.stop_index[:limit],
     }
   )
-  return [describe(arrays, i) for i in range(len(arrays['rewards']))]
+  return [describe(arrays, i, decode) for i in range(len(arrays['rewards']))]
 
 
-def describe(arrays: dict[str, np.ndarray], i: int) -> dict:
+def describe(
+  arrays: dict[str, np.ndarray], i: int, decode: Callable = tokenizer.decode
+) -> dict:
   """Returns trace i as text with J before and after each of its episodes."""
   tokens, real = arrays['tokens'][i], arrays['token_mask'][i]
   ends, success = arrays['ends'][i].tolist(), arrays['success'][i].tolist()
 
   def text(start, stop):
     part = slice(max(start, 0), max(stop, 0))
-    return tokenizer.decode(tokens[part][real[part]].tolist())
+    return decode(tokens[part][real[part]].tolist())
 
   found = [
     {
@@ -257,7 +266,7 @@ def describe(arrays: dict[str, np.ndarray], i: int) -> dict:
 
 
 def several_samples(
-  calls, params, source, key, *, num_problems, samples, batch_size
+  calls, params, source, key, *, kit, num_problems, samples, batch_size
 ) -> dict[str, dict[str, float]]:
   """Returns pass@k and maj@k over `samples` traces of each problem.
 
@@ -265,13 +274,17 @@ def several_samples(
   tokens, and a trace without an answer for none.
   """
   batches = problem_batches(
-    source, num_problems=num_problems, batch_size=batch_size, repeats=samples
+    source,
+    record_arrays=kit.record_arrays,
+    num_problems=num_problems,
+    batch_size=batch_size,
+    repeats=samples,
   )
   found = measure(calls, params, batches, key)
   right = found['rewards'].reshape(num_problems, samples) >= 1
   votes = []
   for i, reward in enumerate(found['rewards']):
-    answer = describe(found, i)['answer']
+    answer = describe(found, i, kit.decode)['answer']
     votes.append('right' if reward >= 1 else answer or None)
   votes = np.asarray(votes, object).reshape(num_problems, samples)
   sizes = [2**i for i in range(int(math.log2(samples)) + 1)]
@@ -317,6 +330,7 @@ def evaluate(
       maj@k.
     seed: of the sampling; the same for policies that are to be compared.
   """
+  kit = setup_run.task_kit(config)
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
   calls = make_calls(config, model, task)
@@ -324,10 +338,13 @@ def evaluate(
   key = jax.random.key(seed)
   horizon = config.rollout.thinking_budget
   batches = problem_batches(
-    source, num_problems=num_problems, batch_size=batch_size
+    source,
+    record_arrays=kit.record_arrays,
+    num_problems=num_problems,
+    batch_size=batch_size,
   )
   found = measure(calls, params, batches, key, at_budgets=True)
-  clusters = cluster_ids(source, num_problems)
+  clusters = cluster_ids(source, num_problems, kit.cluster_key)
   grid = list(range(horizon + 1))  # J is a step function: every token
   curve_args = found['success'], found['ends'], found['count']
   curves = statistics.success_at_budgets(*curve_args, budgets=grid)
@@ -365,6 +382,7 @@ def evaluate(
         params,
         source,
         jax.random.fold_in(key, 1),
+        kit=kit,
         num_problems=min(sample_problems, num_problems),
         samples=samples,
         batch_size=batch_size,
@@ -377,7 +395,9 @@ def evaluate(
       'tokens': tokens.tolist(),
       'cluster': clusters.tolist(),
     },
-    'traces': [describe(found, i) for i in range(min(12, num_problems))],
+    'traces': [
+      describe(found, i, kit.decode) for i in range(min(12, num_problems))
+    ],
   }
 
 
@@ -389,18 +409,19 @@ def normalized(curve, budgets, horizon: int) -> float:
   return float(regret.normalized(values, tokens, horizon=horizon))
 
 
-def cluster_ids(source, num_problems: int) -> np.ndarray:
-  """Returns i[N], one id for all prompts of the same numbers and target.
+def cluster_ids(source, num_problems: int, cluster_key: Callable) -> np.ndarray:
+  """Returns i[N], one id for all prompts of one and the same problem.
 
-  The id is a hash of these, so that equal ids in two evaluations mean equal
-  problems: the report pairs evaluations by them.
+  The id is a hash of `cluster_key`, so that equal ids in two evaluations mean
+  equal problems: the report pairs evaluations by them.
+
+  Args:
+    source: records of `TaskKit.load_source`.
+    num_problems: N, of the first.
+    cluster_key: of the task's `TaskKit`.
   """
-
-  def cluster(record):
-    numbers = sorted(np.asarray(record['numbers']).tolist())
-    return zlib.crc32(f'{numbers} = {int(record["target"])}'.encode())
-
-  return np.asarray([cluster(source[i]) for i in range(num_problems)])
+  keys = (cluster_key(source[i]) for i in range(num_problems))
+  return np.asarray([zlib.crc32(key.encode()) for key in keys])
 
 
 def training_tokens(folder: str) -> float:

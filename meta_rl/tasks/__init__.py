@@ -3,10 +3,11 @@
 import functools
 
 from meta_rl import tokenizer
-from meta_rl.tasks.base import Task
+from meta_rl.tasks import builder, countdown, traces
+from meta_rl.tasks.base import Task, TaskKit
 from meta_rl.tasks.expressions import verify_tokens
 
-__all__ = ['TASKS', 'Task', 'countdown_task']
+__all__ = ['TASKS', 'Task', 'TaskKit', 'countdown_task']
 
 
 def countdown_task(*, n: int, ops: str, max_value: int) -> Task:
@@ -34,4 +35,21 @@ def countdown_task(*, n: int, ops: str, max_value: int) -> Task:
   )
 
 
-TASKS = {'countdown': countdown_task}
+def _countdown_task(**options) -> Task:
+  """Returns the task of a dataset's options."""
+  config = builder.make_config(**options)
+  return countdown_task(n=config.n, ops=config.ops, max_value=config.max_value)
+
+
+TASKS = {
+  'countdown': TaskKit(
+    make_task=_countdown_task,
+    load_source=builder.load_source,
+    record_arrays=countdown.record_arrays,
+    cluster_key=countdown.cluster_key,
+    trace_problems=builder.trace_problems,
+    sample_traces=traces.sample_traces,
+    max_trace_length=traces.longest,
+    decode=tokenizer.decode,
+  ),
+}

@@ -157,6 +157,23 @@ def sample_traces(
   ]
 
 
+def longest(
+  problems: Sequence[countdown.Problem],
+  *,
+  max_episodes: int = MAX_EPISODES,
+  **options,
+) -> int:
+  """Returns the tokens of the longest trace that `sample_traces` may give.
+
+  Args:
+    problems: as there.
+    max_episodes: most episodes of a trace.
+    **options: the other options of `sample_trace`, which don't matter here.
+  """
+  del options
+  return max_trace_length(max(len(p.numbers) for p in problems), max_episodes)
+
+
 def max_trace_length(n: int, max_episodes: int = MAX_EPISODES) -> int:
   """Returns the tokens of the longest trace over n numbers.
 
