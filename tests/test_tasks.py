@@ -10,8 +10,9 @@ from meta_rl.tasks import builder, countdown, traces
 # Small options of each task.
 OPTIONS = {
   'countdown': {'n': 3, 'high': 6, 'ops': '+-', 'max_answers': 4, 'orders': 2},
+  'hidden': {'n': 5, 'num_problems': 64},
 }
-SHOWN = {'countdown': 1}
+SHOWN = {'countdown': 1, 'hidden': None}
 
 
 @pytest.fixture(scope='module')
@@ -74,7 +75,7 @@ def test_traces_are_of_the_task(name, data_dir):
   source = kit.load_source(data_dir, 'train', **options)
   problems = kit.trace_problems(source, shown=SHOWN[name], **options)
   rng = np.random.default_rng(0)
-  limits = {'ordinary_episodes': 3, 'max_episodes': 5}
+  limits = {'ordinary_episodes': 3, 'max_episodes': 5, 'long_share': 0.2}
   drawn = kit.sample_traces(problems, rng, 64, **limits)
   assert len(drawn) == 64
   longest = kit.max_trace_length(problems, **limits)

@@ -3,11 +3,12 @@
 import functools
 
 from meta_rl import tokenizer
-from meta_rl.tasks import builder, countdown, traces
+from meta_rl.tasks import builder, countdown, hidden_data, traces
 from meta_rl.tasks.base import Task, TaskKit
 from meta_rl.tasks.expressions import verify_tokens
+from meta_rl.tasks.hidden import hidden_task
 
-__all__ = ['TASKS', 'Task', 'TaskKit', 'countdown_task']
+__all__ = ['TASKS', 'Task', 'TaskKit', 'countdown_task', 'hidden_task']
 
 
 def countdown_task(*, n: int, ops: str, max_value: int) -> Task:
@@ -50,6 +51,18 @@ TASKS = {
     trace_problems=builder.trace_problems,
     sample_traces=traces.sample_traces,
     max_trace_length=traces.longest,
+    decode=tokenizer.decode,
+  ),
+  'hidden': TaskKit(
+    make_task=lambda **options: hidden_task(
+      n=hidden_data.make_config(**options).n
+    ),
+    load_source=hidden_data.load_source,
+    record_arrays=hidden_data.record_arrays,
+    cluster_key=hidden_data.cluster_key,
+    trace_problems=hidden_data.trace_problems,
+    sample_traces=hidden_data.sample_traces,
+    max_trace_length=hidden_data.max_trace_length,
     decode=tokenizer.decode,
   ),
 }
