@@ -141,6 +141,7 @@ def run(config, pairs: int) -> dict:
   )
   problems = data.problem_iterator(
     setup_run.load_problems(config, 'train'),
+    record_arrays=setup_run.task_kit(config).record_arrays,
     batch_size=config.rollout.num_prompts,
   )
   batch = jax.tree.map(jnp.asarray, next(problems))

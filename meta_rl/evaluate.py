@@ -14,7 +14,7 @@ import math
 import os
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,6 @@ from ml_collections import config_flags
 
 from meta_rl import (
   checkpoint,
-  data,
   env,
   episodes,
   metrics,
@@ -41,7 +40,6 @@ from meta_rl import (
 from meta_rl.answers import extract_boxed, maj_at_k, pass_at_k
 from meta_rl.compiled import CountedJit
 from meta_rl.files import atomic_write
-from meta_rl.tasks import verify
 
 __all__ = [
   'describe_traces',
@@ -60,7 +58,12 @@ BUDGET_POINTS = 4  # of the forced termination at fixed token budgets
 
 
 def problem_batches(
-  source, *, num_problems: int, batch_size: int, repeats: int = 1
+  source,
+  *,
+  record_arrays: Callable,
+  num_problems: int,
+  batch_size: int,
+  repeats: int = 1,
 ) -> list[dict[str, np.ndarray]]:
   """Returns the first problems of a split in batches of one shape.
 
@@ -68,7 +71,8 @@ def problem_batches(
   these rows.
 
   Args:
-    source: records of `builder.load_source`.
+    source: records of `TaskKit.load_source`.
+    record_arrays: the arrays of one record, of the task's `TaskKit`.
     num_problems: how many; more than there are raises ValueError.
     batch_size: rows of each batch.
     repeats: rows of each problem, one after the other, for pass@k.
@@ -82,7 +86,7 @@ def problem_batches(
       f'num_problems={num_problems}: the split holds {len(source)} problems; '
       f'give 1..{len(source)}.'
     )
-  records = [data.record_arrays(source[i]) for i in range(num_problems)]
+  records = [record_arrays(source[i]) for i in range(num_problems)]
   rows = [i for i in range(num_problems) for _ in range(repeats)]
   filler = -len(rows) % batch_size
   weights_ = [1] * len(rows) + [0] * filler
@@ -213,7 +217,9 @@ def summary(measured: dict[str, np.ndarray], horizon: int) -> dict[str, float]:
   }
 
 
-def describe_traces(traces, measured, *, limit: int) -> list[dict]:
+def describe_traces(
+  traces, measured, *, limit: int, decode: Callable = tokenizer.decode
+) -> list[dict]:
   """Returns sampled traces of a training step as rows of text (host)."""
   arrays = jax.device_get(
     {
@@ -227,17 +233,19 @@ def describe_traces(traces, measured, *, limit: int) -> list[dict]:
       'stop_index': measured.stop_index[:limit],
     }
   )
-  return [describe(arrays, i) for i in range(len(arrays['rewards']))]
+  return [describe(arrays, i, decode) for i in range(len(arrays['rewards']))]
 
 
-def describe(arrays: dict[str, np.ndarray], i: int) -> dict:
+def describe(
+  arrays: dict[str, np.ndarray], i: int, decode: Callable = tokenizer.decode
+) -> dict:
   """Returns trace i as text with J before and after each of its episodes."""
   tokens, real = arrays['tokens'][i], arrays['token_mask'][i]
   ends, success = arrays['ends'][i].tolist(), arrays['success'][i].tolist()
 
   def text(start, stop):
     part = slice(max(start, 0), max(stop, 0))
-    return tokenizer.decode(tokens[part][real[part]].tolist())
+    return decode(tokens[part][real[part]].tolist())
 
   found = [
     {
@@ -259,16 +267,19 @@ def describe(arrays: dict[str, np.ndarray], i: int) -> dict:
 
 
 def several_samples(
-  calls, params, source, key, *, num_problems, samples, batch_size
+  calls, params, source, key, *, kit, num_problems, samples, batch_size
 ) -> dict[str, dict[str, float]]:
   """Returns pass@k and maj@k over `samples` traces of each problem.
 
-  A trace votes for the value of its answer, as answers of mathematics do; right
-  is the target reached by the rules, and an answer without a value votes for
-  none.
+  A trace votes for what the kit's `vote` takes its answer to be; right answers
+  are one and the same, and an answer that is none votes for none.
   """
   batches = problem_batches(
-    source, num_problems=num_problems, batch_size=batch_size, repeats=samples
+    source,
+    record_arrays=kit.record_arrays,
+    num_problems=num_problems,
+    batch_size=batch_size,
+    repeats=samples,
   )
   found = measure(calls, params, batches, key)
   right = found['rewards'].reshape(num_problems, samples) >= 1
@@ -276,8 +287,7 @@ def several_samples(
   for i, reward in enumerate(found['rewards']):
     columns = slice(int(found['stop_index'][i]) + 1, None)
     answer = found['tokens'][i][columns][found['token_mask'][i][columns]]
-    value = verify.postfix_value(answer.tolist())
-    votes.append('right' if reward >= 1 else value)
+    votes.append('right' if reward >= 1 else kit.vote(answer.tolist()))
   votes = np.asarray(votes, object).reshape(num_problems, samples)
   sizes = [2**i for i in range(int(math.log2(samples)) + 1)]
   mean = lambda values: float(np.mean(list(values)))
@@ -322,6 +332,7 @@ def evaluate(
       maj@k.
     seed: of the sampling; the same for policies that are to be compared.
   """
+  kit = setup_run.task_kit(config)
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
   calls = make_calls(config, model, task)
@@ -329,10 +340,13 @@ def evaluate(
   key = jax.random.key(seed)
   horizon = config.rollout.thinking_budget
   batches = problem_batches(
-    source, num_problems=num_problems, batch_size=batch_size
+    source,
+    record_arrays=kit.record_arrays,
+    num_problems=num_problems,
+    batch_size=batch_size,
   )
   found = measure(calls, params, batches, key, at_budgets=True)
-  clusters = cluster_ids(source, num_problems)
+  clusters = cluster_ids(source, num_problems, kit.cluster_key)
   grid = list(range(horizon + 1))  # J is a step function: every token
   curve_args = found['success'], found['ends'], found['count']
   curves = statistics.success_at_budgets(*curve_args, budgets=grid)
@@ -372,6 +386,7 @@ def evaluate(
         params,
         source,
         jax.random.fold_in(key, 1),
+        kit=kit,
         num_problems=min(sample_problems, num_problems),
         samples=samples,
         batch_size=batch_size,
@@ -384,7 +399,9 @@ def evaluate(
       'tokens': tokens.tolist(),
       'cluster': clusters.tolist(),
     },
-    'traces': [describe(found, i) for i in range(min(12, num_problems))],
+    'traces': [
+      describe(found, i, kit.decode) for i in range(min(12, num_problems))
+    ],
   }
 
 
@@ -411,18 +428,19 @@ def normalized_interval(curves, clusters, horizon: int) -> dict[str, float]:
   return interval(np.asarray(rows, np.float64), clusters)
 
 
-def cluster_ids(source, num_problems: int) -> np.ndarray:
-  """Returns i[N], one id for all prompts of the same numbers and target.
+def cluster_ids(source, num_problems: int, cluster_key: Callable) -> np.ndarray:
+  """Returns i[N], one id for all prompts of one and the same problem.
 
-  The id is a hash of these, so that equal ids in two evaluations mean equal
-  problems: the report pairs evaluations by them.
+  The id is a hash of `cluster_key`, so that equal ids in two evaluations mean
+  equal problems: the report pairs evaluations by them.
+
+  Args:
+    source: records of `TaskKit.load_source`.
+    num_problems: N, of the first.
+    cluster_key: of the task's `TaskKit`.
   """
-
-  def cluster(record):
-    numbers = sorted(np.asarray(record['numbers']).tolist())
-    return zlib.crc32(f'{numbers} = {int(record["target"])}'.encode())
-
-  return np.asarray([cluster(source[i]) for i in range(num_problems)])
+  keys = (cluster_key(source[i]) for i in range(num_problems))
+  return np.asarray([zlib.crc32(key.encode()) for key in keys])
 
 
 def training_tokens(folder: str) -> float:

@@ -3,8 +3,9 @@
     prompts [P,Tp] --prefill--> cache [P] --fork--> cache [B] --decode--> traces
 
 The decode loop is a `lax.while_loop` that never leaves the device: it samples a
-token, or forces one when the thinking budget is spent, writes it behind the
-prompt, and every few steps asks whether all rows are done.
+token, takes the environment's if that speaks next, or forces one when the
+thinking budget is spent, writes it behind the prompt, and every few steps asks
+whether all rows are done.
 
 Axes: P prompts, G group, B = P * G traces, Tp prompt columns, N new tokens,
 T = Tp + N, V vocabulary.
@@ -12,7 +13,7 @@ T = Tp + N, V vocabulary.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +32,8 @@ class _State:
   Attributes:
     step: i32[], response tokens written so far (>= 1 inside the loop).
     cache: holds everything but the last token written.
-    last: i32[B], the last token drawn or forced; arbitrary in rows that are
-      done.
+    last: i32[B], the last token drawn, observed or forced, the prompt's last
+      one at step 0; arbitrary in rows that are done.
     position: i32[B], position of `last`.
     thinking: bool[B], the answer marker has not come yet.
     thoughts: i32[B], thinking tokens so far.
@@ -71,6 +72,7 @@ def generate(
   stop_ids: Sequence[int] | None = None,
   prefix: Array | None = None,
   prefix_length: Array | None = None,
+  observe_fn: Callable[[Array, Array, Array], Array] | None = None,
   pad_id: int = 0,
   row_offset: int | Array = 0,
   check_every: int = 8,
@@ -95,6 +97,13 @@ def generate(
   step: where it is long and the model large, put it into `prompts` instead,
   which takes it in at once (it is then prompt, not thinking).
 
+  Observations: where `observe_fn` gives a token, the environment speaks, and
+  that token is written in place of a sample. It is no action either. While
+  thinking it is a thinking token and counts towards the budget; an observed
+  marker ends thinking, an observed EOS the trace. The budget comes first: it
+  bounds what a trace costs, so at the budget a verdict that is still due is not
+  given, and nothing is observed before the last stop token.
+
   Args:
     model: the network.
     params: its parameters.
@@ -114,6 +123,11 @@ def generate(
       at no cost.
     prefix_length: i32[B] in 0..N', how many of them row b is given. The columns
       must hold them, the stop tokens and an answer: this is not checked.
+    observe_fn: `(last i32[B], thinking bool[B], rows i32[B]) -> i32[B]`,
+      traceable: the token that the environment puts behind `last`, -1 where it
+      is the policy's turn. `rows` are the indices of the traces in this call
+      (p * G + g), for looking up what the environment knows of each; rows that
+      are done get an answer too, which is dropped.
     pad_id: fills the columns after EOS.
     row_offset: global index of the first trace, under `shard_map` and `pmap`.
     check_every: decode steps between two tests whether all rows are done.
@@ -148,6 +162,7 @@ def generate(
     ),
     budget=jnp.broadcast_to(jnp.asarray(budget, jnp.int32), (rows,)),
     stop=stop,
+    observe=_observer(observe_fn, rows),
     eos_id=eos_id,
     think_end_id=-1 if think_end_id is None else think_end_id,
     pad_id=pad_id,
@@ -161,10 +176,8 @@ def generate(
   cache = caches.grow(model, cache, max_new_tokens)
   cache = caches.fork(model, cache, group_size)
   fork = lambda x: jnp.repeat(x, group_size, axis=0)
-  state = step(
-    _initial(cache, fork(positions[:, -1]), rows, max_new_tokens),
-    fork(logits),
-  )
+  last = fork(prompts[:, -1]).astype(jnp.int32), fork(positions[:, -1])
+  state = step(_initial(cache, *last, max_new_tokens), fork(logits))
 
   def feed(state):
     """Returns the logits f32[B,1,V] after the last token, and the cache."""
@@ -212,14 +225,15 @@ def _last_logits(model, params, prompts, positions, cache):
   return model.unembed_fn(params, features[:, -1]), cache
 
 
-def _initial(cache, position, rows, max_new_tokens) -> _State:
+def _initial(cache, last, position, max_new_tokens) -> _State:
   """Returns the state before the first response token."""
+  rows = len(last)
   shape = (rows, max_new_tokens)
   flags = lambda value: jnp.full(rows, value)
   return _State(
     step=jnp.zeros((), jnp.int32),
     cache=cache,
-    last=jnp.zeros(rows, jnp.int32),
+    last=last,
     position=position,
     thinking=flags(True),
     thoughts=jnp.zeros(rows, jnp.int32),
@@ -259,13 +273,14 @@ def _emit(
   sample,
   budget,
   stop,
+  observe,
   eos_id,
   think_end_id,
   pad_id,
   prefix=None,
   prefix_length=None,
 ) -> _State:
-  """Writes the token of response step `s.step`, sampled or forced.
+  """Writes the token of response step `s.step`: sampled, observed or forced.
 
   In, one row with a budget of 2 and stop tokens (x, y):
     samples   a b c d e     forcing starts where the budget is spent
@@ -274,6 +289,11 @@ def _emit(
 
   With a prefix of one token p besides:
     tokens    p b x y e     mask     0 1 0 0 1     thinking 1 1 0 0 0
+
+  The same, with an environment that says o after each a:
+    samples   a b c d e
+  Out:
+    tokens    a o x y e     mask     1 0 0 0 1     thinking 1 1 0 0 0
   """
   keys = sampling.row_keys(key, rows, s.step)
   sampled, behavior, raw = sample(keys, logits)
@@ -292,8 +312,13 @@ def _emit(
     token = jnp.where(forcing, stop_tokens[to_force], sampled)
   else:
     token = sampled
+  own = alive & ~forcing  # the policy's, or of what stands in for it
   action = free & ~forcing
-  own = alive & ~forcing  # of the policy, or of a prefix that stands for it
+  if observe is not None:
+    observed = observe(s.last, s.thinking)
+    speaks = action & (observed >= 0)
+    action &= ~speaks
+    token = jnp.where(speaks, observed, token)
   marker = own & s.thinking & (token == think_end_id)
   ended = own & (token == eos_id)
   thought = own & s.thinking & ~marker & ~ended
@@ -364,6 +389,23 @@ def _check_prefix(prefix, prefix_length, rows, max_new_tokens):
   for name, x in (('prefix', prefix), ('prefix_length', prefix_length)):
     if not jnp.issubdtype(x.dtype, jnp.integer):
       raise ValueError(f'generate: {name} is {x.dtype}, expected int32.')
+
+
+def _observer(observe_fn, rows):
+  """Returns `(last, thinking) -> i32[B]`, checked; None where there is none."""
+  if observe_fn is None:
+    return None
+
+  def observe(last, thinking):
+    token = jnp.asarray(observe_fn(last, thinking, jnp.arange(rows)))
+    if token.shape != (rows,) or not jnp.issubdtype(token.dtype, jnp.integer):
+      raise ValueError(
+        f'generate: observe_fn returned {token.dtype}{list(token.shape)}, '
+        f'expected int32[{rows}]: one token a trace, -1 for none.'
+      )
+    return token.astype(jnp.int32)
+
+  return observe
 
 
 def _stop_tokens(think_end_id, thinking_budget, stop_ids, max_new_tokens):

@@ -30,15 +30,11 @@ from meta_rl import (
   weights,
   workdir,
 )
-from meta_rl.tasks import builder
-from meta_rl.tasks.base import Task
+from meta_rl.tasks.base import Task, TaskKit
 from meta_rl.types import Episodes, Model, Params
 
 # The start of a run, in its folder.
 REFERENCE_NAME = 'reference.safetensors'
-
-# Options of `config.task` that are no fields of the dataset.
-_TASK_ONLY = ('name',)
 
 # Options of algorithm 'prefix' that say how it samples, not how it credits.
 _BRANCHES = ('prefix_policy', 'prefix_success')
@@ -88,16 +84,24 @@ _CHOICES = {
 }
 
 
-def make_task(config: ml_collections.ConfigDict) -> Task:
-  """Returns the task named in `config.task`."""
+def task_kit(config: ml_collections.ConfigDict) -> TaskKit:
+  """Returns the host functions of the task named in `config.task`."""
   if config.task.name not in tasks.TASKS:
     raise ValueError(
       f'task.name={config.task.name!r} is unknown; allowed: '
       f'{sorted(tasks.TASKS)}.'
     )
-  return tasks.TASKS[config.task.name](
-    n=config.task.n, ops=config.task.ops, max_value=config.task.max_value
-  )
+  return tasks.TASKS[config.task.name]
+
+
+def task_options(config: ml_collections.ConfigDict) -> dict:
+  """Returns what `config.task` says beside the name: options of the kit."""
+  return {k: v for k, v in config.task.items() if k != 'name'}
+
+
+def make_task(config: ml_collections.ConfigDict) -> Task:
+  """Returns the task named in `config.task`."""
+  return task_kit(config).make_task(**task_options(config))
 
 
 def data_dir() -> Path:
@@ -114,8 +118,8 @@ def data_dir() -> Path:
 
 def load_problems(config: ml_collections.ConfigDict, split: str):
   """Returns the random-access source of a split of the task's problems."""
-  fields = {k: v for k, v in config.task.items() if k not in _TASK_ONLY}
-  return builder.load_source(data_dir(), split, **fields)
+  options = task_options(config)
+  return task_kit(config).load_source(data_dir(), split, **options)
 
 
 def make_model(config: ml_collections.ConfigDict, task: Task) -> Model:

@@ -13,7 +13,6 @@ import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from meta_rl import (
   checkpoint,
@@ -27,7 +26,6 @@ from meta_rl import (
   update,
 )
 from meta_rl.compiled import CountedJit
-from meta_rl.tasks import countdown
 from meta_rl.types import Model, WeightedSum
 
 
@@ -79,16 +77,19 @@ def make_batches(config) -> Buckets:
         f'micro_batches={config.batching.micro_batches} equal parts.'
       )
   if source == 'traces':
-    options = config.data.traces.to_dict()
-    task = config.task
-    # The dataset holds every order of a problem's numbers as a prompt.
-    records = setup_run.load_problems(config, 'train')
-    problems = [problem_of(record, task) for record in records]
-    if config.data.orders is not None:
-      problems = countdown.prompt_orders(problems, orders=config.data.orders)
+    kit, options = setup_run.task_kit(config), config.data.traces.to_dict()
+    problems = kit.trace_problems(
+      setup_run.load_problems(config, 'train'),
+      shown=config.data.orders,
+      **setup_run.task_options(config),
+    )
     iterators = [
       data.sft_batches(
-        problems, seed=config.seed + i, **{**options, **buckets[name]}
+        problems,
+        sample_traces=kit.sample_traces,
+        max_trace_length=kit.max_trace_length,
+        seed=config.seed + i,
+        **{**options, **buckets[name]},
       )
       for i, name in enumerate(names)
     ]
@@ -111,16 +112,6 @@ def make_batches(config) -> Buckets:
     )
   pattern = [names.index(name) for name in config.data.pattern]
   return Buckets(iterators, pattern)
-
-
-def problem_of(record, task) -> countdown.Problem:
-  """Returns the problem of a dataset record, numbers in the order shown."""
-  return countdown.make_problem(
-    np.asarray(record['numbers']).tolist(),
-    int(record['target']),
-    task.ops,
-    task.max_value,
-  )
 
 
 def make_loss(model: Model, *, chunk: int | None = None):
@@ -163,6 +154,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   batches = make_batches(config)
   held_out = evaluate.problem_batches(
     setup_run.load_problems(config, 'validation'),
+    record_arrays=setup_run.task_kit(config).record_arrays,
     num_problems=config.eval.num_problems,
     batch_size=config.eval.batch_size,
   )

@@ -79,15 +79,18 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
     The exit code.
   """
   # ---- what is trained, on what
+  kit = setup_run.task_kit(config)
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
   problems = data.problem_iterator(
     setup_run.load_problems(config, 'train'),
+    record_arrays=kit.record_arrays,
     batch_size=config.rollout.num_prompts,
     seed=config.seed,
   )
   held_out = evaluate.problem_batches(
     setup_run.load_problems(config, 'validation'),
+    record_arrays=kit.record_arrays,
     num_problems=config.eval.num_problems,
     batch_size=config.eval.batch_size,
   )
@@ -175,7 +178,9 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
         bar.say(warning)
       if last or step % config.log.samples_every == 0:
         writer.write_text_rows(
-          'samples', step, evaluate.describe_traces(*samples, limit=16)
+          'samples',
+          step,
+          evaluate.describe_traces(*samples, limit=16, decode=kit.decode),
         )
       # Read once: a signal behind the save must not leave without one.
       leave = last or bool(stop)

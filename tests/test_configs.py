@@ -23,6 +23,7 @@ from meta_rl.configs import (
   sft_countdown,
   star_countdown,
 )
+from meta_rl.tasks import countdown
 
 pytest_plugins = ['small_runs']
 
@@ -343,6 +344,11 @@ def test_mrt_and_grpo_see_the_same_problems(small):
   for name in ('mrt', 'grpo'):
     config = small.config(name)
     source = setup_run.load_problems(config, 'train')
-    iterator = data.problem_iterator(source, batch_size=4, seed=config.seed)
+    iterator = data.problem_iterator(
+      source,
+      record_arrays=countdown.record_arrays,
+      batch_size=4,
+      seed=config.seed,
+    )
     batches.append([next(iterator)['prompts'] for _ in range(3)])
   assert np.array_equal(*batches)

@@ -1,5 +1,6 @@
 """Held-out evaluation: batches, measuring, eval.json, the command."""
 
+import functools
 import json
 import math
 import types
@@ -21,6 +22,7 @@ from meta_rl import (
   workdir,
 )
 from meta_rl.compiled import CountedJit
+from meta_rl.tasks import countdown
 
 pytest_plugins = ['small_runs']
 
@@ -85,6 +87,13 @@ def result(trained, small):
 
 # ---- batches of problems
 
+problem_batches = functools.partial(
+  evaluate.problem_batches, record_arrays=countdown.record_arrays
+)
+cluster_ids = functools.partial(
+  evaluate.cluster_ids, cluster_key=countdown.cluster_key
+)
+
 
 def source_of(trained):
   """The test split of a run's problems."""
@@ -93,7 +102,7 @@ def source_of(trained):
 
 def test_the_last_batch_is_filled_up(trained, small):
   source = source_of(trained)
-  batches = evaluate.problem_batches(source, num_problems=5, batch_size=4)
+  batches = problem_batches(source, num_problems=5, batch_size=4)
   assert [b['problem'].tolist() for b in batches] == [
     [0, 1, 2, 3],
     [4, 0, 1, 2],
@@ -104,18 +113,14 @@ def test_the_last_batch_is_filled_up(trained, small):
   ]
   assert {b['prompts'].shape for b in batches} == {(4, 7)}
   # 5 x 2 rows in batches of 4: two are left over.
-  batches = evaluate.problem_batches(
-    source, num_problems=5, batch_size=4, repeats=2
-  )
+  batches = problem_batches(source, num_problems=5, batch_size=4, repeats=2)
   rows = np.concatenate([b['problem'] for b in batches])
   assert rows.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 0, 0]
   assert np.concatenate([b['counts'] for b in batches]).sum() == 10
 
 
 def test_one_small_batch_may_repeat_its_problems(trained, small):
-  (batch,) = evaluate.problem_batches(
-    source_of(trained), num_problems=2, batch_size=5
-  )
+  (batch,) = problem_batches(source_of(trained), num_problems=2, batch_size=5)
   assert batch['problem'].tolist() == [0, 1, 0, 1, 0]
 
 
@@ -130,7 +135,7 @@ def test_one_small_batch_may_repeat_its_problems(trained, small):
 )
 def test_sizes_out_of_range(options, message, trained, small):
   with pytest.raises(ValueError, match=message):
-    evaluate.problem_batches(source_of(trained), **options)
+    problem_batches(source_of(trained), **options)
 
 
 # ---- measuring
@@ -166,9 +171,7 @@ def fake_calls(seen):
 
 
 def test_measure_drops_the_filler_and_counts_rows_on(trained, small):
-  batches = evaluate.problem_batches(
-    source_of(trained), num_problems=5, batch_size=4
-  )
+  batches = problem_batches(source_of(trained), num_problems=5, batch_size=4)
   offsets = []
   found = evaluate.measure(
     fake_calls(offsets), None, batches, jax.random.key(0)
@@ -187,7 +190,7 @@ def test_samples_do_not_depend_on_the_batch(trained, small):
   generate, _ = setup_run.make_calls(trained.config, model, task, group_size=1)
   params, tokens = params_of(trained), []
   for size in (16, 4):
-    batches = evaluate.problem_batches(
+    batches = problem_batches(
       source_of(trained), num_problems=10, batch_size=size
     )
     calls = fake_calls([]) | {'generate': CountedJit(generate)}
@@ -476,11 +479,11 @@ def test_clusters_are_problems_in_any_order():
     record([3, 1, 2], 6),
     record([3, 1, 2], 0),
   ]
-  ids = evaluate.cluster_ids(source, 4).tolist()
+  ids = cluster_ids(source, 4).tolist()
   assert ids[0] == ids[2]
   assert len(set(ids)) == 3
   # An id says which problem it is, whatever else the data set holds.
-  assert evaluate.cluster_ids(source, 2).tolist() == ids[:2]
+  assert cluster_ids(source, 2).tolist() == ids[:2]
 
 
 # ---- which policy, and the command
@@ -601,7 +604,7 @@ def test_training_logs_what_evaluate_measures(trained, small):
       setup_run.make_task(trained.config)
     ),
   )
-  batches = evaluate.problem_batches(
+  batches = problem_batches(
     setup_run.load_problems(trained.config, 'validation'),
     num_problems=16,
     batch_size=16,

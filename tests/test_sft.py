@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from toys import counting_model
 
-from meta_rl import data, evaluate, setup_run, sft, signals, weights
+from meta_rl import data, evaluate, setup_run, sft, signals, tasks, weights
 from meta_rl.tasks import countdown
 
 pytest_plugins = ['small_runs']
@@ -63,13 +63,40 @@ def test_batches_of_the_config(small):
   assert np.array_equal(next(again)['tokens'], short['tokens'])
 
 
-def test_problem_of_a_record(small):
+def test_batches_are_traces_of_the_kit(small, monkeypatch):
+  """Whatever task it is: what is trained comes from its `TaskKit`."""
   config = small.config('sft')
-  record = setup_run.load_problems(config, 'train')[0]
-  problem = sft.problem_of(record, config.task)
-  assert problem.numbers == tuple(np.asarray(record['numbers']).tolist())
-  assert problem.target == int(record['target'])
-  assert len(problem.answers) == int(record['num_answers'])
+  config.task = {'name': 'echo', 'n': 4}
+  config.data.traces = {'shout': 2}
+  seen = []
+
+  def trace_problems(source, *, shown, **options):
+    seen.append((source, shown, options))
+    return [5, 6]
+
+  def sample_traces(problems, rng, count, *, shout, **rest):
+    word = problems[rng.integers(len(problems))] + shout
+    mask = np.array([False, True, False])
+    return [(np.full(3, word, np.int32), mask)] * count
+
+  kit = tasks.TaskKit(
+    make_task=None,
+    load_source=lambda folder, split, **options: (split, options),
+    record_arrays=None,
+    cluster_key=None,
+    trace_problems=trace_problems,
+    sample_traces=sample_traces,
+    max_trace_length=lambda problems, **options: 3,
+    decode=None,
+  )
+  monkeypatch.setitem(tasks.TASKS, 'echo', kit)
+  batch = next(sft.make_batches(config))
+  assert seen == [(('train', {'n': 4}), 1, {'n': 4})]
+  real = batch['positions'] >= 0
+  assert set(batch['tokens'][real].tolist()) == {7, 8}
+  # One trained token a trace, in the middle.
+  assert batch['loss_mask'].sum() == real.sum() / 3
+  assert (batch['positions'][batch['loss_mask']] == 1).all()
 
 
 def test_loss_is_the_mean_negative_log_likelihood_of_completions():
@@ -192,6 +219,9 @@ def test_held_out_problems_are_not_trained_on(small):
   assert not train & test
   assert not validation & test
   batches = evaluate.problem_batches(
-    setup_run.load_problems(config, 'validation'), num_problems=16, batch_size=8
+    setup_run.load_problems(config, 'validation'),
+    record_arrays=countdown.record_arrays,
+    num_problems=16,
+    batch_size=8,
   )
   assert len(batches) == 2
