@@ -1,10 +1,9 @@
-r"""DAPO on Countdown: a wider clip, and new draws where nothing is learnt.
+r"""DAPO on Countdown: GRPO with a wider clip and groups that all differ.
 
 Decoupled clip and dynamic sampling (Yu et al. 2025, arXiv 2503.14476): the clip
 is wider upwards (0.2 / 0.28), every token counts alike, there is no KL term,
 prompts are drawn until each of their groups differs, and traces that near the
-longest length are punished softly. Everything else is
-that of the GRPO config.
+longest length are punished softly. Everything else is that of the GRPO config.
 
     python -m meta_rl.train --config=configs/dapo_countdown.py \
       --workdir=runs/dapo
