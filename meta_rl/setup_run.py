@@ -218,6 +218,16 @@ def check(config: ml_collections.ConfigDict):
       f'rollout.temperature={config.rollout.temperature} is given; allowed is '
       '> 0: the gradient is that of a policy that samples.'
     )
+  total_cost = values.get('total_cost')
+  if total_cost is not None and not total_cost > 0:
+    raise ValueError(
+      f'total_cost={total_cost} is given; allowed is > 0, or None for no limit.'
+    )
+  if total_cost is not None and config.algorithm.name == 'sft':
+    raise ValueError(
+      f"total_cost={total_cost} is of reinforcement: algorithm.name='sft' ends "
+      'by total_steps; leave it out.'
+    )
   task = make_task(config)
   make_calls(config, make_model(config, task), task)
   if config.algorithm.name != 'sft':

@@ -17,7 +17,6 @@ by SIGTERM or Ctrl-C after saving; the same command goes on from there.
 """
 
 import contextlib
-import functools
 import sys
 import time
 from pathlib import Path
@@ -29,6 +28,7 @@ from ml_collections import config_flags
 
 from meta_rl import (
   checkpoint,
+  costs,
   data,
   env,
   evaluate,
@@ -44,6 +44,8 @@ from meta_rl import (
 from meta_rl.compiled import CountedJit
 
 FLAGS = flags.FLAGS
+# Of the cost so far, beside the data iterator's state in a checkpoint.
+SPENT = 'cumulative_cost'
 
 
 def define_flags():
@@ -68,7 +70,10 @@ def define_flags():
 
 
 def train(config, folder: str, *, profile_steps: str = '') -> int:
-  """Trains a policy by reinforcement until `config.total_steps`.
+  """Trains a policy by reinforcement until its steps or its cost are spent.
+
+  The last step is `config.total_steps`, or the first whose cumulative cost
+  (meta_rl/costs.py) reaches `config.total_cost`.
 
   Args:
     config: of configs/, locked.
@@ -115,10 +120,11 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   with contextlib.ExitStack() as stack:
     stack.enter_context(saver)
     restored = saver.restore_latest(state)
-    first = 0
+    first, meter = 0, costs.Meter(config.total_cost)
     if restored is not None:
       first, state, data_state = restored
       state = parallel.put_state(state)
+      meter = costs.Meter(config.total_cost, data_state.pop(SPENT))
       problems.set_state(data_state)
       print(f'resuming after step {first} of {config.total_steps}')
     stop = stack.enter_context(signals.GracefulExit())
@@ -136,7 +142,8 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
     watchdog, timer = metrics.Watchdog(), metrics.Timer()
 
     # ---- the loop
-    for step in range(first + 1, config.total_steps + 1):
+    stop_at = first if meter.reached else config.total_steps
+    for step in range(first + 1, stop_at + 1):
       began = time.perf_counter()
       profiler.before(step)
       with timer('data'):
@@ -148,11 +155,11 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       profiler.after(step)
       row['time/step_s'] = time.perf_counter() - began
       row['time/tokens_per_s'] = row['rollout/tokens_sum'] / row['time/step_s']
-      row |= phase_speeds(timer.metrics(), row)
+      row |= phase_speeds(timer.metrics(), row) | meter.add(row)
       metrics.check_finite(step, row, saver.latest_step())
       check_gap(step, row, config.max_log_prob_gap)
 
-      last = step == config.total_steps
+      last = step == config.total_steps or meter.reached
       if last or step % config.eval.every == 0:
         measured = evaluate.measure(
           eval_calls, state.params, held_out, jax.random.key(config.seed)
@@ -170,8 +177,15 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       # Read once: a signal behind the save must not leave without one.
       leave = last or bool(stop)
       if leave or step % config.checkpoint.every == 0:
-        saver.save(step, state, data_state, row, wait=leave)
-      if leave and not last:
+        saved = data_state | {SPENT: meter.spent}
+        saver.save(step, state, saved, row, wait=leave)
+      if last and step < config.total_steps:
+        bar.say(
+          f'total_cost={config.total_cost:g} was reached after step {step}'
+        )
+      if last:
+        break
+      if leave:
         bar.say(stop.message(step))
         return signals.EXIT_INTERRUPTED
   return signals.EXIT_OK
@@ -219,15 +233,27 @@ def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
 
 
 def make_summarize(config) -> CountedJit:
-  """Returns the jitted scalars of a batch of traces."""
-  return CountedJit(
-    functools.partial(
-      steps.rollout_metrics,
-      group_size=config.rollout.group_size,
+  """Returns the jitted scalars of a batch of traces, and what they cost."""
+  group_size = config.rollout.group_size
+
+  def summarize(traces, measured):
+    row = steps.rollout_metrics(
+      traces,
+      measured,
+      group_size=group_size,
       horizon=config.rollout.thinking_budget,
       has_success=config.prover.kind != 'none',
     )
-  )
+    return row | costs.step_costs(
+      traces.token_mask,
+      measured.episodes.ends[:, 0],
+      measured.prover_tokens,
+      group_size=group_size,
+      epochs=config.batching.epochs,
+      scored=bool(config.loss.kl_coef),
+    )
+
+  return CountedJit(summarize)
 
 
 def rl_step(parallel, summarize, state, base_params, batch, timer):

@@ -47,6 +47,8 @@ SIZES = [
   ('mrt', {'algorithm__outcome_mass': 2.0}, 'outcome_mass', '<= 1'),
   ('mrt', {'algorithm__price': -1.0}, 'price', '>= 0'),
   ('mrt', {'prover__kind': 'none'}, "name='mrt' needs a prover", "'sampled'"),
+  ('mrt', {'total_cost': 0.0}, 'total_cost=0.0', '> 0, or None'),
+  ('sft', {'total_cost': 1.0}, 'total_cost=1.0', 'total_steps'),
   *(
     ('mrt', {key.replace('.', '__'): 0}, f'{key}=0', 'allowed is >= 1')
     for key in setup_run._COUNTS

@@ -16,7 +16,7 @@ PACKAGE = ROOT / 'meta_rl'
 # A new module needs a place here; a package (`models`) counts as one module.
 LAYERS = [
   'types masked env',
-  'episodes regret advantages losses sampling',
+  'episodes regret advantages losses sampling costs',
   'models cache scoring rollout probes prover algorithms update',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
   'answers statistics signals workdir files leaves chat',

@@ -23,6 +23,8 @@ class Measured:
     stop_index: i32[B], column of the token that ended thinking (the answer
       marker); the token count where there is none.
     answered: bool[B], an answer followed the end of thinking.
+    prover_tokens: i32[B], tokens fed to the prover (meta_rl/costs.py); None
+      where nothing was proved.
   """
 
   rewards: Array
@@ -30,6 +32,7 @@ class Measured:
   episodes: Episodes
   stop_index: Array
   answered: Array
+  prover_tokens: Array | None = None
 
 
 def at(values: Array, index: Array) -> Array:
