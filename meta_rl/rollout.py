@@ -37,6 +37,7 @@ class _State:
     thinking: bool[B], the answer marker has not come yet.
     thoughts: i32[B], thinking tokens so far.
     to_force: i32[B], index of the next stop token to force, -1 for none.
+    to_wait: i32[B], the same of `wait_ids`.
     forced, done: bool[B].
     out: the response columns of `Rollout`, each [B,N].
   """
@@ -48,6 +49,7 @@ class _State:
   thinking: Array
   thoughts: Array
   to_force: Array
+  to_wait: Array
   forced: Array
   done: Array
   out: dict[str, Array]
@@ -69,6 +71,8 @@ def generate(
   think_end_id: int | None = None,
   thinking_budget: int | Array | None = None,
   stop_ids: Sequence[int] | None = None,
+  min_thinking: int | Array | None = None,
+  wait_ids: Sequence[int] = (),
   pad_id: int = 0,
   row_offset: int | Array = 0,
   check_every: int = 8,
@@ -83,6 +87,13 @@ def generate(
   Forced termination: a row whose thinking has used up `thinking_budget` tokens
   gets `stop_ids`, one a step, in place of samples, and answers from there. The
   forced tokens are no actions: their `mask` is False and their log-probs 0.
+
+  Budget forcing, the other way round (arXiv 2501.19393, section 3): a row that
+  has thought fewer than `min_thinking` tokens cannot stop. Without `wait_ids`
+  the answer marker and EOS are left out of the support that is sampled from
+  (behavior log-probs are those of what is left, raw ones those of the full
+  softmax); with them, a marker or EOS that was drawn is replaced by these
+  tokens, one a step. They are thoughts, but no actions.
 
   Args:
     model: the network.
@@ -99,6 +110,9 @@ def generate(
       ends, and all of it before EOS counts as thinking.
     thinking_budget: tokens, int or i32[B]; None: no forced termination.
     stop_ids: the tokens forced at the budget, default `(think_end_id,)`.
+    min_thinking: tokens before thinking may end, int or i32[B], at most the
+      budget; None: no budget forcing.
+    wait_ids: the tokens that replace an early end, such as those of 'Wait'.
     pad_id: fills the columns after EOS.
     row_offset: global index of the first trace, under `shard_map` and `pmap`.
     check_every: decode steps between two tests whether all rows are done.
@@ -120,6 +134,8 @@ def generate(
     check_every=check_every,
   )
   stop = _stop_tokens(think_end_id, thinking_budget, stop_ids, max_new_tokens)
+  ends = tuple(i for i in (think_end_id, eos_id) if i is not None)
+  _check_waiting(min_thinking, wait_ids, ends, thinking_budget, max_new_tokens)
   num_prompts, prompt_length = prompts.shape
   rows = num_prompts * group_size
   budget = max_new_tokens if thinking_budget is None else thinking_budget
@@ -132,6 +148,9 @@ def generate(
     ),
     budget=jnp.broadcast_to(jnp.asarray(budget, jnp.int32), (rows,)),
     stop=stop,
+    least=min_thinking,
+    wait=tuple(wait_ids),
+    ends=ends,
     eos_id=eos_id,
     think_end_id=-1 if think_end_id is None else think_end_id,
     pad_id=pad_id,
@@ -205,6 +224,7 @@ def _initial(cache, position, rows, max_new_tokens) -> _State:
     thinking=flags(True),
     thoughts=jnp.zeros(rows, jnp.int32),
     to_force=jnp.full(rows, -1, jnp.int32),
+    to_wait=jnp.full(rows, -1, jnp.int32),
     forced=flags(False),
     done=flags(False),
     out={
@@ -218,14 +238,22 @@ def _initial(cache, position, rows, max_new_tokens) -> _State:
   )
 
 
-def _sample(keys, logits, *, temperature, top_k, top_p):
-  """Returns tokens i32[B], and their log-probs sampled-from and raw f32[B]."""
+def _sample(keys, logits, left_out=None, *, temperature, top_k, top_p):
+  """Returns tokens i32[B], and their log-probs sampled-from and raw f32[B].
+
+  left_out: bool[B,V], tokens that cannot be drawn; None for none.
+  """
+  # Before top-k and top-p, which then choose among what may be drawn.
+  allowed = logits
+  if left_out is not None:
+    allowed = jnp.where(left_out, -jnp.inf, logits)
   support = sampling.truncate(
-    logits, temperature=temperature, top_k=top_k, top_p=top_p
+    allowed, temperature=temperature, top_k=top_k, top_p=top_p
   )
   tokens = sampling.sample(keys, support)
   behavior, _ = log_softmax_at(support, tokens)
-  if not temperature or (top_k is None and top_p is None):
+  whole = top_k is None and top_p is None and left_out is None
+  if not temperature or whole:
     return tokens, behavior, behavior
   raw, _ = log_softmax_at(logits / temperature, tokens)
   return tokens, behavior, raw
@@ -240,6 +268,9 @@ def _emit(
   sample,
   budget,
   stop,
+  least,
+  wait,
+  ends,
   eos_id,
   think_end_id,
   pad_id,
@@ -250,9 +281,19 @@ def _emit(
     samples   a b c d e     forcing starts where the budget is spent
   Out:
     tokens    a b x y e     mask     1 1 0 0 1     thinking 1 1 0 0 0
+  and with at least 3 thinking tokens, wait tokens (u, v) and no budget, where
+  m ends thinking:
+    samples   a m b m e
+  Out:
+    tokens    a u v m e     mask     1 0 0 1 1     thinking 1 1 1 0 0
   """
   keys = sampling.row_keys(key, rows, s.step)
-  sampled, behavior, raw = sample(keys, logits)
+  early = None if least is None else s.thinking & (s.thoughts < least)
+  left_out = None
+  if early is not None and not wait:
+    is_end = (jnp.arange(logits.shape[-1])[:, None] == jnp.asarray(ends)).any(1)
+    left_out = early[:, None] & is_end
+  sampled, behavior, raw = sample(keys, logits, left_out)
   begins = s.thinking & (s.to_force < 0) & (s.thoughts >= budget) & ~s.done
   to_force = jnp.where(begins, 0, s.to_force) if stop else s.to_force
   forcing = (to_force >= 0) & ~s.done
@@ -261,10 +302,20 @@ def _emit(
     token = jnp.where(forcing, stop_tokens[to_force], sampled)
   else:
     token = sampled
-  action = ~forcing & ~s.done
+  waiting, to_wait = jnp.zeros_like(forcing), s.to_wait
+  if wait:
+    gives_up = early & (sampled[:, None] == jnp.asarray(ends)).any(1)
+    to_wait = jnp.where(gives_up & (to_wait < 0), 0, to_wait)
+    # A budget that is spent cuts the wait tokens short.
+    waiting = (to_wait >= 0) & ~forcing & ~s.done
+    wait_tokens = jnp.asarray(wait, jnp.int32)
+    token = jnp.where(waiting, wait_tokens[to_wait], token)
+    goes_on = waiting & (to_wait < len(wait) - 1)
+    to_wait = jnp.where(goes_on, to_wait + 1, -1)
+  action = ~forcing & ~waiting & ~s.done
   marker = action & s.thinking & (token == think_end_id)
   ended = action & (token == eos_id)
-  thought = action & s.thinking & ~marker & ~ended
+  thought = (action & s.thinking & ~marker & ~ended) | waiting
   last_forced = forcing & (to_force == len(stop) - 1)
   alive = ~s.done
   column = {
@@ -286,6 +337,7 @@ def _emit(
     thinking=s.thinking & ~marker & ~forcing,
     thoughts=s.thoughts + thought,
     to_force=jnp.where(last_forced, -1, jnp.where(forcing, to_force + 1, -1)),
+    to_wait=to_wait,
     forced=s.forced | forcing,
     done=s.done | ended,
     out={k: write(s.out[k], x) for k, x in column.items()},
@@ -335,3 +387,29 @@ def _stop_tokens(think_end_id, thinking_budget, stop_ids, max_new_tokens):
         f'{max_new_tokens}.'
       )
   return stop
+
+
+def _check_waiting(least, wait_ids, ends, thinking_budget, max_new_tokens):
+  """Raises ValueError unless budget forcing can be done."""
+  if least is None:
+    if len(wait_ids):
+      raise ValueError(
+        f'generate: wait_ids={tuple(wait_ids)} are forced below min_thinking '
+        'tokens alone: give min_thinking, or no wait_ids.'
+      )
+    return
+  if both := set(wait_ids) & set(ends):
+    raise ValueError(
+      f'generate: wait_ids hold {sorted(both)}, which end thinking: give '
+      'tokens that go on with it.'
+    )
+  if not isinstance(least, int):
+    return
+  if least < 0:
+    raise ValueError(f'generate: min_thinking={least}, must be >= 0.')
+  most = thinking_budget if isinstance(thinking_budget, int) else max_new_tokens
+  if least > most:
+    raise ValueError(
+      f'generate: min_thinking={least} is above the {most} tokens after which '
+      'thinking is ended: lower it, or raise thinking_budget.'
+    )

@@ -120,13 +120,16 @@ def make_optimizer(config: ml_collections.ConfigDict):
   return optimizer
 
 
-def make_calls(config, model: Model, task: Task, *, group_size=None):
+def make_calls(
+  config, model: Model, task: Task, *, group_size=None, min_thinking=None
+):
   """Returns the unjitted (generate, prove) of a config.
 
   Args:
     config: an RL config.
     model, task: the network and the task.
     group_size: traces a prompt, default `config.rollout.group_size`.
+    min_thinking: tokens before a trace may end thinking, for budget forcing.
   """
   group_size = group_size or config.rollout.group_size
   rollout = config.rollout
@@ -138,6 +141,7 @@ def make_calls(config, model: Model, task: Task, *, group_size=None):
     temperature=rollout.temperature,
     top_p=rollout.top_p,
     top_k=rollout.top_k,
+    min_thinking=min_thinking,
   )
   prove = steps.make_prove(
     model,
