@@ -19,7 +19,8 @@ LAYERS = [
   'episodes regret advantages losses sampling costs',
   'models cache scoring rollout probes prover algorithms update',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
-  'answers statistics eval_figures signals workdir files leaves chat',
+  'answers statistics eval_figures study_statistics signals workdir files '
+  'leaves chat',
   'steps compiled',
   'setup_run evaluate plots headline runs report report_page report_style '
   'report_traces',
