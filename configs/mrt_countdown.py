@@ -22,6 +22,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.name = 'MRT'
   config.seed = 0
   config.total_steps = 50  # rollouts, two optimizer steps each
+  # Forward tokens (meta_rl/costs.py) after which training ends, if that comes
+  # first; the learning rate's schedule is by total_steps all the same.
+  config.total_cost = config_dict.placeholder(float)
   config.init_from = 'asset:countdown_easy'
 
   config.task = {

@@ -26,6 +26,7 @@ from meta_rl import (
   checkpoint,
   env,
   episodes,
+  eval_figures,
   metrics,
   prover,
   regret,
@@ -101,17 +102,30 @@ def problem_batches(
   return batches
 
 
-def make_calls(config, model, task) -> dict[str, CountedJit]:
+def make_calls(
+  config, model, task, *, factor: int | None = None
+) -> dict[str, CountedJit]:
   """Returns the jitted generate and prove for one trace a problem.
 
   J is always the exact prover's here, whatever trains, and measured at episode
   boundaries (`prove`) and at fixed token budgets (`prove_budgets`).
+
+  Args:
+    config: an RL config.
+    model, task: the network and the task.
+    factor: traces are kept thinking for so many times the thinking budget
+      (budget forcing), with so many times the episodes; None: they stop where
+      the policy stops, or at the budget.
   """
   exact = config.copy_and_resolve_references()
   exact.unlock()
   exact.prover.kind = 'exact'
-  generate, prove = setup_run.make_calls(exact, model, task, group_size=1)
-  budget = config.rollout.thinking_budget
+  exact.rollout.thinking_budget *= factor or 1
+  exact.prover.max_episodes *= factor or 1
+  budget = exact.rollout.thinking_budget
+  generate, prove = setup_run.make_calls(
+    exact, model, task, group_size=1, min_thinking=factor and budget
+  )
   budgets = tuple(
     round(budget * (i + 1) / BUDGET_POINTS) for i in range(BUDGET_POINTS)
   )
@@ -144,7 +158,13 @@ def make_calls(config, model, task) -> dict[str, CountedJit]:
 
 
 def measure(
-  calls, params, batches: Sequence[dict], key, *, at_budgets: bool = False
+  calls,
+  params,
+  batches: Sequence[dict],
+  key,
+  *,
+  at_budgets: bool = False,
+  base_params=None,
 ) -> dict[str, np.ndarray]:
   """Returns what was measured on every trace, numpy, N rows (host).
 
@@ -157,11 +177,13 @@ def measure(
     batches: of `problem_batches`.
     key: PRNG key.
     at_budgets: also J at fixed token budgets.
+    base_params: of a second, frozen prover that answers from the same traces.
 
   Returns:
     tokens i32[N,T], mask, thinking_mask bool[N,T], rewards f32[N], success
     f32[N,K+1], ends i32[N,K+1], count i32[N], forced, truncated bool[N],
-    problem i32[N]; with at_budgets also budget_success and budget_ends.
+    problem i32[N]; with at_budgets also budget_success and budget_ends, with
+    base_params base_success f32[N,K+1].
   """
   parts = []
   for index, batch in enumerate(batches):
@@ -185,6 +207,10 @@ def measure(
     if at_budgets:
       success, cut = calls['prove_budgets'](params, arrays, traces, cache)
       part |= {'budget_success': success, 'budget_ends': cut.ends}
+    if base_params is not None:
+      # The cache holds the policy's own keys and values.
+      frozen = calls['prove'](base_params, arrays, traces, None, key)
+      part['base_success'] = frozen.success
     part = jax.device_get(part) | {'problem': batch['problem']}
     parts.append({k: v[batch['counts']] for k, v in part.items()})
   return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
@@ -319,8 +345,23 @@ def evaluate(
   samples: int = 8,
   sample_problems: int = 128,
   seed: int = 1,
+  extrapolate: Sequence[int] = (),
+  extrapolate_problems: int = 256,
+  base_params=None,
 ) -> dict:
   """Returns the content of `eval.json` for one policy on the test split.
+
+  Beside the headline figures it holds
+
+    stopping       chances and stops at each boundary, where the trace holds a
+                   success (J above 0.5) and where it does not
+                   (`eval_figures.stop_rates`)
+    extrapolation  accuracy and regret at 1x and the factors of the thinking
+                   budget, thinking kept going by budget forcing
+                   (`eval_figures.extrapolation`); with `extrapolate` alone
+    base_prover    accuracy and regret of the same traces when the frozen base
+                   policy answers (`eval_figures.base_prover`); with
+                   `base_params` alone
 
   Args:
     config: an RL config: task, model, thinking budget, temperature.
@@ -331,7 +372,12 @@ def evaluate(
     samples, sample_problems: traces a problem, and problems, of pass@k and
       maj@k.
     seed: of the sampling; the same for policies that are to be compared.
+    extrapolate: multiples > 1 of the thinking budget, such as (2, 4).
+    extrapolate_problems: how many of the problems these are measured on: traces
+      of four times the length cost more than four times as much.
+    base_params: of the policy that training started from.
   """
+  check_factors(extrapolate)
   kit = setup_run.task_kit(config)
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
@@ -345,7 +391,9 @@ def evaluate(
     num_problems=num_problems,
     batch_size=batch_size,
   )
-  found = measure(calls, params, batches, key, at_budgets=True)
+  found = measure(
+    calls, params, batches, key, at_budgets=True, base_params=base_params
+  )
   clusters = cluster_ids(source, num_problems, kit.cluster_key)
   grid = list(range(horizon + 1))  # J is a step function: every token
   curve_args = found['success'], found['ends'], found['count']
@@ -357,6 +405,25 @@ def evaluate(
   total = regret_curve[:, -1]
   tokens = found['thinking_mask'].sum(1)
   cut = found['budget_ends'] - found['budget_ends'][:, :1]
+  more = {}
+  if extrapolate:
+    more['extrapolation'] = extrapolated(
+      config,
+      params,
+      key,
+      factors=extrapolate,
+      num_problems=min(extrapolate_problems, num_problems),
+      batch_size=batch_size,
+    )
+  if base_params is not None:
+    more['base_prover'] = eval_figures.base_prover(
+      found['base_success'],
+      found['ends'],
+      found['count'],
+      horizon=horizon,
+      clusters=clusters,
+      budgets=grid,
+    )
   return {
     'name': name,
     'algorithm': algorithm,
@@ -379,6 +446,7 @@ def evaluate(
       'reward': interval(found['rewards'], clusters),
       'regret_token_weighted': interval(total, clusters),
       'regret_normalized': normalized_interval(curves, clusters, horizon),
+      'tokens_to_accuracy': eval_figures.tokens_to_levels(grid, mean),
       'tokens_mean': float(tokens.mean()),
       'forced_rate': float(found['forced'].mean()),
       **several_samples(
@@ -399,14 +467,52 @@ def evaluate(
       'tokens': tokens.tolist(),
       'cluster': clusters.tolist(),
     },
+    'stopping': eval_figures.stop_rates(
+      found['success'], found['count'], found['forced']
+    ),
+    **more,
     'traces': [
       describe(found, i, kit.decode) for i in range(min(12, num_problems))
     ],
   }
 
 
+def check_factors(factors: Sequence[int]):
+  """Raises ValueError unless the factors are integers above 1."""
+  if not all(isinstance(f, int) and f > 1 for f in factors):
+    raise ValueError(
+      f'extrapolate={tuple(factors)} is given; allowed are integers above 1, '
+      'multiples of the thinking budget.'
+    )
+
+
+def extrapolated(
+  config, params, key, *, factors, num_problems, batch_size
+) -> dict:
+  """Returns `eval_figures.extrapolation` of freshly sampled, kept traces."""
+  kit = setup_run.task_kit(config)
+  task = setup_run.make_task(config)
+  calls = make_calls(
+    config, setup_run.make_model(config, task), task, factor=max(factors)
+  )
+  source = setup_run.load_problems(config, 'test')
+  batches = problem_batches(
+    source,
+    record_arrays=kit.record_arrays,
+    num_problems=num_problems,
+    batch_size=min(batch_size, num_problems),
+  )
+  return eval_figures.extrapolation(
+    measure(calls, params, batches, key),
+    horizon=config.rollout.thinking_budget,
+    factors=factors,
+    clusters=cluster_ids(source, num_problems, kit.cluster_key),
+  )
+
+
 def normalized_interval(curves, clusters, horizon: int) -> dict[str, float]:
   """Returns the normalised regret, with a bootstrap interval over problems.
+
 
   The trapezoid through (0, 0) and the accuracy after each of
   `steps.NORMALIZED_POINTS` equal shares of the horizon, as training logs it.
@@ -459,6 +565,15 @@ def define_flags():
   flags.DEFINE_integer('num_problems', 2048, 'Held-out problems.')
   flags.DEFINE_integer('batch_size', 256, 'Traces at a time.')
   flags.DEFINE_string('name', '', 'Name in the report.')
+  flags.DEFINE_list(
+    'extrapolate', [], 'Multiples of the thinking budget to think for: 2,4.'
+  )
+  flags.DEFINE_integer(
+    'extrapolate_problems', 256, 'Held-out problems of --extrapolate.'
+  )
+  flags.DEFINE_boolean(
+    'base_prover', False, 'Measure J also with the policy that it started from.'
+  )
   flags.mark_flag_as_required('workdir')
 
 
@@ -494,6 +609,11 @@ def main(argv):
       FLAGS.workdir, FLAGS.config, base=FLAGS.base, which=FLAGS.which
     )
     source = setup_run.load_problems(config, 'test')
+    if not all(factor.isdecimal() for factor in FLAGS.extrapolate):
+      raise ValueError(
+        f'--extrapolate={",".join(FLAGS.extrapolate)}: give integers, as 2,4.'
+      )
+    frozen = setup_run.initial_params(config) if FLAGS.base_prover else None
     result = evaluate(
       config,
       params,
@@ -501,6 +621,9 @@ def main(argv):
       algorithm='base' if FLAGS.base else config.name.lower(),
       num_problems=min(FLAGS.num_problems, len(source)),
       batch_size=FLAGS.batch_size,
+      extrapolate=[int(factor) for factor in FLAGS.extrapolate],
+      extrapolate_problems=FLAGS.extrapolate_problems,
+      base_params=frozen,
     )
     if not FLAGS.base:
       result['training_tokens'] = training_tokens(FLAGS.workdir)

@@ -175,7 +175,8 @@ def sampled(
   cache: TraceCache | None = None,
   row_offset: int | Array = 0,
   block_rows: int = 16,
-) -> Array:
+  return_mask: bool = False,
+) -> Array | tuple[Array, Array]:
   """Returns J f32[B,K+1]: the share of `num_branches` sampled answers right.
 
   J_j = (1/M) sum_m verify(a_m), a_m ~ mu(. | c_j); unbiased, with variance
@@ -185,6 +186,7 @@ def sampled(
     verify_fn: `(answers i32[B,K+1,M,A], mask bool[B,K+1,M,A]) -> f32[B,K+1,M]`,
       traceable; rewards in [0, 1].
     key: PRNG key, consumed here.
+    return_mask: also return bool[B,K+1,M,A], the tokens that were drawn.
     Others: as in `sample_answers`.
   """
   found, mask = sample_answers(
@@ -211,7 +213,9 @@ def sampled(
       f'verify_fn returned shape {rewards.shape}, expected [B,K+1,M] = '
       f'{found.shape[:3]}.'
     )
-  return probes.repeat_past_count(rewards.astype(jnp.float32).mean(-1), ends)
+  success = rewards.astype(jnp.float32).mean(-1)
+  success = probes.repeat_past_count(success, ends)
+  return (success, mask) if return_mask else success
 
 
 def sample_answers(

@@ -38,6 +38,7 @@ class _State:
     thinking: bool[B], the answer marker has not come yet.
     thoughts: i32[B], thinking tokens so far.
     to_force: i32[B], index of the next stop token to force, -1 for none.
+    to_wait: i32[B], the same of `wait_ids`.
     forced, done: bool[B].
     out: the response columns of `Rollout`, each [B,N].
   """
@@ -49,6 +50,7 @@ class _State:
   thinking: Array
   thoughts: Array
   to_force: Array
+  to_wait: Array
   forced: Array
   done: Array
   out: dict[str, Array]
@@ -73,6 +75,8 @@ def generate(
   prefix: Array | None = None,
   prefix_length: Array | None = None,
   observe_fn: Callable[[Array, Array, Array], Array] | None = None,
+  min_thinking: int | Array | None = None,
+  wait_ids: Sequence[int] = (),
   pad_id: int = 0,
   row_offset: int | Array = 0,
   check_every: int = 8,
@@ -104,6 +108,13 @@ def generate(
   bounds what a trace costs, so at the budget a verdict that is still due is not
   given, and nothing is observed before the last stop token.
 
+  Budget forcing, the other way round (arXiv 2501.19393, section 3): a row that
+  has thought fewer than `min_thinking` tokens cannot stop. Without `wait_ids`
+  the answer marker and EOS are left out of the support that is sampled from
+  (behavior log-probs are those of what is left, raw ones those of the full
+  softmax); with them, a marker or EOS that was drawn is replaced by these
+  tokens, one a step. They are thoughts, but no actions.
+
   Args:
     model: the network.
     params: its parameters.
@@ -128,6 +139,9 @@ def generate(
       is the policy's turn. `rows` are the indices of the traces in this call
       (p * G + g), for looking up what the environment knows of each; rows that
       are done get an answer too, which is dropped.
+    min_thinking: tokens before thinking may end, int or i32[B], at most the
+      budget; None: no budget forcing.
+    wait_ids: the tokens that replace an early end, such as those of 'Wait'.
     pad_id: fills the columns after EOS.
     row_offset: global index of the first trace, under `shard_map` and `pmap`.
     check_every: decode steps between two tests whether all rows are done.
@@ -149,6 +163,8 @@ def generate(
     check_every=check_every,
   )
   stop = _stop_tokens(think_end_id, thinking_budget, stop_ids, max_new_tokens)
+  ends = tuple(i for i in (think_end_id, eos_id) if i is not None)
+  _check_waiting(min_thinking, wait_ids, ends, thinking_budget, max_new_tokens)
   num_prompts, prompt_length = prompts.shape
   rows = num_prompts * group_size
   _check_prefix(prefix, prefix_length, rows, max_new_tokens)
@@ -163,6 +179,9 @@ def generate(
     budget=jnp.broadcast_to(jnp.asarray(budget, jnp.int32), (rows,)),
     stop=stop,
     observe=_observer(observe_fn, rows),
+    least=min_thinking,
+    wait=tuple(wait_ids),
+    ends=ends,
     eos_id=eos_id,
     think_end_id=-1 if think_end_id is None else think_end_id,
     pad_id=pad_id,
@@ -238,6 +257,7 @@ def _initial(cache, last, position, max_new_tokens) -> _State:
     thinking=flags(True),
     thoughts=jnp.zeros(rows, jnp.int32),
     to_force=jnp.full(rows, -1, jnp.int32),
+    to_wait=jnp.full(rows, -1, jnp.int32),
     forced=flags(False),
     done=flags(False),
     out={
@@ -251,14 +271,22 @@ def _initial(cache, last, position, max_new_tokens) -> _State:
   )
 
 
-def _sample(keys, logits, *, temperature, top_k, top_p):
-  """Returns tokens i32[B], and their log-probs sampled-from and raw f32[B]."""
+def _sample(keys, logits, left_out=None, *, temperature, top_k, top_p):
+  """Returns tokens i32[B], and their log-probs sampled-from and raw f32[B].
+
+  left_out: bool[B,V], tokens that cannot be drawn; None for none.
+  """
+  # Before top-k and top-p, which then choose among what may be drawn.
+  allowed = logits
+  if left_out is not None:
+    allowed = jnp.where(left_out, -jnp.inf, logits)
   support = sampling.truncate(
-    logits, temperature=temperature, top_k=top_k, top_p=top_p
+    allowed, temperature=temperature, top_k=top_k, top_p=top_p
   )
   tokens = sampling.sample(keys, support)
   behavior, _ = log_softmax_at(support, tokens)
-  if not temperature or (top_k is None and top_p is None):
+  whole = top_k is None and top_p is None and left_out is None
+  if not temperature or whole:
     return tokens, behavior, behavior
   raw, _ = log_softmax_at(logits / temperature, tokens)
   return tokens, behavior, raw
@@ -274,6 +302,9 @@ def _emit(
   budget,
   stop,
   observe,
+  least,
+  wait,
+  ends,
   eos_id,
   think_end_id,
   pad_id,
@@ -294,9 +325,20 @@ def _emit(
     samples   a b c d e
   Out:
     tokens    a o x y e     mask     1 0 0 0 1     thinking 1 1 0 0 0
+
+  With at least 3 thinking tokens, wait tokens (u, v) and no budget, where m
+  ends thinking:
+    samples   a m b m e
+  Out:
+    tokens    a u v m e     mask     1 0 0 1 1     thinking 1 1 1 0 0
   """
   keys = sampling.row_keys(key, rows, s.step)
-  sampled, behavior, raw = sample(keys, logits)
+  early = None if least is None else s.thinking & (s.thoughts < least)
+  left_out = None
+  if early is not None and not wait:
+    is_end = (jnp.arange(logits.shape[-1])[:, None] == jnp.asarray(ends)).any(1)
+    left_out = early[:, None] & is_end
+  sampled, behavior, raw = sample(keys, logits, left_out)
   alive = ~s.done
   free = alive  # to sample or to be forced
   if prefix is not None:
@@ -319,6 +361,16 @@ def _emit(
     speaks = action & (observed >= 0)
     action &= ~speaks
     token = jnp.where(speaks, observed, token)
+  to_wait = s.to_wait
+  if wait:
+    gives_up = early & action & (token[:, None] == jnp.asarray(ends)).any(1)
+    to_wait = jnp.where(gives_up & (to_wait < 0), 0, to_wait)
+    # A budget that is spent cuts the wait tokens short.
+    waiting = (to_wait >= 0) & own
+    action &= ~waiting
+    token = jnp.where(waiting, jnp.asarray(wait, jnp.int32)[to_wait], token)
+    goes_on = waiting & (to_wait < len(wait) - 1)
+    to_wait = jnp.where(goes_on, to_wait + 1, -1)
   marker = own & s.thinking & (token == think_end_id)
   ended = own & (token == eos_id)
   thought = own & s.thinking & ~marker & ~ended
@@ -342,6 +394,7 @@ def _emit(
     thinking=s.thinking & ~marker & ~forcing,
     thoughts=s.thoughts + thought,
     to_force=jnp.where(last_forced, -1, jnp.where(forcing, to_force + 1, -1)),
+    to_wait=to_wait,
     forced=s.forced | forcing,
     done=s.done | ended,
     out={k: write(s.out[k], x) for k, x in column.items()},
@@ -432,3 +485,29 @@ def _stop_tokens(think_end_id, thinking_budget, stop_ids, max_new_tokens):
         f'{max_new_tokens}.'
       )
   return stop
+
+
+def _check_waiting(least, wait_ids, ends, thinking_budget, max_new_tokens):
+  """Raises ValueError unless budget forcing can be done."""
+  if least is None:
+    if len(wait_ids):
+      raise ValueError(
+        f'generate: wait_ids={tuple(wait_ids)} are forced below min_thinking '
+        'tokens alone: give min_thinking, or no wait_ids.'
+      )
+    return
+  if both := set(wait_ids) & set(ends):
+    raise ValueError(
+      f'generate: wait_ids hold {sorted(both)}, which end thinking: give '
+      'tokens that go on with it.'
+    )
+  if not isinstance(least, int):
+    return
+  if least < 0:
+    raise ValueError(f'generate: min_thinking={least}, must be >= 0.')
+  most = thinking_budget if isinstance(thinking_budget, int) else max_new_tokens
+  if least > most:
+    raise ValueError(
+      f'generate: min_thinking={least} is above the {most} tokens after which '
+      'thinking is ended: lower it, or raise thinking_budget.'
+    )

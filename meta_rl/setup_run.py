@@ -204,13 +204,16 @@ def make_optimizer(config: ml_collections.ConfigDict):
   return optimizer
 
 
-def make_calls(config, model: Model, task: Task, *, group_size=None):
+def make_calls(
+  config, model: Model, task: Task, *, group_size=None, min_thinking=None
+):
   """Returns the unjitted (generate, prove) of a config.
 
   Args:
     config: an RL config.
     model, task: the network and the task.
     group_size: traces a prompt, default `config.rollout.group_size`.
+    min_thinking: tokens before a trace may end thinking, for budget forcing.
   """
   group_size = group_size or config.rollout.group_size
   rollout = config.rollout
@@ -222,6 +225,7 @@ def make_calls(config, model: Model, task: Task, *, group_size=None):
     temperature=rollout.temperature,
     top_p=rollout.top_p,
     top_k=rollout.top_k,
+    min_thinking=min_thinking,
   )
   prove = steps.make_prove(
     model,
@@ -410,6 +414,16 @@ def check(config: ml_collections.ConfigDict):
     raise ValueError(
       f'rollout.temperature={config.rollout.temperature} is given; allowed is '
       '> 0: the gradient is that of a policy that samples.'
+    )
+  total_cost = values.get('total_cost')
+  if total_cost is not None and not total_cost > 0:
+    raise ValueError(
+      f'total_cost={total_cost} is given; allowed is > 0, or None for no limit.'
+    )
+  if total_cost is not None and config.algorithm.name == 'sft':
+    raise ValueError(
+      f"total_cost={total_cost} is of reinforcement: algorithm.name='sft' ends "
+      'by total_steps; leave it out.'
     )
   task = make_task(config)
   make_training_calls(config, make_model(config, task), task)

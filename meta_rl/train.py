@@ -18,7 +18,6 @@ by SIGTERM or Ctrl-C after saving; the same command goes on from there.
 
 import contextlib
 import dataclasses
-import functools
 import sys
 import time
 
@@ -28,6 +27,7 @@ from ml_collections import config_flags
 
 from meta_rl import (
   checkpoint,
+  costs,
   data,
   dynamic_sampling,
   env,
@@ -44,6 +44,8 @@ from meta_rl import (
 from meta_rl.compiled import CountedJit
 
 FLAGS = flags.FLAGS
+# Of the cost so far, beside the data iterator's state in a checkpoint.
+SPENT = 'cumulative_cost'
 
 
 def define_flags():
@@ -68,7 +70,10 @@ def define_flags():
 
 
 def train(config, folder: str, *, profile_steps: str = '') -> int:
-  """Trains a policy by reinforcement until `config.total_steps`.
+  """Trains a policy by reinforcement until its steps or its cost are spent.
+
+  The last step is `config.total_steps`, or the first whose cumulative cost
+  (meta_rl/costs.py) reaches `config.total_cost`.
 
   Args:
     config: of configs/, locked.
@@ -112,10 +117,11 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       setup_run.blank_params(config), optimizer, config.seed
     )
     restored = saver.restore_latest(parallel.put_state(blank))
-    first = 0
+    first, meter = 0, costs.Meter(config.total_cost)
     base_params = None  # of the reference, where there is one
     if restored is not None:
       first, state, data_state = restored
+      meter = costs.Meter(config.total_cost, data_state.pop(SPENT, 0.0))
       problems.set_state(data_state)
       if setup_run.has_reference(config):
         base_params = setup_run.reference_params(config, folder)
@@ -149,7 +155,8 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
     resample = make_resample(config, parallel, next_batch)
 
     # ---- the loop
-    for step in range(first + 1, config.total_steps + 1):
+    stop_at = first if meter.reached else config.total_steps
+    for step in range(first + 1, stop_at + 1):
       began = time.perf_counter()
       profiler.before(step)
       state, row, samples = rl_step(
@@ -159,11 +166,11 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       profiler.after(step)
       row['time/step_s'] = time.perf_counter() - began
       row['time/tokens_per_s'] = row['rollout/tokens_sum'] / row['time/step_s']
-      row |= phase_speeds(timer.metrics(), row)
+      row |= phase_speeds(timer.metrics(), row) | meter.add(row)
       metrics.check_finite(step, row, saver.latest_step())
       check_gap(step, row, config.max_log_prob_gap)
 
-      last = step == config.total_steps
+      last = step == config.total_steps or meter.reached
       if last or step % config.eval.every == 0:
         measured = evaluate.measure(
           eval_calls, state.params, held_out, jax.random.key(config.seed)
@@ -185,8 +192,15 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       # Read once: a signal behind the save must not leave without one.
       leave = last or bool(stop)
       if leave or step % config.checkpoint.every == 0:
-        saver.save(step, state, data_state, row, wait=leave)
-      if leave and not last:
+        saved = data_state | {SPENT: meter.spent}
+        saver.save(step, state, saved, row, wait=leave)
+      if last and step < config.total_steps:
+        bar.say(
+          f'total_cost={config.total_cost:g} was reached after step {step}'
+        )
+      if last:
+        break
+      if leave:
         bar.say(stop.message(step))
         return signals.EXIT_INTERRUPTED
   return signals.EXIT_OK
@@ -257,15 +271,27 @@ def with_reference(parallel, reference) -> sharding.Parallel:
 
 
 def make_summarize(config) -> CountedJit:
-  """Returns the jitted scalars of a batch of traces."""
-  return CountedJit(
-    functools.partial(
-      steps.rollout_metrics,
-      group_size=config.rollout.group_size,
+  """Returns the jitted scalars of a batch of traces, and what they cost."""
+  group_size = config.rollout.group_size
+
+  def summarize(traces, measured):
+    row = steps.rollout_metrics(
+      traces,
+      measured,
+      group_size=group_size,
       horizon=config.rollout.thinking_budget,
       has_success=config.prover.kind != 'none',
     )
-  )
+    return row | costs.step_costs(
+      traces.token_mask,
+      measured.episodes.ends[:, 0],
+      measured.prover_tokens,
+      group_size=group_size,
+      epochs=config.batching.epochs,
+      scored=bool(config.loss.kl_coef),
+    )
+
+  return CountedJit(summarize)
 
 
 def make_resample(config, parallel, next_batch):

@@ -76,6 +76,8 @@ SIZES = [
   ('star', {'algorithm__keep_share': 0.0}, 'keep_share', '> 0 and <= 1'),
   ('mrt_rl', {'rollout__group_size': 3}, 'group_size=3', 'even number'),
   ('mrt_rl', {'algorithm__alpha': -1.0}, 'alpha', '>= 0'),
+  ('mrt', {'total_cost': 0.0}, 'total_cost=0.0', '> 0, or None'),
+  ('sft', {'total_cost': 1.0}, 'total_cost=1.0', 'total_steps'),
   *(
     ('mrt', {key.replace('.', '__'): 0}, f'{key}=0', 'allowed is >= 1')
     for key in setup_run._COUNTS

@@ -43,6 +43,7 @@ SCHEMA = {
   'forced_at_budget': dict,
   'scalars': dict,
   'per_problem': dict,
+  'stopping': dict,
   'traces': list,
 }
 INTERVALS = [
@@ -230,6 +231,7 @@ def test_schema(result):
   assert set(scalars) == {
     *INTERVALS,
     *('tokens_mean', 'forced_rate', 'pass@k', 'maj@k'),
+    'tokens_to_accuracy',
   }
   for name in INTERVALS:
     low, mean, high = (scalars[name][k] for k in ('low', 'mean', 'high'))
@@ -247,6 +249,49 @@ def test_schema(result):
   assert set(result['traces'][0]) == {
     *('prompt', 'success_start', 'episodes', 'answer', 'reward', 'stopped'),
   }
+
+
+def test_beyond_the_budget_and_under_another_prover(result, trained, small):
+  """The own policy as base prover, from the trace's tokens and not its cache,
+  finds what was found; traces that are kept thinking reach every horizon."""
+  found = run_evaluate(
+    trained,
+    extrapolate=(2, 3),
+    extrapolate_problems=6,
+    base_params=params_of(trained),
+  )
+  assert {k: found[k] for k in result} == result
+  frozen = found['base_prover']
+  # J of this policy is minute: only relative differences would show.
+  own = result['scalars']
+  assert frozen['accuracy'] == pytest.approx(own['accuracy'], rel=1e-3)
+  np.testing.assert_allclose(
+    frozen['accuracy_at_budget'], result['accuracy_at_budget'], rtol=1e-3
+  )
+  more = found['extrapolation']
+  assert more['num_problems'] == 6
+  assert more['factors'] == [1, 2, 3]
+  assert more['horizons'] == [HORIZON, 2 * HORIZON, 3 * HORIZON]
+  assert more['budgets'][-1] == 3 * HORIZON
+  assert np.shape(more['per_problem']) == (3, 6)
+  assert all(0 <= x['mean'] <= 1 for x in more['regret_token_weighted'])
+
+
+def test_traces_are_kept_thinking(trained, small):
+  task = setup_run.make_task(trained.config)
+  model = setup_run.make_model(trained.config, task)
+  calls = evaluate.make_calls(trained.config, model, task, factor=3)
+  batches = evaluate.problem_batches(
+    source_of(trained), num_problems=6, batch_size=6
+  )
+  found = evaluate.measure(
+    calls, params_of(trained), batches, jax.random.key(1)
+  )
+  assert (found['thinking_mask'].sum(1) == 3 * HORIZON).all()
+  assert found['forced'].all()
+  assert found['success'].shape == (6, 3 * 3 + 1)
+  thoughts = found['tokens'][found['thinking_mask']]
+  assert not {task.think_end_id, task.eos_id} & set(thoughts.tolist())
 
 
 def test_the_report_takes_it(result):
@@ -329,8 +374,10 @@ def test_one_trace_by_hand():
 def test_evaluate_puts_together_what_was_measured(trained, small, monkeypatch):
   made = {}
 
-  def measure(calls, params, batches, key, *, at_budgets=False):
-    del calls, params, key
+  def measure(
+    calls, params, batches, key, *, at_budgets=False, base_params=None
+  ):
+    del calls, params, key, base_params
     rows = int(sum(b['counts'].sum() for b in batches))
     found = measured_by_hand(rows, seed=int(at_budgets))
     return made.setdefault(at_budgets, found)
@@ -514,6 +561,7 @@ def command(monkeypatch, trained, small):
     flags = types.SimpleNamespace(
       **{'workdir': str(trained.folder), 'config': None, 'base': False}
       | {'which': 'last', 'num_problems': 10, 'batch_size': 16, 'name': ''}
+      | {'extrapolate': [], 'extrapolate_problems': 4, 'base_prover': False}
       | changes
     )
     monkeypatch.setattr(evaluate, 'FLAGS', flags)
@@ -543,7 +591,7 @@ def quick_evaluate(seen):
 
 
 def test_the_command_writes_eval_json(
-  command, trained, tmp_path, monkeypatch, capsys
+  command, trained, small, tmp_path, monkeypatch, capsys
 ):
   seen = []
   monkeypatch.setattr(evaluate, 'evaluate', quick_evaluate(seen))
@@ -557,6 +605,15 @@ def test_the_command_writes_eval_json(
   assert (options['algorithm'], options['batch_size']) == ('mrt', 16)
   said = capsys.readouterr().out
   assert 'accuracy 0.500, regret 0.5000 [0.2500, 0.7500], 12.0 think' in said
+  assert (options['extrapolate'], options['base_params']) == ([], None)
+  assert command(extrapolate=['2', '4'], base_prover=True) == 0
+  (trained.folder / 'eval.json').unlink()
+  _, _, options = seen.pop()
+  assert options['extrapolate'] == [2, 4]
+  assert options['extrapolate_problems'] == 4
+  assert small.equal(
+    options['base_params'], setup_run.initial_params(trained.config)
+  )
   # --base goes into a folder that isn't there yet.
   folder = tmp_path / 'runs' / 'base'
   assert command(base=True, config=trained.config, workdir=str(folder)) == 0
@@ -579,6 +636,11 @@ def test_what_the_command_refuses(command, tmp_path, capsys):
   assert 'num_problems=0' in line()
   assert command(batch_size=0) == 1
   assert 'batch_size=0' in line()
+  for factors in (['1'], ['2', '0']):
+    assert command(extrapolate=factors) == 1
+    assert 'integers above 1' in line()
+  assert command(extrapolate=['two']) == 1
+  assert '--extrapolate=two: give integers' in line()
   assert not (tmp_path / 'none').exists()
 
 

@@ -16,10 +16,11 @@ PACKAGE = ROOT / 'meta_rl'
 # A new module needs a place here; a package (`models`) counts as one module.
 LAYERS = [
   'types masked env',
-  'episodes regret advantages shaping losses sampling',
+  'episodes regret advantages shaping losses sampling costs',
   'models cache scoring rollout probes prover algorithms update value',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
-  'answers statistics signals workdir files leaves chat',
+  'answers statistics eval_figures study_statistics signals workdir files '
+  'leaves chat',
   'steps compiled dynamic_sampling',
   'setup_run evaluate plots headline runs report report_page report_style '
   'report_traces',

@@ -296,7 +296,7 @@ def test_blocks_and_batches_change_no_sample(branches):
 
 def test_sampled_is_the_mean_of_its_branches(branches):
   rows = lambda x: np.repeat(x, ROWS, axis=0)
-  found = jax.jit(
+  found, mask = jax.jit(
     lambda p: prover.sampled(
       counting_model(),
       p,
@@ -309,8 +309,10 @@ def test_sampled_is_the_mean_of_its_branches(branches):
       max_answer_len=3,
       stop_ids=STOP,
       eos_id=EOS,
+      return_mask=True,
     )
   )(count_params())
+  np.testing.assert_array_equal(mask, branches[1])
   expected = np.asarray(verify(*branches)).mean(-1)
   np.testing.assert_allclose(found[:, :4], expected[:, :4])
   np.testing.assert_array_equal(found[:, 4], found[:, 3])  # it repeats

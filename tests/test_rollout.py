@@ -469,6 +469,124 @@ def test_traced_once_for_a_shape(scripted):
     run(jnp.full(8, budget))
 
 
+# --- budget forcing: thinking that may not end yet ---
+
+
+@pytest.fixture(scope='module')
+def held():
+  """`follow`, jitted, with the least thinking of each row an argument."""
+  return jax.jit(lambda least: follow(SCRIPT, 5, min_thinking=least))
+
+
+def test_an_end_that_comes_too_early_is_left_out(held):
+  # The script wants a token at its place in the response, and token 0 is the
+  # first of the others: it stands where the marker or EOS was wanted early.
+  rollout = held(jnp.full(8, 4))
+  check_response(
+    rollout,
+    {
+      'tokens': [
+        [10, 11, 12, 13, 14, 4, 9, 17],  # 0 goes on to its budget of 5
+        [10, 0, 20, 0, 1, 4, 9, 1],  # 1 marker, then EOS: both too early
+        [10, 11, 12, 0, 13, 4, 9, 1],  # 2 a marker as the fourth token
+        [0, 1, 1, 1, 1, 4, 9, 1],
+        [10, 0, 1, 1, 1, 4, 9, 1],
+        [10, 11, 0, 20, 21, 4, 9, 2],
+        [10, 0, 20, 21, 22, 4, 9, 25],
+        [0, 0, 10, 0, 1, 4, 9, 1],
+      ],
+      'mask': [[1, 1, 1, 1, 1, 0, 0, 1]] * 8,
+      'thinking_mask': [[1, 1, 1, 1, 1, 0, 0, 0]] * 8,
+      'forced': [1] * 8,
+    },
+  )
+  # One row below its least, one right at it, one above: the end is free again.
+  rollout = held(jnp.array([0, 2, 3, 1, 1, 2, 0, 0]))
+  check_response(
+    rollout,
+    {
+      'tokens': [
+        [10, 11, 12, 13, 14, 4, 9, 17],
+        [10, 0, 20, 2, 0, 0, 0, 0],  # 1 EOS in the thought
+        [10, 11, 12, 4, 13, 2, 0, 0],  # 2 has its three
+        [0, 1, 1, 1, 1, 4, 9, 1],  # 3 no EOS as the first token
+        [10, 2, 0, 0, 0, 0, 0, 0],
+        [10, 11, 4, 20, 21, 22, 23, 2],
+        [10, 4, 20, 21, 22, 23, 24, 25],
+        [4, 4, 10, 2, 0, 0, 0, 0],
+      ],
+      'forced': [1, 0, 0, 1, 0, 0, 0, 0],
+    },
+  )
+  np.testing.assert_array_equal(
+    rollout.thinking_mask.sum(1), [5, 3, 3, 5, 1, 2, 1, 0]
+  )
+
+
+def test_wait_tokens_replace_an_early_end():
+  rollout = follow(SCRIPT, 5, min_thinking=4, wait_ids=(30, 31))
+  check_response(
+    rollout,
+    {
+      'tokens': [
+        [10, 11, 12, 13, 14, 4, 9, 17],
+        # 1 the second wait token takes the place of what was wanted there, and
+        # the EOS behind it is too early as well.
+        [10, 30, 31, 30, 31, 4, 9, 1],
+        [10, 11, 12, 30, 31, 4, 9, 1],
+        [30, 31, 1, 1, 1, 4, 9, 1],
+        [10, 30, 31, 1, 1, 4, 9, 1],
+        [10, 11, 30, 31, 21, 4, 9, 2],
+        [10, 30, 31, 21, 22, 4, 9, 25],
+        [30, 31, 10, 30, 31, 4, 9, 1],
+      ],
+      # Wait tokens are thoughts and no actions.
+      'mask': [
+        [1, 1, 1, 1, 1, 0, 0, 1],
+        [1, 0, 0, 0, 0, 0, 0, 1],
+        [1, 1, 1, 0, 0, 0, 0, 1],
+        [0, 0, 1, 1, 1, 0, 0, 1],
+        [1, 0, 0, 1, 1, 0, 0, 1],
+        [1, 1, 0, 0, 1, 0, 0, 1],
+        [1, 0, 0, 1, 1, 0, 0, 1],
+        [0, 0, 1, 0, 0, 0, 0, 1],
+      ],
+      'thinking_mask': [[1, 1, 1, 1, 1, 0, 0, 0]] * 8,
+    },
+  )
+  assert not rollout.behavior_log_probs[~rollout.mask].any()
+  # A budget that is spent in the middle of the wait tokens cuts them short.
+  rollout = follow(SCRIPT[2:3], 4, min_thinking=4, wait_ids=(30, 31))
+  check_response(rollout, {'tokens': [[10, 11, 12, 30, 4, 9, 1, 1]]})
+
+
+def test_log_probs_without_the_ends(params):
+  options = {'think_end_id': MARKER, 'min_thinking': 4}
+  rollout = sample(params, group_size=4, **options)
+  free = sample(params, group_size=4, think_end_id=MARKER)
+  positions = positions_of(rollout.token_mask)
+  logits, _ = jax.jit(MODEL.apply_fn)(params, rollout.tokens, positions, None)
+  before, tokens = np.asarray(logits[:, :-1]) / 0.7, rollout.tokens[:, 1:]
+  thoughts = np.cumsum(rollout.thinking_mask, 1)[:, :-1]
+  # Thinking goes on for all rows up to the fourth token.
+  early = thoughts < 4
+  cut = before.copy()
+  cut[..., [MARKER, EOS]] = np.where(
+    early[..., None], -np.inf, cut[..., [MARKER, EOS]]
+  )
+  mask = np.asarray(rollout.mask[:, 1:])
+  for name, logits in (('behavior', cut), ('raw', before)):
+    found = np.asarray(getattr(rollout, f'{name}_log_probs'))[:, 1:][mask]
+    wanted = sampling.token_log_probs(jnp.asarray(logits), tokens)[mask]
+    np.testing.assert_allclose(found, wanted, atol=1e-4, err_msg=name)
+  assert (rollout.thinking_mask.sum(1) >= 4).all()
+  assert (free.thinking_mask.sum(1) < 4).any()
+  # A trace that does not want to end early is the same with and without.
+  late = np.asarray(free.thinking_mask.sum(1) >= 4)
+  assert late.any()
+  np.testing.assert_array_equal(rollout.tokens[late], free.tokens[late])
+
+
 # --- bad input ---
 
 
@@ -481,6 +599,13 @@ def test_traced_once_for_a_shape(scripted):
     ({'temperature': -1}, 'temperature=-1, must be >= 0'),
     ({'stop_ids': ()}, 'stop_ids is empty'),
     ({'think_end_id': None, 'stop_ids': None}, 'needs stop_ids or think_end'),
+    ({'min_thinking': -1}, 'min_thinking=-1, must be >= 0'),
+    ({'min_thinking': 4}, 'min_thinking=4 is above the 3 tokens'),
+    ({'wait_ids': (30,)}, 'give min_thinking, or no wait_ids'),
+    (
+      {'wait_ids': (30, 4), 'min_thinking': 2},
+      r'wait_ids hold \[4\], which end thinking',
+    ),
   ],
 )
 def test_bad_numbers_are_refused(options, message):

@@ -39,6 +39,7 @@ loss/total policy/clip_fraction policy/approx_kl policy/entropy
 policy/log_prob_gap optimizer/grad_norm optimizer/update_norm
 time/step_s time/tokens_per_s time/generate_s time/prove_s time/update_s
 time/data_s compile/count
+cost/generate cost/prove cost/train cost/total cost/cumulative
 """.split()
 HELD_OUT = ['accuracy', 'reward_mean', 'regret_token_weighted', 'tokens_mean']
 
@@ -211,6 +212,41 @@ def test_dynamic_sampling_goes_on_bit_for_bit(small, tmp_path, monkeypatch):
       assert row['rollout/filled_groups'] == 0
   # generate, prove, update, summarize, and the merging of rounds.
   assert straight.rows[-1]['compile/count'] == 5 + 2
+
+
+def test_cost_is_counted(trained):
+  # MRT's exact prover feeds </think> and 5 tokens an answer; 3 passes train.
+  for before, row in zip([None, *trained.rows], trained.rows):
+    parts = [row[f'cost/{part}'] for part in ('generate', 'prove', 'train')]
+    assert row['cost/total'] == sum(parts)
+    spent = before['cost/cumulative'] if before else 0
+    assert row['cost/cumulative'] == spent + row['cost/total']
+    assert row['cost/prove'] % 6 == 0 < row['cost/prove']
+    # Prompts of 7 tokens: 4 of them are sampled from, 16 are trained on.
+    assert row['cost/generate'] >= row['rollout/tokens_sum'] + 4 * 7
+    assert row['cost/train'] == 3 * (row['cost/generate'] + 12 * 7)
+
+
+def test_training_ends_when_its_cost_is_spent(
+  small, trained, tmp_path, monkeypatch
+):
+  spent = trained.rows[1]['cost/cumulative']
+  config = small.config('mrt', checkpoint__every=3, total_cost=spent)
+  folder = tmp_path / 'run'
+  with monkeypatch.context() as patch:
+    after_step(patch, 1, lambda _: signal.raise_signal(signal.SIGTERM))
+    assert small.run(config, folder).code == signals.EXIT_INTERRUPTED
+  # The cost of step 1 is in its checkpoint.
+  result = small.run(config, folder)
+  assert result.code == signals.EXIT_OK
+  assert [row['step'] for row in result.rows] == [1, 2]
+  assert untimed(result.rows) == untimed(trained.rows[:2])
+  assert 'was reached after step 2' in result.err
+  assert steps_of(folder)[-1] == 2
+  # Reached is reached: nothing is trained any more.
+  again = small.run(config, folder)
+  assert again.code == signals.EXIT_OK
+  assert again.rows == result.rows
 
 
 @pytest.mark.full

@@ -41,6 +41,8 @@ class Measured:
     continues: bool[B], of rollouts that branch off a prefix: this one thinks
       on, the others answer at once. None: the rollouts are no branches.
     prefix_success: f32[B], J at the end of the prefix; None likewise.
+    prover_tokens: i32[B], tokens fed to the prover (meta_rl/costs.py); None
+      where nothing was proved.
   """
 
   rewards: Array
@@ -51,6 +53,7 @@ class Measured:
   critic: Critic | None = None
   continues: Array | None = None
   prefix_success: Array | None = None
+  prover_tokens: Array | None = None
 
 
 @jax.tree_util.register_dataclass

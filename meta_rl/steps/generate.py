@@ -1,6 +1,6 @@
 """prompts -> traces and their KV cache."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 
@@ -18,6 +18,8 @@ def make_generate(
   temperature: float = 1.0,
   top_p: float | None = None,
   top_k: int | None = None,
+  min_thinking: int | None = None,
+  wait_ids: Sequence[int] = (),
   check_every: int = 8,
 ) -> Callable:
   """Returns the function that samples the traces of a batch of problems.
@@ -28,7 +30,8 @@ def make_generate(
     model, task: the network and the task.
     group_size: G traces a prompt.
     thinking_budget: tokens before forced termination, at least one episode.
-    temperature, top_p, top_k, check_every: as in `rollout.generate`.
+    temperature, top_p, top_k, min_thinking, wait_ids, check_every: as in
+      `rollout.generate`.
   """
   if thinking_budget < task.episode_length:
     raise ValueError(
@@ -61,6 +64,8 @@ def make_generate(
       thinking_budget=thinking_budget,
       stop_ids=task.stop_ids,
       observe_fn=observer(batch),
+      min_thinking=min_thinking,
+      wait_ids=wait_ids,
       pad_id=task.pad_id,
       row_offset=row_offset,
       check_every=check_every,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from meta_rl import algorithms, episodes, prover
+from meta_rl import algorithms, costs, episodes, prover
 from meta_rl.tasks.base import Task
 from meta_rl.types import Array, Model, Rollout
 
@@ -73,13 +73,13 @@ def make_prove(
     more = jnp.where(traces.forced, len(task.stop_ids) - 1, 0)
     answer, mask = answers_of(traces, stop_index + more, task.answer_length)
     rewards = task.verify(answer, mask, rows)
-    success = jnp.zeros(found.ends.shape, jnp.float32)
+    success, fed = jnp.zeros(found.ends.shape, jnp.float32), None
     if kind != 'none':
-      success = PROVERS[kind](
+      success, fed = PROVERS[kind](
         model,
         params,
         traces,
-        found.ends,
+        found,
         rows,
         cache,
         key,
@@ -96,6 +96,7 @@ def make_prove(
       episodes=found,
       stop_index=stop_index,
       answered=mask.any(1),
+      prover_tokens=fed,
     )
 
   return prove
@@ -105,7 +106,7 @@ def _exact(
   model,
   params,
   traces,
-  ends,
+  found,
   rows,
   cache,
   key,
@@ -116,25 +117,27 @@ def _exact(
   **support,
 ):
   del key, num_branches, row_offset
-  return prover.exact(
+  success = prover.exact(
     model,
     params,
     traces.tokens,
     traces.token_mask,
-    ends,
+    found.ends,
     rows['answers'],
     rows['answer_mask'],
     stop_ids=task.stop_ids,
     cache=cache,
     **support,
   )
+  fed = costs.exact_tokens(found.count, rows['answer_mask'], len(task.stop_ids))
+  return success, fed
 
 
 def _sampled(
   model,
   params,
   traces,
-  ends,
+  found,
   rows,
   cache,
   key,
@@ -145,12 +148,12 @@ def _sampled(
   **support,
 ):
   per_branch = {k: x[:, None, None] for k, x in rows.items()}
-  return prover.sampled(
+  success, mask = prover.sampled(
     model,
     params,
     traces.tokens,
     traces.token_mask,
-    ends,
+    found.ends,
     lambda answers, mask: task.verify(answers, mask, per_branch),
     key,
     num_branches=num_branches,
@@ -159,8 +162,11 @@ def _sampled(
     eos_id=task.eos_id,
     cache=cache,
     row_offset=row_offset,
+    return_mask=True,
     **support,
   )
+  return success, costs.sampled_tokens(mask, len(task.stop_ids))
 
 
+# Each gives J f32[B,K+1] and the tokens i32[B] that it fed.
 PROVERS = {'exact': _exact, 'sampled': _sampled}
