@@ -103,7 +103,9 @@ def make_calls(config, model, task) -> dict[str, CountedJit]:
   """
   exact = config.copy_and_resolve_references()
   exact.unlock()
-  exact.prover.kind = 'exact'
+  exact.prover.update(
+    {'kind': 'exact', 'boundaries': 'delimiters', 'budgets': None}
+  )
   generate, prove = setup_run.make_calls(exact, model, task, group_size=1)
   budget = config.rollout.thinking_budget
   budgets = tuple(

@@ -16,6 +16,7 @@ import numpy as np
 from meta_rl import (
   algorithms,
   env,
+  episodes,
   losses,
   masked,
   models,
@@ -54,6 +55,7 @@ _COUNTS = (
 _CHOICES = {
   'algorithm.name': (*algorithms.ALGORITHMS, 'sft'),
   'algorithm.credit': algorithms.CREDITS,
+  'prover.boundaries': steps.BOUNDARIES,
   'loss.surrogate': losses.SURROGATES,
   'loss.ratio': losses.RATIOS,
   'loss.aggregate': losses.AGGREGATES,
@@ -145,12 +147,40 @@ def make_calls(config, model: Model, task: Task, *, group_size=None):
     group_size=group_size,
     max_episodes=config.prover.max_episodes,
     kind=config.prover.kind,
+    boundaries=config.prover.boundaries,
+    budgets=budgets_of(config),
     num_branches=config.prover.num_branches,
     temperature=rollout.temperature,
     top_p=rollout.top_p,
     top_k=rollout.top_k,
   )
   return generate, prove
+
+
+def budgets_of(config: ml_collections.ConfigDict) -> tuple[int, ...] | None:
+  """Returns the token budgets of `config.prover`; None where it has delimiters.
+
+  Raises:
+    ValueError: budgets beside delimiters, or a last one that is not the
+      thinking budget, behind which nothing would be measured.
+  """
+  prover, total = config.prover, config.rollout.thinking_budget
+  budgets = prover.budgets
+  if prover.boundaries != 'budgets':
+    if budgets is not None:
+      raise ValueError(
+        f'prover.budgets={tuple(budgets)} is of prover.boundaries='
+        f"'budgets' alone: set it to None with {prover.boundaries!r}."
+      )
+    return None
+  if budgets is None:
+    return episodes.equal_budgets(total, min(prover.max_episodes, total))
+  if not budgets or budgets[-1] != total:
+    raise ValueError(
+      f'prover.budgets={tuple(budgets)}: the last must be the thinking budget, '
+      f'rollout.thinking_budget={total}.'
+    )
+  return tuple(budgets)
 
 
 def make_advantages(config: ml_collections.ConfigDict, *, axis_name=None):
@@ -257,7 +287,8 @@ def check_rl(config: ml_collections.ConfigDict):
       "'sampled'."
     )
   # The algorithm's own checks of its options, on shapes alone.
-  group, boundaries = rollout.group_size, config.prover.max_episodes + 1
+  group = rollout.group_size
+  boundaries = len(budgets_of(config) or range(config.prover.max_episodes)) + 1
   shape = lambda dtype, *dims: jax.ShapeDtypeStruct((group, *dims), dtype)
   measured = algorithms.Measured(
     rewards=shape(jnp.float32),
@@ -265,6 +296,7 @@ def check_rl(config: ml_collections.ConfigDict):
     episodes=Episodes(shape(jnp.int32, boundaries), shape(jnp.int32)),
     stop_index=shape(jnp.int32),
     answered=shape(bool),
+    inside=shape(bool),
   )
   advantage_fn = make_advantages(config)
   jax.eval_shape(lambda m: advantage_fn(m, rollout.thinking_budget), measured)

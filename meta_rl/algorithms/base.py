@@ -8,6 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from meta_rl import advantages, episodes
 from meta_rl.types import Array, Episodes
 
 
@@ -23,6 +24,8 @@ class Measured:
     stop_index: i32[B], column of the token that ended thinking (the answer
       marker); the token count where there is none.
     answered: bool[B], an answer followed the end of thinking.
+    inside: bool[B], thinking ended inside its last episode and not at a
+      boundary; None: it never does.
   """
 
   rewards: Array
@@ -30,8 +33,57 @@ class Measured:
   episodes: Episodes
   stop_index: Array
   answered: Array
+  inside: Array | None = None
 
 
 def at(values: Array, index: Array) -> Array:
   """Returns values[b, index[b]], [B,N] and i32[B] -> [B]."""
   return jnp.take_along_axis(values, index[:, None], axis=1)[:, 0]
+
+
+def spread(
+  measured: Measured,
+  length: int,
+  credit: Array,
+  *,
+  stop: Array,
+  answer: Array,
+  inside: Array | None = None,
+) -> Array:
+  """Returns the advantage of every token, f32[B,T].
+
+    a token of episode j     credit_j
+    the one that ended       stop at a boundary; inside an episode that
+    thinking                 episode's credit, which is what going on there gets
+    the answer               answer
+    thought past all         answer: no J tells it from what follows
+    boundaries
+
+  Ending the trace in place of answering forgoes the answer: `answer` is then
+  added to what the last token gets. Actions that compete in one state must
+  share one baseline, or the gradient is biased towards one of them: hence the
+  case of an end inside an episode.
+
+  Args:
+    measured: boundaries, where thinking ended and how.
+    length: T.
+    credit: f32[B,K], of each episode.
+    stop: f32[B], of ending thought at the boundary `count`.
+    answer: f32[B], of the answer's own tokens.
+    inside: f32[B], of ending thought inside the last episode; None: what that
+      episode's tokens get.
+  """
+  found = measured.episodes
+  if measured.inside is not None:
+    if inside is None:
+      inside = at(credit, jnp.maximum(found.count - 1, 0))
+    stop = jnp.where(measured.inside, inside, stop)
+  stop = stop + jnp.where(measured.answered, 0.0, answer)
+  past = measured.stop_index > found.ends[:, -1] + 1
+  return advantages.to_tokens(
+    credit,
+    episodes.token_ids(found, length),
+    rest=answer,
+    stop=jnp.where(past, answer, stop),
+    stop_index=measured.stop_index,
+  )

@@ -10,6 +10,7 @@ Each `make_*` binds what is static and returns a pure function of arrays;
 Sharding, pmap and the host loop live with the callers.
 """
 
+from meta_rl.steps.boundaries import BOUNDARIES, find_boundaries
 from meta_rl.steps.generate import make_generate
 from meta_rl.steps.metrics import rollout_metrics
 from meta_rl.steps.prove import PROVERS, answers_of, make_prove, per_trace
@@ -23,8 +24,10 @@ from meta_rl.steps.train import (
 )
 
 __all__ = [
+  'BOUNDARIES',
   'PROVERS',
   'answers_of',
+  'find_boundaries',
   'fused',
   'make_advantages',
   'make_generate',

@@ -1,10 +1,11 @@
 """traces -> rewards, episode boundaries, J at each boundary."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 
-from meta_rl import algorithms, episodes, prover
+from meta_rl import algorithms, prover
+from meta_rl.steps.boundaries import check_boundaries, find_boundaries
 from meta_rl.tasks.base import Task
 from meta_rl.types import Array, Model, Rollout
 
@@ -34,6 +35,8 @@ def make_prove(
   group_size: int,
   max_episodes: int,
   kind: str = 'exact',
+  boundaries: str = 'delimiters',
+  budgets: Sequence[int] | None = None,
   num_branches: int = 8,
   temperature: float = 1.0,
   top_p: float | None = None,
@@ -46,9 +49,14 @@ def make_prove(
   Args:
     model, task: the prover's network and the task.
     group_size: G traces a prompt.
-    max_episodes: K; from the K-th on all thinking belongs to the last episode.
+    max_episodes: K of 'delimiters'; from the K-th on all thinking belongs to
+      the last episode.
     kind: 'exact' (sums the accepted answers' likelihood), 'sampled' (means of
       `num_branches` answers) or 'none' (J is 0 everywhere: outcome only).
+    boundaries: 'delimiters' (J after every attempt) or 'budgets' (J after every
+      token budget).
+    budgets: K token budgets, increasing; of 'budgets'. Let the last be the
+      thinking budget: thought past it belongs to no episode.
     num_branches: M of the sampled prover.
     temperature, top_p, top_k: at which the prover answers, those of the
       rollout.
@@ -57,18 +65,19 @@ def make_prove(
     raise ValueError(
       f'prover kind {kind!r} is unknown; allowed: {sorted(PROVERS)} or none.'
     )
+  check_boundaries(boundaries, budgets)
 
   def prove(params, batch, traces, cache, key, row_offset=0):
     prompt_length = batch['prompts'].shape[1]
-    found = episodes.from_delimiters(
-      traces.tokens,
-      traces.thinking_mask,
+    found, stop_index, inside = find_boundaries(
+      traces,
+      start=prompt_length - 1,
       delimiter_ids=task.delimiter_ids,
       max_episodes=max_episodes,
-      start=prompt_length - 1,
+      boundaries=boundaries,
+      budgets=budgets,
     )
     rows = per_trace(batch, group_size)
-    stop_index = found.ends[:, -1] + 1
     # A policy ends thinking with the marker, the budget with all of stop_ids.
     more = jnp.where(traces.forced, len(task.stop_ids) - 1, 0)
     answer, mask = answers_of(traces, stop_index + more, task.answer_length)
@@ -96,6 +105,7 @@ def make_prove(
       episodes=found,
       stop_index=stop_index,
       answered=mask.any(1),
+      inside=inside,
     )
 
   return prove
