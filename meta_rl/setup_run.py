@@ -55,6 +55,7 @@ _COUNTS = (
 _CHOICES = {
   'algorithm.name': (*algorithms.ALGORITHMS, 'sft'),
   'algorithm.credit': algorithms.CREDITS,
+  'algorithm.summary': algorithms.SUMMARIES,
   'prover.boundaries': steps.BOUNDARIES,
   'loss.surrogate': losses.SURROGATES,
   'loss.ratio': losses.RATIOS,
@@ -131,7 +132,7 @@ def make_calls(config, model: Model, task: Task, *, group_size=None):
     group_size: traces a prompt, default `config.rollout.group_size`.
   """
   group_size = group_size or config.rollout.group_size
-  rollout = config.rollout
+  rollout, kind = config.rollout, config.prover.kind
   generate = steps.make_generate(
     model,
     task,
@@ -146,10 +147,11 @@ def make_calls(config, model: Model, task: Task, *, group_size=None):
     task,
     group_size=group_size,
     max_episodes=config.prover.max_episodes,
-    kind=config.prover.kind,
+    kind=kind,
     boundaries=config.prover.boundaries,
     budgets=budgets_of(config),
     num_branches=config.prover.num_branches,
+    summaries_per_trace=summaries_of(config) if kind == 'sampled' else 0,
     temperature=rollout.temperature,
     top_p=rollout.top_p,
     top_k=rollout.top_k,
@@ -183,6 +185,25 @@ def budgets_of(config: ml_collections.ConfigDict) -> tuple[int, ...] | None:
   return tuple(budgets)
 
 
+def summaries_of(config: ml_collections.ConfigDict) -> int:
+  """Returns how many forced answers of each trace are trained on."""
+  algorithm = config.algorithm
+  if algorithm.name == 'brpo' and algorithm.summary == 'rows':
+    return algorithm.summaries_per_trace
+  return 0
+
+
+def make_rows(config: ml_collections.ConfigDict, task: Task):
+  """Returns `(traces, measured) -> rows` of forced answers, None for none."""
+  if not summaries_of(config):
+    return None
+  return steps.make_rows(
+    task,
+    group_size=config.rollout.group_size,
+    summary_baseline=config.algorithm.summary_baseline,
+  )
+
+
 def make_advantages(config: ml_collections.ConfigDict, *, axis_name=None):
   """Returns `(Measured, T) -> f32[B,T]` of `config.algorithm`.
 
@@ -195,6 +216,10 @@ def make_advantages(config: ml_collections.ConfigDict, *, axis_name=None):
     options['horizon'] = config.rollout.thinking_budget
     # Its baseline is fitted over all rows; a group lies on one device.
     options['axis_name'] = axis_name
+  elif options['name'] == 'brpo':
+    options['budgets'] = budgets_of(config) or ()
+    # These say what else is trained on (`make_rows`).
+    del options['summary'], options['summaries_per_trace']
   return steps.make_advantages(**options, group_size=config.rollout.group_size)
 
 
@@ -264,7 +289,7 @@ def check_rl(config: ml_collections.ConfigDict):
       'truncated; set both to None (they are for evaluation).'
     )
   needs_group = (
-    config.algorithm.name == 'outcome'
+    config.algorithm.name in ('outcome', 'brpo')
     or config.algorithm.get('credit') == 'immediate'
   )
   if rollout.group_size == 1 and needs_group:
@@ -272,20 +297,25 @@ def check_rl(config: ml_collections.ConfigDict):
       'rollout.group_size=1 leaves a group baseline nothing to compare with: '
       'give at least 2, or use algorithm.name=mrt with the prover as baseline.'
     )
-  rows = rollout.num_prompts * rollout.group_size
+  # A trace comes with its summaries, one row each.
+  size = rollout.group_size * (1 + summaries_of(config))
+  rows = rollout.num_prompts * size
   parts = batching.mini_batches * batching.micro_batches
   if rollout.num_prompts % batching.mini_batches or rows % parts:
     raise ValueError(
-      f'rollout of {rollout.num_prompts} prompts x {rollout.group_size} cannot '
+      f'rollout of {rollout.num_prompts} prompts x {size} rows cannot '
       f'be cut into batching.mini_batches={batching.mini_batches} x '
       f'micro_batches={batching.micro_batches}: num_prompts must be a multiple '
       'of mini_batches, and all rows of their product.'
     )
-  if config.algorithm.name == 'mrt' and config.prover.kind == 'none':
+  name = config.algorithm.name
+  if name != 'outcome' and config.prover.kind == 'none':
     raise ValueError(
-      "algorithm.name='mrt' needs a prover: set prover.kind to 'exact' or "
+      f"algorithm.name={name!r} needs a prover: set prover.kind to 'exact' or "
       "'sampled'."
     )
+  if name == 'brpo':
+    check_brpo(config)
   # The algorithm's own checks of its options, on shapes alone.
   group = rollout.group_size
   boundaries = len(budgets_of(config) or range(config.prover.max_episodes)) + 1
@@ -300,6 +330,39 @@ def check_rl(config: ml_collections.ConfigDict):
   )
   advantage_fn = make_advantages(config)
   jax.eval_shape(lambda m: advantage_fn(m, rollout.thinking_budget), measured)
+
+
+def check_brpo(config: ml_collections.ConfigDict):
+  """Raises ValueError unless what BRPO needs is measured and can be trained."""
+  algorithm, prover = config.algorithm, config.prover
+  if prover.boundaries != 'budgets':
+    raise ValueError(
+      "algorithm.name='brpo' compares scores at token budgets: set "
+      f"prover.boundaries='budgets', not {prover.boundaries!r}."
+    )
+  if algorithm.summary == 'own':
+    return
+  if prover.kind != 'sampled':
+    raise ValueError(
+      "algorithm.summary='rows' trains on the prover's own answers: set "
+      f"prover.kind='sampled', not {prover.kind!r}, or algorithm.summary='own'."
+    )
+  if config.loss.kl_coef:
+    raise ValueError(
+      f"loss.kl_coef={config.loss.kl_coef} with algorithm.summary='rows': the "
+      "rows have no reference log-probs: set kl_coef=0, or summary='own'."
+    )
+  if prover.num_branches == 1 and algorithm.summary_baseline == 'prefix':
+    raise ValueError(
+      'prover.num_branches=1 leaves a summary nothing to compare with: give at '
+      "least 2, or algorithm.summary_baseline='group'."
+    )
+  most = len(budgets_of(config)) * prover.num_branches
+  if not 1 <= algorithm.summaries_per_trace <= most:
+    raise ValueError(
+      f'algorithm.summaries_per_trace={algorithm.summaries_per_trace}: a trace '
+      f'has {most} summaries; give 1..{most}.'
+    )
 
 
 def stack(records: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -9,7 +9,12 @@ import pytest
 from conftest import ROOT
 
 from meta_rl import data, env, setup_run, signals, workdir
-from meta_rl.configs import grpo_countdown, mrt_countdown, sft_countdown
+from meta_rl.configs import (
+  brpo_countdown,
+  grpo_countdown,
+  mrt_countdown,
+  sft_countdown,
+)
 
 pytest_plugins = ['small_runs']
 
@@ -19,6 +24,10 @@ BUILT = [
   *(
     (grpo_countdown, arg)
     for arg in ('', 'hard', 'tiny', 'dr', 'rloo', 'dr,hard', 'rloo,tiny')
+  ),
+  *(
+    (brpo_countdown, arg)
+    for arg in ('', 'hard', 'tiny', 'linear', 'base', 'base,tiny')
   ),
   *((sft_countdown, arg) for arg in ('', 'hard', 'tiny')),
 ]
@@ -41,7 +50,7 @@ def test_built_locked_and_of_one_piece(module, arg):
 
 
 @pytest.mark.parametrize(
-  'module', [mrt_countdown, grpo_countdown, sft_countdown]
+  'module', [brpo_countdown, mrt_countdown, grpo_countdown, sft_countdown]
 )
 def test_an_unknown_argument_is_refused(module):
   with pytest.raises(ValueError, match='unknown argument .*hard'):
@@ -84,7 +93,7 @@ def test_the_base_policy_fits_what_starts_from_it():
     assert sft.init_from == {'': '', 'hard': 'asset:countdown_easy'}[arg]
 
 
-@pytest.mark.parametrize('name', ['mrt', 'grpo', 'sft'])
+@pytest.mark.parametrize('name', ['brpo', 'mrt', 'grpo', 'sft'])
 def test_no_key_is_dead(name, small):
   """Each key is read by the package: by itself, or with its whole group.
 
@@ -135,6 +144,8 @@ VARIANTS = {
   'RLOO': ('grpo', 'rloo,tiny', {}),
   'immediate': ('mrt', 'tiny', {'algorithm__credit': 'immediate'}),
   'return to go': ('mrt', 'tiny', {'algorithm__credit': 'return_to_go'}),
+  'BRPO': ('brpo', 'tiny', {}),
+  'BRPO without rows': ('brpo', 'tiny', {'algorithm__summary': 'own'}),
   'sampled': (
     'mrt',
     'tiny',
@@ -149,7 +160,7 @@ VARIANTS = {
 
 
 # Beyond these, an update of its own compiles: several seconds each.
-SHORT = ('grpo', 'sampled')
+SHORT = ('BRPO', 'grpo', 'sampled')
 
 
 @pytest.mark.parametrize(
@@ -172,6 +183,8 @@ def test_two_steps(variant, small, tmp_path):
     # from the evaluation of step 2 on its own generate and prove.
     calls = 4 + (variant == 'KL and entropy') + 2 * (row['step'] == 2)
     assert row['compile/count'] == calls
+    # Forced answers that are trained on are scored as they were sampled too.
+    assert row['policy/log_prob_gap'] < 1e-4
     assert ('loss/kl' in row) == (variant == 'KL and entropy')
     # Measured on the rollout, whatever trains.
     assert 0 <= row['regret/token_weighted'] <= 1

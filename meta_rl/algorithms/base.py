@@ -14,6 +14,27 @@ from meta_rl.types import Array, Episodes
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Summaries:
+  """R forced answers of each trace that are to be trained on.
+
+  Attributes:
+    budget: i32[B,R], column of `ends` and of `success` at which the answer was
+      forced, 1..S; past a trace's count that is its last boundary again.
+    tokens: i32[B,R,A], the answers.
+    mask: bool[B,R,A], True up to and including EOS.
+    log_probs: f32[B,R,A], nats, of the sampled tokens, 0 elsewhere.
+    rewards: f32[B,R].
+  """
+
+  budget: Array
+  tokens: Array
+  mask: Array
+  log_probs: Array
+  rewards: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Measured:
   """What an algorithm may look at.
 
@@ -26,6 +47,7 @@ class Measured:
     answered: bool[B], an answer followed the end of thinking.
     inside: bool[B], thinking ended inside its last episode and not at a
       boundary; None: it never does.
+    summaries: forced answers to train on; None: none.
   """
 
   rewards: Array
@@ -34,6 +56,7 @@ class Measured:
   stop_index: Array
   answered: Array
   inside: Array | None = None
+  summaries: Summaries | None = None
 
 
 def at(values: Array, index: Array) -> Array:

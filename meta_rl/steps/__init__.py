@@ -14,10 +14,16 @@ from meta_rl.steps.boundaries import BOUNDARIES, find_boundaries
 from meta_rl.steps.generate import make_generate
 from meta_rl.steps.metrics import rollout_metrics
 from meta_rl.steps.prove import PROVERS, answers_of, make_prove, per_trace
+from meta_rl.steps.summaries import (
+  join_rows,
+  sample_summaries,
+  summary_rows,
+)
 from meta_rl.steps.train import (
   fused,
   make_advantages,
   make_loss,
+  make_rows,
   make_score,
   make_update,
   training_batch,
@@ -29,13 +35,17 @@ __all__ = [
   'answers_of',
   'find_boundaries',
   'fused',
+  'join_rows',
   'make_advantages',
   'make_generate',
   'make_loss',
   'make_prove',
+  'make_rows',
   'make_score',
   'make_update',
   'per_trace',
   'rollout_metrics',
+  'sample_summaries',
+  'summary_rows',
   'training_batch',
 ]

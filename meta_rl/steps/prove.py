@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from meta_rl import algorithms, prover
 from meta_rl.steps.boundaries import check_boundaries, find_boundaries
+from meta_rl.steps.summaries import sample_summaries
 from meta_rl.tasks.base import Task
 from meta_rl.types import Array, Model, Rollout
 
@@ -38,6 +39,7 @@ def make_prove(
   boundaries: str = 'delimiters',
   budgets: Sequence[int] | None = None,
   num_branches: int = 8,
+  summaries_per_trace: int = 0,
   temperature: float = 1.0,
   top_p: float | None = None,
   top_k: int | None = None,
@@ -58,6 +60,8 @@ def make_prove(
     budgets: K token budgets, increasing; of 'budgets'. Let the last be the
       thinking budget: thought past it belongs to no episode.
     num_branches: M of the sampled prover.
+    summaries_per_trace: of its answers, how many of each trace to keep for
+      training (meta_rl/steps/summaries.py).
     temperature, top_p, top_k: at which the prover answers, those of the
       rollout.
   """
@@ -66,6 +70,11 @@ def make_prove(
       f'prover kind {kind!r} is unknown; allowed: {sorted(PROVERS)} or none.'
     )
   check_boundaries(boundaries, budgets)
+  if summaries_per_trace and kind != 'sampled':
+    raise ValueError(
+      f'summaries_per_trace={summaries_per_trace} needs a prover that samples '
+      f"its answers: kind='sampled', not {kind!r}."
+    )
 
   def prove(params, batch, traces, cache, key, row_offset=0):
     prompt_length = batch['prompts'].shape[1]
@@ -82,23 +91,28 @@ def make_prove(
     more = jnp.where(traces.forced, len(task.stop_ids) - 1, 0)
     answer, mask = answers_of(traces, stop_index + more, task.answer_length)
     rewards = task.verify(answer, mask, rows)
-    success = jnp.zeros(found.ends.shape, jnp.float32)
-    if kind != 'none':
-      success = PROVERS[kind](
-        model,
-        params,
-        traces,
-        found.ends,
+    success, summaries = jnp.zeros(found.ends.shape, jnp.float32), None
+    given = model, params, traces
+    options = {
+      'task': task,
+      'num_branches': num_branches,
+      'row_offset': row_offset,
+      'temperature': temperature,
+      'top_p': top_p,
+      'top_k': top_k,
+    }
+    if summaries_per_trace:
+      success, summaries = sample_summaries(
+        *given,
+        found,
         rows,
         cache,
         key,
-        task=task,
-        num_branches=num_branches,
-        row_offset=row_offset,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
+        summaries_per_trace=summaries_per_trace,
+        **options,
       )
+    elif kind != 'none':
+      success = PROVERS[kind](*given, found.ends, rows, cache, key, **options)
     return algorithms.Measured(
       rewards=rewards,
       success=success,
@@ -106,6 +120,7 @@ def make_prove(
       stop_index=stop_index,
       answered=mask.any(1),
       inside=inside,
+      summaries=summaries,
     )
 
   return prove
