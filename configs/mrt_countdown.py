@@ -59,6 +59,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.prover = {
     'kind': 'exact',  # or 'sampled', 'none'
     'max_episodes': 12,
+    # J after every attempt; or 'budgets': after every token budget.
+    'boundaries': 'delimiters',
+    'budgets': None,  # None: max_episodes budgets at equal distances
     'num_branches': 8,  # of the sampled prover
   }
   config.algorithm = {

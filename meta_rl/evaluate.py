@@ -119,7 +119,9 @@ def make_calls(
   """
   exact = config.copy_and_resolve_references()
   exact.unlock()
-  exact.prover.kind = 'exact'
+  exact.prover.update(
+    {'kind': 'exact', 'boundaries': 'delimiters', 'budgets': None}
+  )
   exact.rollout.thinking_budget *= factor or 1
   exact.prover.max_episodes *= factor or 1
   budget = exact.rollout.thinking_budget

@@ -236,7 +236,8 @@ def sample_answers(
   cache: TraceCache | None = None,
   row_offset: int | Array = 0,
   block_rows: int = 16,
-) -> tuple[Array, Array]:
+  return_log_probs: bool = False,
+) -> tuple[Array, ...]:
   """Returns forced answers i32[B,K+1,M,A] and their mask bool[B,K+1,M,A].
 
   All branches of a trace decode side by side in the query axis and read the
@@ -260,6 +261,8 @@ def sample_answers(
     cache: KV cache that holds the traces; None: prefilled once here.
     row_offset: global index of the first trace.
     block_rows: traces at a time; bounds memory, changes no number.
+    return_log_probs: also return f32[B,K+1,M,A], nats, of each token under the
+      distribution that it was drawn from; 0 where the mask is False.
   """
   tokens, token_mask, ends = map(jnp.asarray, (tokens, token_mask, ends))
   probes.check_traces(tokens, token_mask, ends, stop_ids)
@@ -310,7 +313,8 @@ def sample_answers(
     return jax.tree.map(write, found, new)
 
   shape = (rows, branches, max_answer_len)
-  found = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)
+  found = tuple(jnp.zeros(shape, t) for t in (jnp.int32, bool, jnp.float32))
   found = jax.lax.fori_loop(0, -(-rows // block_rows), run_block, found)
   split = lambda x: x.reshape(rows, width, num_branches, max_answer_len)
-  return jax.tree.map(split, found)
+  found = jax.tree.map(split, found)
+  return found if return_log_probs else found[:2]

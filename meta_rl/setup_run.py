@@ -20,6 +20,7 @@ from meta_rl import (
   algorithms,
   dynamic_sampling,
   env,
+  episodes,
   losses,
   masked,
   models,
@@ -36,8 +37,13 @@ from meta_rl.types import Episodes, Model, Params
 # The start of a run, in its folder.
 REFERENCE_NAME = 'reference.safetensors'
 
-# Options of algorithm 'prefix' that say how it samples, not how it credits.
+# Options of an algorithm that say what is sampled or trained on, not how it is
+# credited.
 _BRANCHES = ('prefix_policy', 'prefix_success')
+_SAMPLING = {
+  'prefix': _BRANCHES,
+  'brpo': ('summary', 'summaries_per_trace', 'summary_baseline'),
+}
 
 # Keys whose value must be at least 1 wherever a config has them.
 _COUNTS = (
@@ -77,6 +83,8 @@ _CHOICES = {
   'algorithm.select': algorithms.SELECTS,
   'algorithm.prefix_policy': steps.PREFIX_POLICIES,
   'algorithm.prefix_success': steps.PREFIX_SUCCESS,
+  'algorithm.summary': algorithms.SUMMARIES,
+  'prover.boundaries': steps.BOUNDARIES,
   'loss.surrogate': losses.SURROGATES,
   'loss.ratio': losses.RATIOS,
   'loss.aggregate': losses.AGGREGATES,
@@ -216,7 +224,7 @@ def make_calls(
     min_thinking: tokens before a trace may end thinking, for budget forcing.
   """
   group_size = group_size or config.rollout.group_size
-  rollout = config.rollout
+  rollout, kind = config.rollout, config.prover.kind
   generate = steps.make_generate(
     model,
     task,
@@ -232,8 +240,11 @@ def make_calls(
     task,
     group_size=group_size,
     max_episodes=config.prover.max_episodes,
-    kind=config.prover.kind,
+    kind=kind,
+    boundaries=config.prover.boundaries,
+    budgets=budgets_of(config),
     num_branches=config.prover.num_branches,
+    summaries_per_trace=summaries_of(config) if kind == 'sampled' else 0,
     temperature=rollout.temperature,
     top_p=rollout.top_p,
     top_k=rollout.top_k,
@@ -277,6 +288,51 @@ def make_training_calls(config, model: Model, task: Task):
   return generate, prove
 
 
+def budgets_of(config: ml_collections.ConfigDict) -> tuple[int, ...] | None:
+  """Returns the token budgets of `config.prover`; None where it has delimiters.
+
+  Raises:
+    ValueError: budgets beside delimiters, or a last one that is not the
+      thinking budget, behind which nothing would be measured.
+  """
+  prover, total = config.prover, config.rollout.thinking_budget
+  budgets = prover.budgets
+  if prover.boundaries != 'budgets':
+    if budgets is not None:
+      raise ValueError(
+        f'prover.budgets={tuple(budgets)} is of prover.boundaries='
+        f"'budgets' alone: set it to None with {prover.boundaries!r}."
+      )
+    return None
+  if budgets is None:
+    return episodes.equal_budgets(total, min(prover.max_episodes, total))
+  if not budgets or budgets[-1] != total:
+    raise ValueError(
+      f'prover.budgets={tuple(budgets)}: the last must be the thinking budget, '
+      f'rollout.thinking_budget={total}.'
+    )
+  return tuple(budgets)
+
+
+def summaries_of(config: ml_collections.ConfigDict) -> int:
+  """Returns how many forced answers of each trace are trained on."""
+  algorithm = config.algorithm
+  if algorithm.name == 'brpo' and algorithm.summary == 'rows':
+    return algorithm.summaries_per_trace
+  return 0
+
+
+def make_rows(config: ml_collections.ConfigDict, task: Task):
+  """Returns `(traces, measured) -> rows` of forced answers, None for none."""
+  if not summaries_of(config):
+    return None
+  return steps.make_rows(
+    task,
+    group_size=config.rollout.group_size,
+    summary_baseline=config.algorithm.summary_baseline,
+  )
+
+
 def make_advantages(config: ml_collections.ConfigDict, *, axis_name=None):
   """Returns `(Measured, T) -> f32[B,T]` of `config.algorithm`.
 
@@ -292,6 +348,10 @@ def make_advantages(config: ml_collections.ConfigDict, *, axis_name=None):
     options['axis_name'] = axis_name
   for name in _BRANCHES:
     options.pop(name, None)
+  if options['name'] == 'brpo':
+    options['budgets'] = budgets_of(config) or ()
+    # These say what else is trained on (`make_rows`).
+    del options['summary'], options['summaries_per_trace']
   return steps.make_advantages(**options, group_size=config.rollout.group_size)
 
 
@@ -384,7 +444,7 @@ def check_sections(config: ml_collections.ConfigDict):
       )
   if name in algorithms.ALGORITHMS:
     known = inspect.signature(algorithms.ALGORITHMS[name]).parameters
-    known = {*known, 'name', *(_BRANCHES if name == 'prefix' else ())}
+    known = {*known, 'name', *_SAMPLING.get(name, ())}
     unknown = sorted(set(config.algorithm) - known)
     if unknown:
       raise ValueError(
@@ -467,8 +527,11 @@ def check_rl(config: ml_collections.ConfigDict):
       'truncated; set both to None (they are for evaluation).'
     )
   needs_group = (
-    config.algorithm.name == 'outcome'
-    and config.algorithm.baseline not in algorithms.UNGROUPED
+    (
+      config.algorithm.name == 'outcome'
+      and config.algorithm.baseline not in algorithms.UNGROUPED
+    )
+    or config.algorithm.name == 'brpo'
     or config.algorithm.get('credit') == 'immediate'
   )
   if rollout.group_size == 1 and needs_group:
@@ -479,26 +542,29 @@ def check_rl(config: ml_collections.ConfigDict):
     )
   rounds = rollout.get('dynamic_sampling', {}).get('max_rounds')
   dynamic_sampling.check(rounds, rollout.group_size)
-  rows = rollout.num_prompts * rollout.group_size
+  # A trace comes with its summaries, one row each.
+  size = rollout.group_size * (1 + summaries_of(config))
+  rows = rollout.num_prompts * size
   parts = batching.mini_batches * batching.micro_batches
   if rollout.num_prompts % batching.mini_batches or rows % parts:
     raise ValueError(
-      f'rollout of {rollout.num_prompts} prompts x {rollout.group_size} cannot '
+      f'rollout of {rollout.num_prompts} prompts x {size} rows cannot '
       f'be cut into batching.mini_batches={batching.mini_batches} x '
       f'micro_batches={batching.micro_batches}: num_prompts must be a multiple '
       'of mini_batches, and all rows of their product.'
     )
-  if config.algorithm.name == 'mrt' and config.prover.kind == 'none':
+  name = config.algorithm.name
+  if name in ('mrt', 'brpo') and config.prover.kind == 'none':
     raise ValueError(
-      "algorithm.name='mrt' needs a prover: set prover.kind to 'exact' or "
+      f"algorithm.name={name!r} needs a prover: set prover.kind to 'exact' or "
       "'sampled'."
     )
-  if config.algorithm.name == 'ppo':
+  if name == 'ppo':
     check_critic(config)
   elif 'critic' in config:
     raise ValueError(
-      f'config.critic applies to ppo and algorithm.name='
-      f'{config.algorithm.name!r}: use a config without it.'
+      f'config.critic applies to ppo and algorithm.name={name!r}: use a config '
+      'without it.'
     )
   if config.algorithm.get('select') == 'progress':
     if config.prover.kind == 'none':
@@ -506,8 +572,11 @@ def check_rl(config: ml_collections.ConfigDict):
         "algorithm.select='progress' needs a prover: set prover.kind to "
         "'exact' or 'sampled', or select='any'."
       )
+  if name == 'brpo':
+    check_brpo(config)
   # The algorithm's own checks of its options, on shapes alone.
-  group, boundaries = rollout.group_size, config.prover.max_episodes + 1
+  group = rollout.group_size
+  boundaries = len(budgets_of(config) or range(config.prover.max_episodes)) + 1
   shape = lambda dtype, *dims: jax.ShapeDtypeStruct((group, *dims), dtype)
   measured = algorithms.Measured(
     rewards=shape(jnp.float32),
@@ -519,6 +588,7 @@ def check_rl(config: ml_collections.ConfigDict):
       values=shape(jnp.float32, rollout.thinking_budget),
       mask=shape(bool, rollout.thinking_budget),
     ),
+    inside=shape(bool),
   )
   if config.algorithm.name == 'prefix':
     measured = dataclasses.replace(
@@ -540,6 +610,39 @@ def check_critic(config: ml_collections.ConfigDict):
     raise ValueError(
       f'critic.value_j_coef={config.critic.value_j_coef} needs a prover that '
       "teaches: set prover.kind to 'exact' or 'sampled', or value_j_coef to 0."
+    )
+
+
+def check_brpo(config: ml_collections.ConfigDict):
+  """Raises ValueError unless what BRPO needs is measured and can be trained."""
+  algorithm, prover = config.algorithm, config.prover
+  if prover.boundaries != 'budgets':
+    raise ValueError(
+      "algorithm.name='brpo' compares scores at token budgets: set "
+      f"prover.boundaries='budgets', not {prover.boundaries!r}."
+    )
+  if algorithm.summary == 'own':
+    return
+  if prover.kind != 'sampled':
+    raise ValueError(
+      "algorithm.summary='rows' trains on the prover's own answers: set "
+      f"prover.kind='sampled', not {prover.kind!r}, or algorithm.summary='own'."
+    )
+  if config.loss.kl_coef:
+    raise ValueError(
+      f"loss.kl_coef={config.loss.kl_coef} with algorithm.summary='rows': the "
+      "rows have no reference log-probs: set kl_coef=0, or summary='own'."
+    )
+  if prover.num_branches == 1 and algorithm.summary_baseline == 'prefix':
+    raise ValueError(
+      'prover.num_branches=1 leaves a summary nothing to compare with: give at '
+      "least 2, or algorithm.summary_baseline='group'."
+    )
+  most = len(budgets_of(config)) * prover.num_branches
+  if not 1 <= algorithm.summaries_per_trace <= most:
+    raise ValueError(
+      f'algorithm.summaries_per_trace={algorithm.summaries_per_trace}: a trace '
+      f'has {most} summaries; give 1..{most}.'
     )
 
 

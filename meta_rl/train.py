@@ -237,6 +237,7 @@ def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
       spread(loss_fn),
       optimizer,
       setup_run.make_advantages(config, axis_name=axis_name),
+      rows_fn=setup_run.make_rows(config, task),
       axis_name=axis_name,
       **config.batching.to_dict(),
     )

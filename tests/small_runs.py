@@ -15,6 +15,7 @@ import pytest
 
 from meta_rl import evaluate, metrics, train
 from meta_rl.configs import (
+  brpo_countdown,
   cispo_countdown,
   dapo_countdown,
   grpo_countdown,
@@ -30,6 +31,7 @@ from meta_rl.configs import (
 )
 
 CONFIGS = {
+  'brpo': brpo_countdown,
   'mrt': mrt_countdown,
   'mrt_rl': mrt_rl_countdown,
   'grpo': grpo_countdown,

@@ -1,5 +1,6 @@
 """Tests of meta_rl.algorithms: credit by hand, on three traces."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 from meta_rl import advantages
 from meta_rl.algorithms import CREDITS, Measured, mrt, outcome
+from meta_rl.algorithms.base import spread
 from meta_rl.types import Episodes
 
 LENGTH, HORIZON = 12, 10
@@ -222,6 +224,54 @@ def test_stopping_early_is_learned():
     jnp.asarray(count[:4]),
   )
   assert 4 * 0.5 * (gain - returns[0, 0]) == pytest.approx(0, abs=1e-6)
+
+
+def test_spread_by_hand():
+  # Row 0 stops at a boundary, row 1 inside its only episode, row 2 inside it
+  # and with an EOS in place of an answer, row 3 two thoughts past the last
+  # boundary. Credits .1, .2 of the episodes, stop -1, answer 5.
+  ends = [[1, 3, 5], [1, 4, 4], [1, 4, 4], [1, 3, 5]]
+  traces = measure(
+    [0] * 4,
+    np.zeros((4, 3)),
+    ends,
+    [2, 1, 1, 2],
+    [6, 5, 5, 8],
+    [True, True, False, True],
+  )
+  inside = jnp.asarray([False, True, True, False])
+  values = lambda x: jnp.full(4, x)
+  found = spread(
+    dataclasses.replace(traces, inside=inside),
+    LENGTH,
+    jnp.tile(jnp.array([0.1, 0.2]), (4, 1)),
+    stop=values(-1.0),
+    answer=values(5.0),
+  )
+  thought = ((2, 3, 0.1), (4, 5, 0.2))
+  rows = [
+    row(5, *thought, (6, 6, -1)),
+    row(5, (2, 4, 0.1), (5, 5, 0.1)),
+    row(5, (2, 4, 0.1), (5, 5, 5.1)),
+    row(5, *thought),
+  ]
+  np.testing.assert_allclose(found, np.stack(rows), atol=1e-6)
+
+
+def test_a_stop_inside_an_episode_gets_that_episodes_credit():
+  traces = dataclasses.replace(TRACES, inside=jnp.array([False, True, False]))
+  settings = {'alpha': 2.0, 'outcome_mass': 0.3, 'price': 0.5}
+  found, before = run(traces, **settings), run(**settings)
+  # Row 1 of the first test: its marker at 6, in place of -b_1.
+  assert found[1, 6] == pytest.approx(2 * (-0.272 - 0.1235), abs=1e-6)
+  changed = np.asarray(found != before)
+  assert changed.sum() == 1
+  # What follows a stop is known: nothing is bootstrapped.
+  found = run(traces, decay=0.5, **settings)
+  assert found[1, 6] == pytest.approx(2 * (-0.272 - 0.1235), abs=1e-6)
+  # Immediate credit: the outcome's -.5 and alpha times its progress, -.1.
+  found = run(traces, credit='immediate', alpha=0.5)
+  assert found[1, 6] == pytest.approx(-0.5 - 0.05, abs=1e-6)
 
 
 def test_grpo_by_hand():

@@ -10,6 +10,7 @@ from conftest import ROOT
 
 from meta_rl import data, env, setup_run, signals, workdir
 from meta_rl.configs import (
+  brpo_countdown,
   cispo_countdown,
   dapo_countdown,
   grpo_countdown,
@@ -59,6 +60,10 @@ BUILT = [
     for arg in ('', 'hard', 'tiny', 'difference', 'difference,tiny')
   ),
   *((star_countdown, arg) for arg in ('', 'hard', 'tiny', 'mrt', 'mrt,tiny')),
+  *(
+    (brpo_countdown, arg)
+    for arg in ('', 'hard', 'tiny', 'linear', 'base', 'base,tiny')
+  ),
 ]
 MODULES = sorted({module for module, _ in BUILT}, key=lambda m: m.__name__)
 
@@ -274,6 +279,8 @@ VARIANTS = {
     {'algorithm__credit': 'immediate', 'algorithm__decay': 1.0},
   ),
   'return to go': ('mrt', 'tiny', {'algorithm__credit': 'return_to_go'}),
+  'BRPO': ('brpo', 'tiny', {}),
+  'BRPO without rows': ('brpo', 'tiny', {'algorithm__summary': 'own'}),
   'sampled': (
     'mrt',
     'tiny',
@@ -323,6 +330,8 @@ def test_two_steps(variant, small, tmp_path):
     calls = 4 + (variant == 'KL and entropy') + 2 * (row['step'] == 2)
     calls += variant == 'DAPO'  # the merging of rounds
     assert row['compile/count'] == calls
+    # Forced answers that are trained on are scored as they were sampled too.
+    assert row['policy/log_prob_gap'] < 1e-4
     assert ('loss/kl' in row) == (variant == 'KL and entropy')
     # Measured on the rollout, whatever trains.
     assert 0 <= row['regret/token_weighted'] <= 1

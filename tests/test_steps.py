@@ -187,9 +187,14 @@ CHANCE = np.array([0.1, 0.3, 0.5])
 J = CHANCE / 4
 
 
-def prove_toy(kind, **options):
+def toy_params():
+  """Logits f32[3,10] of the counting model, row c after c SPECIALs."""
   probs = np.zeros((3, 10))
   probs[:, 3], probs[:, EOS], probs[:, 1] = CHANCE, 0.25, 0.75 - CHANCE
+  return jnp.log(jnp.asarray(probs, jnp.float32))
+
+
+def prove_toy(kind, **options):
   prove = steps.make_prove(
     counting_model(),
     toy_task(),
@@ -198,9 +203,8 @@ def prove_toy(kind, **options):
     kind=kind,
     **options,
   )
-  table = jnp.log(jnp.asarray(probs, jnp.float32))
   return jax.jit(lambda t: prove(t, PROBLEMS, TOY, None, jax.random.key(1)))(
-    table
+    toy_params()
   )
 
 

@@ -9,7 +9,14 @@ so that a comparison compares what it says.
 or, from one that trains on some of the traces alone, `Selected`.
 """
 
-from meta_rl.algorithms.base import Critic, Measured, Selected
+from meta_rl.algorithms.base import Critic, Measured, Selected, Summaries
+from meta_rl.algorithms.brpo import (
+  PRIORS,
+  SUMMARIES,
+  SUMMARY_BASELINES,
+  brpo,
+  summary_advantages,
+)
 from meta_rl.algorithms.mrt import BASELINES, CREDITS, mrt
 from meta_rl.algorithms.outcome import UNGROUPED, outcome
 from meta_rl.algorithms.ppo import ppo, value_targets
@@ -21,16 +28,22 @@ __all__ = [
   'BASELINES',
   'CREDITS',
   'FORMS',
+  'PRIORS',
   'SELECTS',
+  'SUMMARIES',
+  'SUMMARY_BASELINES',
   'UNGROUPED',
   'Critic',
   'Measured',
   'Selected',
+  'Summaries',
+  'brpo',
   'mrt',
   'outcome',
   'ppo',
   'prefix',
   'star',
+  'summary_advantages',
   'value_targets',
 ]
 
@@ -40,4 +53,5 @@ ALGORITHMS = {
   'ppo': ppo,
   'prefix': prefix,
   'star': star,
+  'brpo': brpo,
 }

@@ -11,6 +11,7 @@ Each `make_*` binds what is static and returns a pure function of arrays;
 Sharding, pmap and the host loop live with the callers.
 """
 
+from meta_rl.steps.boundaries import BOUNDARIES, find_boundaries
 from meta_rl.steps.branches import (
   PREFIX_POLICIES,
   PREFIX_SUCCESS,
@@ -20,10 +21,16 @@ from meta_rl.steps.branches import (
 from meta_rl.steps.generate import make_generate
 from meta_rl.steps.metrics import NORMALIZED_POINTS, rollout_metrics
 from meta_rl.steps.prove import PROVERS, answers_of, make_prove, per_trace
+from meta_rl.steps.summaries import (
+  join_rows,
+  sample_summaries,
+  summary_rows,
+)
 from meta_rl.steps.train import (
   fused,
   make_advantages,
   make_loss,
+  make_rows,
   make_score,
   make_update,
   training_batch,
@@ -31,23 +38,29 @@ from meta_rl.steps.train import (
 from meta_rl.steps.value import make_value, make_value_term
 
 __all__ = [
+  'BOUNDARIES',
   'NORMALIZED_POINTS',
   'PREFIX_POLICIES',
   'PREFIX_SUCCESS',
   'PROVERS',
   'answers_of',
+  'find_boundaries',
   'fused',
+  'join_rows',
   'make_advantages',
   'make_branch_prove',
   'make_branches',
   'make_generate',
   'make_loss',
   'make_prove',
+  'make_rows',
   'make_score',
   'make_update',
   'make_value',
   'make_value_term',
   'per_trace',
   'rollout_metrics',
+  'sample_summaries',
+  'summary_rows',
   'training_batch',
 ]

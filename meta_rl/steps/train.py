@@ -14,6 +14,8 @@ import jax.numpy as jnp
 
 from meta_rl import algorithms, losses, scoring, update
 from meta_rl import value as value_head
+from meta_rl.steps.summaries import join_rows, summary_rows
+from meta_rl.tasks.base import Task
 from meta_rl.types import Array, Model, Rollout, WeightedSum
 
 
@@ -156,7 +158,11 @@ def training_batch(
 
 
 def make_update(
-  loss_fn, optimizer, advantage_fn: Callable, **options
+  loss_fn,
+  optimizer,
+  advantage_fn: Callable,
+  rows_fn: Callable | None = None,
+  **options,
 ) -> Callable:
   """Returns the function that takes all optimizer steps on one rollout.
 
@@ -167,12 +173,16 @@ def make_update(
     optimizer: an optax transformation.
     advantage_fn: `(Measured, T) -> f32[B,T]` or `Selected`, of
       `make_advantages`.
+    rows_fn: `(traces, measured) -> arrays [B,R,T]`, of `make_rows`: what is
+      trained on beside the traces; None: nothing.
     **options: mini_batches, epochs, micro_batches, axis_name of
       `update.update`.
   """
 
   def run(state, traces, measured, ref_log_probs=None):
     batch = training_batch(traces, measured, advantage_fn, ref_log_probs)
+    if rows_fn is not None:
+      batch = join_rows(batch, rows_fn(traces, measured))
     return update.update(
       state, batch, loss_fn=loss_fn, optimizer=optimizer, **options
     )
@@ -188,6 +198,31 @@ def make_advantages(name: str, **options) -> Callable:
       f'{sorted(algorithms.ALGORITHMS)}.'
     )
   return functools.partial(algorithms.ALGORITHMS[name], **options)
+
+
+def make_rows(task: Task, **options) -> Callable:
+  """Returns `(traces, measured) -> arrays [B,R,T]`: summaries as rows.
+
+  Args:
+    task: its stop tokens and padding.
+    **options: group_size and summary_baseline of
+      `algorithms.summary_advantages`.
+  """
+
+  def rows(traces, measured):
+    return summary_rows(
+      traces,
+      measured.episodes.ends,
+      measured.summaries,
+      algorithms.summary_advantages(measured, **options),
+      stop_ids=task.stop_ids,
+      pad_id=task.pad_id,
+    )
+
+  return rows
+
+
+def fused(generate, prove, update_fn, score=None):
 
 
 def fused(generate, prove, update_fn, score=None, value=None):
