@@ -222,9 +222,6 @@ def make_rows(task: Task, **options) -> Callable:
   return rows
 
 
-def fused(generate, prove, update_fn, score=None):
-
-
 def fused(generate, prove, update_fn, score=None, value=None):
   """Returns a whole training step as one function of arrays.
 
