@@ -65,6 +65,7 @@ def fused(pieces):
   return jax.jit(chex.assert_max_traces(steps.fused(**pieces), 1))
 
 
+@pytest.mark.full
 def test_fused_step_equals_its_calls(pieces, states, fused):
   state, reference = states
   key = jax.random.key(8)

@@ -51,6 +51,7 @@ def prove(summaries_per_trace, first=0):
   )
 
 
+@pytest.mark.full
 def test_all_summaries_are_those_of_which_success_is_the_mean():
   found = prove(ROWS)
   picked = found.summaries
@@ -91,6 +92,7 @@ def test_a_share_is_drawn_without_repeats_and_apart_in_each_trace():
   assert any((order[0] != order[b]).any() for b in (1, 2, 3))
 
 
+@pytest.mark.full
 def test_what_is_drawn_does_not_depend_on_the_batch():
   whole, half = prove(7), prove(7, first=1)
   jax.tree.map(

@@ -167,6 +167,7 @@ def test_two_and_two_steps_are_four_bit_for_bit(
   assert not small.equal(state.params, first)
 
 
+@pytest.mark.full
 def test_dynamic_sampling_goes_on_bit_for_bit(small, tmp_path, monkeypatch):
   """The problems and keys of the extra rounds are part of what is saved."""
   real = setup_run.make_task

@@ -57,6 +57,7 @@ def left_padded():
   return jnp.asarray(rng.integers(0, 32, (3, 8)), jnp.int32), jnp.asarray(mask)
 
 
+@pytest.mark.full
 def test_a_value_is_read_off_the_token_before():
   params, (tokens, mask) = lively(), left_padded()
   features = value.features(MODEL, params, tokens, mask)
@@ -451,6 +452,7 @@ QUICK = {
 }
 
 
+@pytest.mark.full
 def test_all_kinds_of_parallelism_give_the_same_numbers(run_python):
   assert 'equal' in run_python(EQUAL, devices=4, env=QUICK, timeout=500)
 
@@ -489,6 +491,7 @@ def test_four_steps(straight):
   assert np.abs(head['kernel']).max() > 0
 
 
+@pytest.mark.full
 def test_two_and_two_steps_are_four_bit_for_bit(
   small, straight, tmp_path, monkeypatch
 ):
