@@ -84,7 +84,7 @@ SIZES = [
   ),
 ]
 CHOICES = [
-  ('mrt', {'algorithm__name': 'ppo'}, 'algorithm.name', "'sft'"),
+  ('mrt', {'algorithm__name': 'trpo'}, 'algorithm.name', "'sft'"),
   ('mrt', {'algorithm__credit': 'all'}, 'algorithm.credit', 'return_to_go'),
   ('mrt', {'algorithm__baseline': 'x'}, 'baseline', "'prover', 'none'"),
   ('grpo', {'algorithm__baseline': 'x'}, 'baseline', 'leave_one_out'),
@@ -269,7 +269,10 @@ def test_an_allowed_change_that_fails_is_undone(trained, small):
 @pytest.mark.parametrize(
   'changes, given',
   [
-    ({'algorithm__name': 'outcome'}, "'outcome' does not take algorithm.alpha"),
+    (
+      {'algorithm__name': 'outcome'},
+      "'outcome' does not take algorithm.credit",
+    ),
     ({'algorithm__name': 'sft'}, 'needs the section config.data'),
     ({'model__num_heads': -1}, 'model.num_heads=-1'),
     ({'rollout__thinking_budget': 10**12}, 'thinking_budget=1000000000000'),

@@ -185,7 +185,9 @@ def test_names_tell_runs_apart():
     if not {'hard', 'tiny'} & set(arg.split(','))
   }
   # One name a file and one more a variant; `exact` is LCPO's default.
-  assert len(names) == len(MODULES) + len({'dr', 'rloo', 'plain', 'max'})
+  variants = ['dr', 'rloo', 'plain', 'max']
+  variants += ['difference', 'mrt', 'linear', 'base']
+  assert len(names) == len(MODULES) + len(variants)
 
 
 def test_lcpo_is_one_of_its_two():

@@ -129,7 +129,7 @@ MODEL = models.make_model(CONFIG)
 BATCH = countdown.problem_arrays(
   [
     countdown.make_problem((3, 5, 7), 9, '+-'),
-    countdown.make_problem((2, 4, 9), 11, '+-'),
+    countdown.make_problem((2, 2, 9), 13, '+-'),
   ],
   max_answers=4,
 )
@@ -164,9 +164,8 @@ def test_the_prover_counts_what_it_feeds(kind, traces):
   found = jax.jit(prove)(params, BATCH, rollout, cache, jax.random.key(2))
   jax.effects_barrier()
   assert found.prover_tokens.sum() == sum(seen)
-  # Not by chance: the traces differ in their episodes, the problems in their
-  # answers.
-  assert len(set(found.prover_tokens.tolist())) > 1
+  if kind == 'exact':  # the problems differ in their answers
+    assert len(set(found.prover_tokens.tolist())) > 1
 
 
 def test_nothing_is_proved_for_nothing(traces):

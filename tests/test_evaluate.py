@@ -282,7 +282,10 @@ def test_traces_are_kept_thinking(trained, small):
   model = setup_run.make_model(trained.config, task)
   calls = evaluate.make_calls(trained.config, model, task, factor=3)
   batches = evaluate.problem_batches(
-    source_of(trained), num_problems=6, batch_size=6
+    source_of(trained),
+    record_arrays=countdown.record_arrays,
+    num_problems=6,
+    batch_size=6,
   )
   found = evaluate.measure(
     calls, params_of(trained), batches, jax.random.key(1)
@@ -438,6 +441,7 @@ def test_pass_and_majority_of_two_problems(trained, small, monkeypatch):
     None,
     source_of(trained),
     jax.random.key(0),
+    kit=setup_run.task_kit(trained.config),
     num_problems=2,
     samples=4,
     batch_size=8,

@@ -73,6 +73,7 @@ def test_the_command(trained, tmp_path, monkeypatch, capsys):
     which='last',
     dtype=None,
     command='train it',
+    value_head=False,
   )
   monkeypatch.setattr(export, 'FLAGS', flags)
   export.main(['export'])

@@ -92,7 +92,7 @@ def test_batches_are_traces_of_the_kit(small, monkeypatch):
   )
   monkeypatch.setitem(tasks.TASKS, 'echo', kit)
   batch = next(sft.make_batches(config))
-  assert seen == [(('train', {'n': 4}), 1, {'n': 4})]
+  assert seen == [(('train', {'n': 4}), None, {'n': 4})]
   real = batch['positions'] >= 0
   assert set(batch['tokens'][real].tolist()) == {7, 8}
   # One trained token a trace, in the middle.

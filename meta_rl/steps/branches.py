@@ -23,7 +23,7 @@ from meta_rl import cache as caches
 from meta_rl.algorithms.base import at
 from meta_rl.steps.prove import PROVERS
 from meta_rl.tasks.base import Task
-from meta_rl.types import Array, Model, Rollout, TraceCache
+from meta_rl.types import Array, Episodes, Model, Rollout, TraceCache
 
 PREFIX_POLICIES = ('reference', 'current')
 PREFIX_SUCCESS = (*PROVERS, 'direct')
@@ -182,16 +182,18 @@ def make_branch_prove(
   check_group(group_size)
 
   def of_prover(params, batch, traces, cache, key, row_offset):
-    """Returns f32[P], J at the end of each prompt's prefix."""
+    """Returns f32[P], J at the end of each prompt's prefix, and tokens fed."""
     prompts = batch['prompts']
     heads = jnp.arange(len(prompts)) * group_size
     own = jax.tree.map(lambda x: x[heads], traces)
     ends = prompts.shape[1] - 1 + given_length(own)
-    success = PROVERS[prefix_success](
+    # One boundary and no episode: the end of the prefix.
+    found = Episodes(ends[:, None], jnp.zeros_like(ends))
+    success, fed = PROVERS[prefix_success](
       model,
       params,
       own,
-      ends[:, None],
+      found,
       batch,
       TraceCache(caches.take(model, cache.cache, heads), cache.used),
       key,
@@ -202,7 +204,7 @@ def make_branch_prove(
       top_p=top_p,
       top_k=top_k,
     )
-    return success[:, 0]
+    return success[:, 0], fed
 
   def run(params, batch, traces, cache, key, row_offset=0):
     key, prefix_key = jax.random.split(key)
@@ -211,7 +213,15 @@ def make_branch_prove(
       rewards = measured.rewards.reshape(-1, group_size)
       success = rewards[:, group_size // 2 :].mean(1)
     else:
-      success = of_prover(params, batch, traces, cache, prefix_key, row_offset)
+      success, fed = of_prover(
+        params, batch, traces, cache, prefix_key, row_offset
+      )
+      if measured.prover_tokens is not None:
+        heads = jnp.arange(len(fed)) * group_size
+        fed = measured.prover_tokens.at[heads].add(fed)
+      else:
+        fed = jnp.repeat(fed, group_size) // group_size
+      measured = dataclasses.replace(measured, prover_tokens=fed)
     return dataclasses.replace(
       measured,
       continues=is_continue(len(measured.rewards), group_size),
