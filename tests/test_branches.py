@@ -320,7 +320,7 @@ for kind in ('none', 'jit', 'pmap'):
 for kind in ('jit', 'pmap'):
   for a, b in zip(jax.tree.leaves(parts[kind]), jax.tree.leaves(parts['none'])):
     np.testing.assert_allclose(a, b, atol=1e-5)
-assert len(jax.tree.leaves(parts['none'])) == 16
+assert len(jax.tree.leaves(parts['none'])) == 18
 print('equal')
 """
 
