@@ -316,11 +316,14 @@ def _summary(runs, rows):
   number_word = dict(enumerate(_WORDS, 1)).get(len(runs), str(len(runs)))
   verb = 'policy answers' if len(runs) == 1 else 'policies answer'
   said = [f'{number_word} {verb}']
-  said.append(
-    f'{problems:,.0f} held-out problems'
-    if math.isfinite(problems)
-    else 'held-out problems'
-  )
+  distinct = number(runs[0].eval.get('num_clusters'))
+  if not math.isfinite(problems):
+    said.append('held-out problems')
+  elif math.isfinite(distinct) and distinct != problems:
+    # Several prompts may show one problem, its numbers in another order.
+    said.append(f'{problems:,.0f} prompts of {distinct:,.0f} held-out problems')
+  else:
+    said.append(f'{problems:,.0f} held-out problems')
   if math.isfinite(horizon):
     said.append(f'with up to {horizon:,.0f} tokens of thinking')
   text = ' '.join(said) + (
