@@ -13,6 +13,9 @@ from meta_rl import models, sharding, steps, train
 from meta_rl.steps import branches
 from meta_rl.tasks import Task
 
+# Slow to compile.
+pytestmark = pytest.mark.full
+
 pytest_plugins = ['small_runs']
 
 PLAIN, EOS, RIGHT, MARKER, DELIMITER, OTHER = 1, 2, 3, 4, 5, 8

@@ -12,6 +12,9 @@ import pytest
 from meta_rl import regret, steps, tokenizer
 from meta_rl.tasks import hidden, hidden_data
 
+# Slow to compile.
+pytestmark = pytest.mark.full
+
 encode = tokenizer.encode
 YES, NO = tokenizer.YES, tokenizer.NO
 

@@ -21,6 +21,9 @@ from meta_rl import setup_run, steps
 from meta_rl.algorithms import Summaries, summary_advantages
 from meta_rl.update import TrainState
 
+# Slow to compile.
+pytestmark = pytest.mark.full
+
 pytest_plugins = ['small_runs']
 KEY = jax.random.key(3)
 BUDGETS, BRANCHES = (2, 4, 6), 8

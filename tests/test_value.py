@@ -31,6 +31,9 @@ from meta_rl.algorithms import Measured
 from meta_rl.models import from_apply_fn
 from meta_rl.types import Episodes, Model, Rollout
 
+# Slow to compile.
+pytestmark = pytest.mark.full
+
 pytest_plugins = ['small_runs']
 
 # ---- the head
