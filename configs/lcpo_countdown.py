@@ -24,26 +24,21 @@ Departs from L1: the length is one for all prompts and not written in them.
 
 import ml_collections
 
-from meta_rl.configs import grpo_countdown
+from meta_rl.configs import grpo_countdown, split_argument
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Returns the config; `arg` joins 'exact' or 'max' and 'hard' or 'tiny'."""
-  args = [a for a in arg.split(',') if a]
-  scale = [a for a in args if a in ('hard', 'tiny')]
-  config = grpo_countdown.get_config(','.join(scale))
+  own, scale = split_argument(arg, 'exact', 'max')
+  config = grpo_countdown.get_config(scale)
   length = config.rollout.thinking_budget // 2
-  if {'exact', 'max'} <= set(args):
+  if {'exact', 'max'} <= set(own):
     raise ValueError(f'argument {arg!r}: give one of exact and max.')
-  if 'max' in args:
+  if 'max' in own:
     config.name = 'LCPO-max'
     config.algorithm.update({'shaping': 'lcpo_max', 'max_length': length})
   else:
     config.name = 'LCPO-exact'
     config.algorithm.update({'shaping': 'lcpo_exact', 'target_length': length})
   config.algorithm.alpha = 0.01
-  if unknown := set(args) - {'exact', 'max', 'hard', 'tiny'}:
-    raise ValueError(
-      f'unknown argument {sorted(unknown)}: allowed are exact, max, hard, tiny.'
-    )
   return config

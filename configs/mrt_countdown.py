@@ -61,7 +61,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'max_episodes': 12,
     # J after every attempt; or 'budgets': after every token budget.
     'boundaries': 'delimiters',
-    'budgets': None,  # None: max_episodes budgets at equal distances
+    # None: max_episodes budgets at equal distances.
+    'budgets': config_dict.placeholder(tuple),
     'num_branches': 8,  # of the sampled prover
   }
   config.algorithm = {

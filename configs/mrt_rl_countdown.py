@@ -20,14 +20,13 @@ regret of training rollouts says little here: compare `eval/`.
 
 import ml_collections
 
-from meta_rl.configs import mrt_countdown
+from meta_rl.configs import mrt_countdown, split_argument
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Returns the config; `arg` joins 'difference' and 'hard' or 'tiny'."""
-  args = [a for a in arg.split(',') if a]
-  scale = [a for a in args if a in ('hard', 'tiny')]
-  config = mrt_countdown.get_config(','.join(scale))
+  own, scale = split_argument(arg, 'difference')
+  config = mrt_countdown.get_config(scale)
   config.name = 'MRT-RL'
   config.algorithm = {
     'name': 'prefix',
@@ -36,11 +35,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'prefix_policy': 'reference',  # what the run starts from, or 'current'
     'prefix_success': 'exact',  # or 'sampled', 'direct': how J is measured
   }
-  if 'difference' in args:
+  if 'difference' in own:
     config.name = 'MRT-RL (difference)'
     config.algorithm.form = 'difference'
-  if unknown := set(args) - {'difference', 'hard', 'tiny'}:
-    raise ValueError(
-      f'unknown argument {sorted(unknown)}: allowed are difference, hard, tiny.'
-    )
   return config

@@ -15,28 +15,25 @@ usual PPO); `hard` and `tiny` as in MRT; several are joined by commas.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
-from meta_rl.configs import mrt_countdown
+from meta_rl.configs import mrt_countdown, split_argument
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Returns the config; `arg` joins 'plain' and 'hard' or 'tiny'."""
-  args = [a for a in arg.split(',') if a]
-  if unknown := set(args) - {'plain', 'hard', 'tiny'}:
-    raise ValueError(
-      f'unknown argument {sorted(unknown)}: allowed are plain, hard, tiny.'
-    )
-  scale = [a for a in args if a in ('hard', 'tiny')]
-  config = mrt_countdown.get_config(','.join(scale))
+  own, scale = split_argument(arg, 'plain')
+  config = mrt_countdown.get_config(scale)
   config.name = 'PPO'
   config.algorithm = {'name': 'ppo', 'discount': 1.0, 'decay': 0.95}
   config.critic = {
     'value_coef': 0.5,
     # Of the squared error to J where a boundary has one; 0 leaves J out.
     'value_j_coef': 0.5,
-    'value_clip': None,  # or how far one update may move a value
+    # How far one update may move a value; None: as far as it likes.
+    'value_clip': config_dict.placeholder(float),
   }
-  if 'plain' in args:
+  if 'plain' in own:
     config.name = 'PPO without J'
     config.critic.value_j_coef = 0.0
   return config

@@ -20,22 +20,17 @@ others.
 
 import ml_collections
 
-from meta_rl.configs import mrt_countdown
+from meta_rl.configs import mrt_countdown, split_argument
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Returns the config; `arg` joins 'plain' and 'hard' or 'tiny'."""
-  args = [a for a in arg.split(',') if a]
-  scale = [a for a in args if a in ('hard', 'tiny')]
-  config = mrt_countdown.get_config(','.join(scale))
+  own, scale = split_argument(arg, 'plain')
+  config = mrt_countdown.get_config(scale)
   config.name = 'REINFORCE'
   config.algorithm = {'name': 'outcome', 'baseline': 'batch_mean'}
   config.loss.aggregate = 'constant'
-  if 'plain' in args:
+  if 'plain' in own:
     config.name = 'REINFORCE without baseline'
     config.algorithm.baseline = 'none'
-  if unknown := set(args) - {'plain', 'hard', 'tiny'}:
-    raise ValueError(
-      f'unknown argument {sorted(unknown)}: allowed are plain, hard, tiny.'
-    )
   return config

@@ -20,30 +20,26 @@ likelihood and `policy/clip_fraction` meaningless.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
-from meta_rl.configs import mrt_countdown
+from meta_rl.configs import mrt_countdown, split_argument
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Returns the config; `arg` joins 'mrt' and 'hard' or 'tiny'."""
-  args = [a for a in arg.split(',') if a]
-  scale = [a for a in args if a in ('hard', 'tiny')]
-  config = mrt_countdown.get_config(','.join(scale))
+  own, scale = split_argument(arg, 'mrt')
+  config = mrt_countdown.get_config(scale)
   config.name = 'STaR'
   config.algorithm = {
     'name': 'star',
     'select': 'any',  # of a prompt's right traces, or 'progress'
     'keep_share': 1.0,  # of these, rounded up
-    'max_kept': None,  # at most so many a prompt
+    'max_kept': config_dict.placeholder(int),  # at most so many a prompt
   }
   # Weight 1 on every token: -log p, whatever policy the trace was drawn from.
   config.loss.update({'surrogate': 'cispo', 'clip_low': 0.0, 'clip_high': 0.0})
   config.batching.epochs = 2
-  if 'mrt' in args:
+  if 'mrt' in own:
     config.name = 'MRT-STaR'
     config.algorithm.update({'select': 'progress', 'keep_share': 0.5})
-  if unknown := set(args) - {'mrt', 'hard', 'tiny'}:
-    raise ValueError(
-      f'unknown argument {sorted(unknown)}: allowed are mrt, hard, tiny.'
-    )
   return config

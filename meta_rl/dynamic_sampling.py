@@ -30,6 +30,9 @@ from jax.sharding import Mesh
 from meta_rl import sharding
 from meta_rl.compiled import CountedJit
 
+# What every round adds to; trained on is one batch, however many were sampled.
+SUMMED = ('rollout/tokens_sum', 'cost/generate', 'cost/prove')
+
 
 def check(max_rounds: int | None, group_size: int) -> None:
   """Raises ValueError for rounds that could never change a batch.
@@ -108,10 +111,10 @@ def merge(kept: Any, new: Any, index: jax.Array) -> Any:
 
 
 def total(rows: list[dict[str, float]]) -> dict[str, float]:
-  """Returns the metrics of all rounds: sums of `_sum`, means of the others."""
+  """Returns the metrics of all rounds: sums of SUMMED, means of the others."""
   values = {name: [row[name] for row in rows] for name in rows[0]}
   return {
-    name: float(np.sum(x) if name.endswith('_sum') else np.mean(x))
+    name: float(np.sum(x) if name in SUMMED else np.mean(x))
     for name, x in values.items()
   }
 

@@ -13,6 +13,7 @@ from absl import app, flags, logging
 
 from meta_rl import (
   checkpoint,
+  command_line,
   env,
   metrics,
   setup_run,
@@ -57,7 +58,7 @@ def export(
     raise ValueError(
       f'{folder} holds no config.json: name a run folder of meta_rl.train.'
     )
-  config = setup_run.recorded_config(folder, recorded)
+  config = command_line.recorded_config(folder, recorded)
   like = setup_run.abstract_params(config)
   if value_head:
     if recorded['algorithm']['name'] != 'ppo':
@@ -109,7 +110,7 @@ def define_flags():
 
 def main(argv):
   """Runs the command."""
-  setup_run.refuse_arguments(argv)
+  command_line.refuse_arguments(argv)
   logging.set_verbosity(logging.WARNING)
   try:
     metadata = export(
@@ -129,4 +130,4 @@ def main(argv):
 if __name__ == '__main__':
   env.check_versions()
   define_flags()
-  app.run(main, flags_parser=workdirs.parse_flags)
+  app.run(main, flags_parser=command_line.parse_flags)

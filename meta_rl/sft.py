@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from meta_rl import (
   checkpoint,
   data,
-  evaluate,
+  held_out,
   metrics,
   scoring,
   setup_run,
@@ -152,7 +152,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
   batches = make_batches(config)
-  held_out = evaluate.problem_batches(
+  eval_batches = held_out.problem_batches(
     setup_run.load_problems(config, 'validation'),
     record_arrays=setup_run.task_kit(config).record_arrays,
     num_problems=config.eval.num_problems,
@@ -168,7 +168,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
     ),
     donate_argnums=0,
   )
-  eval_calls = evaluate.make_calls(config, model, task)
+  eval_calls = held_out.make_calls(config, model, task)
   with contextlib.ExitStack() as stack:
     saver = stack.enter_context(
       checkpoint.Checkpointer(
@@ -210,10 +210,10 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       metrics.check_finite(step, row, saver.latest_step())
       last = step == config.total_steps
       if last or step % config.eval.every == 0:
-        measured = evaluate.measure(
-          eval_calls, state.params, held_out, jax.random.key(config.seed)
+        measured = held_out.measure(
+          eval_calls, state.params, eval_batches, jax.random.key(config.seed)
         )
-        row |= evaluate.summary(measured, config.rollout.thinking_budget)
+        row |= held_out.summary(measured, config.rollout.thinking_budget)
       calls = (step_fn, *eval_calls.values())
       row['compile/count'] = sum(call.traces for call in calls)
       writer.write(step, row)

@@ -26,13 +26,16 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from meta_rl import (
+  check_config,
   checkpoint,
+  command_line,
   costs,
   data,
   dynamic_sampling,
   env,
-  evaluate,
+  held_out,
   metrics,
+  profiler,
   setup_run,
   sft,
   sharding,
@@ -93,7 +96,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
     batch_size=config.rollout.num_prompts,
     seed=config.seed,
   )
-  held_out = evaluate.problem_batches(
+  eval_batches = held_out.problem_batches(
     setup_run.load_problems(config, 'validation'),
     record_arrays=kit.record_arrays,
     num_problems=config.eval.num_problems,
@@ -103,8 +106,8 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
 
   # ---- the jitted calls, each traced once a shape
   parallel = make_parallel(config, model, task, optimizer)
-  summarize = make_summarize(config)
-  eval_calls = evaluate.make_calls(config, model, task)
+  summarize = make_summarize(config, task)
+  eval_calls = held_out.make_calls(config, model, task)
 
   # ---- where it stands: a checkpoint's state beats init_from and the seed
   saver = checkpoint.Checkpointer(
@@ -118,22 +121,21 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
     )
     restored = saver.restore_latest(parallel.put_state(blank))
     first, meter = 0, costs.Meter(config.total_cost)
-    base_params = None  # of the reference, where there is one
     if restored is not None:
       first, state, data_state = restored
       meter = costs.Meter(config.total_cost, data_state.pop(SPENT, 0.0))
       problems.set_state(data_state)
-      if setup_run.has_reference(config):
-        base_params = setup_run.reference_params(config, folder)
       print(f'resuming after step {first} of {config.total_steps}')
     else:
-      base_params = setup_run.start_params(config, folder)
-      state = update.init_state(base_params, optimizer, config.seed)
+      start = setup_run.start_params(config, folder)
+      state = update.init_state(start, optimizer, config.seed)
     state = parallel.put_state(state)
-    if base_params is not None:
+    base_params = None  # of the reference, where there is one
+    if setup_run.has_reference(config):
+      base_params = setup_run.reference_params(config, folder)
       base_params = parallel.put_params(base_params)
-      if config.algorithm.get('prefix_policy') == 'reference':
-        parallel = with_reference(parallel, base_params)
+    if config.algorithm.get('prefix_policy') == 'reference':
+      parallel = with_reference(parallel, base_params)
     stop = stack.enter_context(signals.GracefulExit())
     writer = stack.enter_context(
       metrics.MetricsWriter(folder, resume_step=first if restored else None)
@@ -145,7 +147,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
         print_every=config.log.print_every,
       )
     )
-    profiler = stack.enter_context(Profiler(folder, profile_steps))
+    tracer = stack.enter_context(profiler.Profiler(folder, profile_steps))
     watchdog, timer = metrics.Watchdog(), metrics.Timer()
 
     def next_batch():
@@ -158,24 +160,24 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
     stop_at = first if meter.reached else config.total_steps
     for step in range(first + 1, stop_at + 1):
       began = time.perf_counter()
-      profiler.before(step)
+      tracer.before(step)
       state, row, samples = rl_step(
         parallel, summarize, state, base_params, next_batch(), timer, resample
       )
       data_state = problems.get_state()  # behind the step: it may draw more
-      profiler.after(step)
+      tracer.after(step)
       row['time/step_s'] = time.perf_counter() - began
       row['time/tokens_per_s'] = row['rollout/tokens_sum'] / row['time/step_s']
-      row |= phase_speeds(timer.metrics(), row) | meter.add(row)
+      row |= metrics.phase_speeds(timer.metrics(), row) | meter.add(row)
       metrics.check_finite(step, row, saver.latest_step())
-      check_gap(step, row, config.max_log_prob_gap)
+      metrics.check_gap(step, row, config.max_log_prob_gap)
 
       last = step == config.total_steps or meter.reached
       if last or step % config.eval.every == 0:
-        measured = evaluate.measure(
-          eval_calls, state.params, held_out, jax.random.key(config.seed)
+        measured = held_out.measure(
+          eval_calls, state.params, eval_batches, jax.random.key(config.seed)
         )
-        row |= evaluate.summary(measured, config.rollout.thinking_budget)
+        row |= held_out.summary(measured, config.rollout.thinking_budget)
       row['compile/count'] = count_traces(
         parallel, summarize, eval_calls, resample
       )
@@ -187,7 +189,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
         writer.write_text_rows(
           'samples',
           step,
-          evaluate.describe_traces(*samples, limit=16, decode=kit.decode),
+          held_out.describe_traces(*samples, limit=16, decode=kit.decode),
         )
       # Read once: a signal behind the save must not leave without one.
       leave = last or bool(stop)
@@ -271,9 +273,10 @@ def with_reference(parallel, reference) -> sharding.Parallel:
   return dataclasses.replace(parallel, generate=generate)
 
 
-def make_summarize(config) -> CountedJit:
+def make_summarize(config, task) -> CountedJit:
   """Returns the jitted scalars of a batch of traces, and what they cost."""
   group_size = config.rollout.group_size
+  rows = setup_run.make_rows(config, task)
 
   def summarize(traces, measured):
     row = steps.rollout_metrics(
@@ -287,9 +290,10 @@ def make_summarize(config) -> CountedJit:
       traces.token_mask,
       measured.episodes.ends[:, 0],
       measured.prover_tokens,
+      rows(traces, measured)['token_mask'].sum() if rows else 0,
       group_size=group_size,
       epochs=config.batching.epochs,
-      scored=bool(config.loss.kl_coef),
+      scorings=bool(config.loss.kl_coef) + (config.algorithm.name == 'ppo'),
     )
 
   return CountedJit(summarize)
@@ -375,80 +379,12 @@ def count_traces(parallel, summarize, eval_calls, resample=None) -> int:
   return sum(parallel.traces.values()) + sum(call.traces for call in calls)
 
 
-def phase_speeds(seconds: dict[str, float], row: dict[str, float]) -> dict:
-  """Returns each phase's seconds, and response tokens a second."""
-  speeds = {
-    f'{name.removesuffix("_s")}_tokens_per_s': row['rollout/tokens_sum'] / spent
-    for name, spent in seconds.items()
-    if spent and name != 'time/data_s'
-  }
-  return seconds | speeds
-
-
-def check_gap(step: int, row: dict[str, float], limit: float):
-  """Stops a run whose sampler and trainer disagree on log-probs.
-
-  The gap is that of the first mini-batch, which is trained on the very
-  parameters that sampled it: beyond rounding it means a wrong mask, position,
-  temperature or dtype, and the policy gradient is then biased.
-  """
-  gap = row['policy/log_prob_gap']
-  if gap > limit:
-    raise ValueError(
-      f'step {step}: the sampler and the trainer differ by {gap:.3g} nats a '
-      f'token (max_log_prob_gap={limit:g}): the update would be off-policy. '
-      'Use one dtype for both, or raise the limit.'
-    )
-
-
-class Profiler(contextlib.AbstractContextManager):
-  """Traces the steps 'first:last' with JAX's profiler."""
-
-  def __init__(self, folder: str, span: str):
-    self._folder, self._on = f'{folder}/profile', False
-    self._span, self._first, self._last = span, -1, -1
-    if span:
-      first, colon, last = span.partition(':')
-      numbers = colon and first.isdigit() and last.isdigit()
-      if not (numbers and 1 <= int(first) <= int(last)):
-        raise ValueError(
-          f'profile_steps={span!r}: give first:last, such as 10:13.'
-        )
-      self._first, self._last = int(first), int(last)
-
-  def before(self, step: int):
-    """Starts the trace at its first step."""
-    if step == self._first:
-      jax.profiler.start_trace(self._folder)
-      self._on, self._span = True, ''
-
-  def after(self, step: int):
-    """Ends the trace behind its last step."""
-    if self._on and step >= self._last:
-      self._stop()
-
-  def _stop(self):
-    jax.profiler.stop_trace()
-    self._on = False
-    print(f'profile written to {self._folder}', file=sys.stderr)
-
-  def __exit__(self, *exc_info):
-    if self._on:
-      self._stop()
-    if self._span:
-      print(
-        f'profile_steps={self._span}: step {self._first} was not run, so '
-        'nothing was profiled',
-        file=sys.stderr,
-      )
-
-
 def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
   """Opens the run folder and trains; every expected error becomes one line."""
   loops = {'sft': sft.train}
   try:
     config = workdir.lock_and_check(config)
-    setup_run.check(config)
+    check_config.check(config)
     with (
       signals.as_interrupt(),
       workdir.open_workdir(
@@ -457,7 +393,7 @@ def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
     ):
       for key, (old, new) in opened.changed.items():
         print(f'config: {key} changed from {old} to {new}')
-      if note := setup_run.note_on_saving(config):
+      if note := check_config.note_on_saving(config):
         print(note)
       loop = loops.get(config.algorithm.name, train)
       with forget_failed_start(opened):
@@ -501,7 +437,7 @@ def forget_failed_start(opened: workdir.Workdir):
 
 def main(argv):
   """Runs the command."""
-  setup_run.refuse_arguments(argv)
+  command_line.refuse_arguments(argv)
   logging.set_verbosity(logging.WARNING)
   jax.config.update('jax_threefry_partitionable', True)
   env.enable_compile_cache()
@@ -518,4 +454,4 @@ def main(argv):
 if __name__ == '__main__':
   env.check_versions()
   define_flags()
-  app.run(main, flags_parser=setup_run.parse_flags)
+  app.run(main, flags_parser=command_line.parse_flags)

@@ -6,44 +6,24 @@ shapes of the `:tiny` configs.
 """
 
 import contextlib
+import importlib
 import io
+import pathlib
 import types
 
 import jax
 import numpy as np
 import pytest
 
-from meta_rl import evaluate, metrics, train
-from meta_rl.configs import (
-  brpo_countdown,
-  cispo_countdown,
-  dapo_countdown,
-  grpo_countdown,
-  gspo_countdown,
-  lcpo_countdown,
-  length_penalty_countdown,
-  mrt_countdown,
-  mrt_rl_countdown,
-  ppo_countdown,
-  reinforce_countdown,
-  sft_countdown,
-  star_countdown,
-)
+from meta_rl import held_out, metrics, train
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FILES = sorted((ROOT / 'configs').glob('*_countdown.py'))
 CONFIGS = {
-  'brpo': brpo_countdown,
-  'mrt': mrt_countdown,
-  'mrt_rl': mrt_rl_countdown,
-  'grpo': grpo_countdown,
-  'ppo': ppo_countdown,
-  'sft': sft_countdown,
-  'reinforce': reinforce_countdown,
-  'dapo': dapo_countdown,
-  'gspo': gspo_countdown,
-  'cispo': cispo_countdown,
-  'lcpo': lcpo_countdown,
-  'length_penalty': length_penalty_countdown,
-  'star': star_countdown,
+  file.stem.removesuffix('_countdown'): importlib.import_module(
+    f'meta_rl.configs.{file.stem}'
+  )
+  for file in FILES
 }
 
 
@@ -127,7 +107,7 @@ def trained(small_data, tmp_path_factory):
   """
   config, made = make_config('mrt', checkpoint__every=3), []
   with quick(small_data), pytest.MonkeyPatch.context() as patch:
-    for module, name in ((train, 'make_parallel'), (evaluate, 'make_calls')):
+    for module, name in ((train, 'make_parallel'), (held_out, 'make_calls')):
       patch.setattr(module, name, kept(getattr(module, name), made))
     result = run(config, tmp_path_factory.mktemp('trained') / 'mrt')
   assert result.code == 0, result.err

@@ -11,7 +11,15 @@ import sys
 import pytest
 from conftest import ROOT
 
-from meta_rl import checkpoint, setup_run, signals, weights, workdir
+from meta_rl import (
+  check_config,
+  checkpoint,
+  command_line,
+  setup_run,
+  signals,
+  weights,
+  workdir,
+)
 
 pytest_plugins = ['small_runs']
 
@@ -80,7 +88,7 @@ SIZES = [
   ('sft', {'total_cost': 1.0}, 'total_cost=1.0', 'total_steps'),
   *(
     ('mrt', {key.replace('.', '__'): 0}, f'{key}=0', 'allowed is >= 1')
-    for key in setup_run._COUNTS
+    for key in check_config._COUNTS
   ),
 ]
 CHOICES = [
@@ -287,14 +295,14 @@ def test_values_of_another_algorithm_or_no_use(changes, given, small, tmp_path):
 
 
 def test_words_that_are_no_flags():
-  setup_run.refuse_arguments(['train'])
+  command_line.refuse_arguments(['train'])
   with pytest.raises(SystemExit, match='Did you mean --config.total_steps=1'):
-    setup_run.refuse_arguments(['train', 'config.total_steps=1'])
+    command_line.refuse_arguments(['train', 'config.total_steps=1'])
 
 
 def test_the_config_of_another_program():
   with pytest.raises(ValueError, match="no 'task' section"):
-    setup_run.recorded_config('folder', {'architectures': ['Llama']})
+    command_line.recorded_config('folder', {'architectures': ['Llama']})
 
 
 def test_a_run_goes_on_without_what_it_started_from(small, tmp_path):

@@ -17,7 +17,7 @@ from test_steps import (
 )
 from toys import counting_model
 
-from meta_rl import evaluate, setup_run, steps
+from meta_rl import check_config, held_out, setup_run, steps
 from meta_rl.algorithms import Measured, mrt
 
 pytest_plugins = ['small_runs']
@@ -164,7 +164,7 @@ def test_budgets_of_a_config(small):
     'mrt', prover__boundaries='budgets', prover__budgets=(5, 27)
   )
   assert setup_run.budgets_of(config) == (5, 27)
-  setup_run.check(config)
+  check_config.check(config)
 
 
 def test_held_out_problems_are_measured_at_delimiters(small, monkeypatch):
@@ -180,7 +180,7 @@ def test_held_out_problems_are_measured_at_delimiters(small, monkeypatch):
   )
   task = setup_run.make_task(config)
   monkeypatch.setattr(steps, 'make_prove', make_prove)
-  evaluate.make_calls(config, setup_run.make_model(config, task), task)
+  held_out.make_calls(config, setup_run.make_model(config, task), task)
   (options,) = seen
   assert options['kind'] == 'exact'
   assert (options['boundaries'], options['budgets']) == ('delimiters', None)
@@ -204,7 +204,7 @@ def test_held_out_problems_are_measured_at_delimiters(small, monkeypatch):
 )
 def test_budgets_that_no_run_can_use(changes, message, small):
   with pytest.raises(ValueError, match=message):
-    setup_run.check(small.config('mrt', **changes))
+    check_config.check(small.config('mrt', **changes))
 
 
 def test_stopping_inside_an_episode_competes_with_going_on():

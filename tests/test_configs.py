@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from meta_rl import data, env, setup_run, signals, workdir
+from meta_rl import check_config, data, env, setup_run, signals, workdir
 from meta_rl.configs import (
   brpo_countdown,
   cispo_countdown,
@@ -74,7 +74,7 @@ def test_built_locked_and_of_one_piece(module, arg):
   assert isinstance(config, ml_collections.ConfigDict)
   with pytest.raises((AttributeError, KeyError)):
     config.optimizer.lr = 1.0
-  setup_run.check(config)
+  check_config.check(config)
   task = setup_run.make_task(config)
   # Every episode of a full budget is one of the prover's.
   episodes = config.rollout.thinking_budget / task.episode_length

@@ -58,10 +58,15 @@ def test_a_step_by_hand():
     fed,
     group_size=2,
     epochs=2,
-    scored=True,
+    scorings=1,
     prover_gradient=True,
   )
   assert found == {'cost/generate': 6, 'cost/prove': 48, 'cost/train': 56}
+  # Rows of 5 and 7 tokens beside the traces: 3 x 2 x 12 more, and no scoring.
+  more = costs.step_costs(
+    mask, ends, fed, ARRAY([5, 7]), group_size=2, epochs=2, scorings=1
+  )
+  assert more == {'cost/generate': 6, 'cost/prove': 16, 'cost/train': 128}
   # Two groups of one pay for two prompts; without a prover nothing is proved.
   found = costs.step_costs(mask, ends, None, group_size=1)
   assert found == {'cost/generate': 8, 'cost/prove': 0, 'cost/train': 24}

@@ -56,6 +56,8 @@ class Rounds:
     return {
       'rollout/zero_variance_share': (rewards.max(1) == rewards.min(1)).mean(),
       'rollout/tokens_sum': jnp.float32(100 * self.drawn),
+      'cost/prove': jnp.float32(10 * self.drawn),
+      'cost/train': jnp.float32(7),
     }
 
   def step(self, key=0):
@@ -106,6 +108,9 @@ def test_rounds_by_hand():
     # Equal: 2, 3 and 1 of 4 each, whatever was kept: 6 of 12.
     'rollout/zero_variance_share': 0.5,
     'rollout/tokens_sum': 100 + 200 + 300,
+    # All rounds are proved, and one batch of them is trained on.
+    'cost/prove': 10 + 20 + 30,
+    'cost/train': 7,
   }
   assert all(isinstance(value, float) for value in step[-1].values())
   # The fourth batch is the next step's, not lost.

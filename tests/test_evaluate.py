@@ -13,6 +13,7 @@ import pytest
 from meta_rl import (
   evaluate,
   headline,
+  held_out,
   metrics,
   regret,
   setup_run,
@@ -89,7 +90,7 @@ def result(trained, small):
 # ---- batches of problems
 
 problem_batches = functools.partial(
-  evaluate.problem_batches, record_arrays=countdown.record_arrays
+  held_out.problem_batches, record_arrays=countdown.record_arrays
 )
 cluster_ids = functools.partial(
   evaluate.cluster_ids, cluster_key=countdown.cluster_key
@@ -99,6 +100,13 @@ cluster_ids = functools.partial(
 def source_of(trained):
   """The test split of a run's problems."""
   return setup_run.load_problems(trained.config, 'test')
+
+
+def test_stack():
+  records = [{'a': np.array([1, 2]), 'b': np.array(i)} for i in range(3)]
+  batch = held_out.stack(records)
+  assert batch['a'].tolist() == [[1, 2]] * 3
+  assert batch['b'].tolist() == [0, 1, 2]
 
 
 def test_the_last_batch_is_filled_up(trained, small):
@@ -174,7 +182,7 @@ def fake_calls(seen):
 def test_measure_drops_the_filler_and_counts_rows_on(trained, small):
   batches = problem_batches(source_of(trained), num_problems=5, batch_size=4)
   offsets = []
-  found = evaluate.measure(
+  found = held_out.measure(
     fake_calls(offsets), None, batches, jax.random.key(0)
   )
   # Row i draws from fold_in(key, i), whatever batch it lies in.
@@ -203,7 +211,7 @@ def test_samples_do_not_depend_on_the_batch(trained, small):
       ),
       stop_index=traces.tokens[:, 0],
     )
-    found = evaluate.measure(calls, params, batches, jax.random.key(3))
+    found = held_out.measure(calls, params, batches, jax.random.key(3))
     tokens.append(found['tokens'])
     assert calls['generate'].traces == 1
   assert np.array_equal(*tokens)
@@ -280,14 +288,14 @@ def test_beyond_the_budget_and_under_another_prover(result, trained, small):
 def test_traces_are_kept_thinking(trained, small):
   task = setup_run.make_task(trained.config)
   model = setup_run.make_model(trained.config, task)
-  calls = evaluate.make_calls(trained.config, model, task, factor=3)
-  batches = evaluate.problem_batches(
+  calls = held_out.make_calls(trained.config, model, task, factor=3)
+  batches = held_out.problem_batches(
     source_of(trained),
     record_arrays=countdown.record_arrays,
     num_problems=6,
     batch_size=6,
   )
-  found = evaluate.measure(
+  found = held_out.measure(
     calls, params_of(trained), batches, jax.random.key(1)
   )
   assert (found['thinking_mask'].sum(1) == 3 * HORIZON).all()
@@ -346,9 +354,9 @@ def test_regret_is_that_of_the_public_function():
     jnp.asarray(found['success']), jnp.asarray(found['ends']), horizon=HORIZON
   )
   np.testing.assert_allclose(
-    evaluate.regrets(found, HORIZON), on_device, atol=1e-6
+    held_out.regrets(found, HORIZON), on_device, atol=1e-6
   )
-  total = evaluate.summary(found, HORIZON)['eval/regret_token_weighted']
+  total = held_out.summary(found, HORIZON)['eval/regret_token_weighted']
   assert total == pytest.approx(float(on_device.mean()), abs=1e-6)
 
 
@@ -362,9 +370,9 @@ def test_one_trace_by_hand():
     'thinking_mask': np.arange(41)[None] < 18,
   }
   # (9 (1 - 0.1) + 9 (1 - 0.5) + 9 (1 - 0.9)) / 27 = (0.9 + 0.5 + 0.1) / 3
-  assert evaluate.regrets(found, HORIZON)[0] == pytest.approx(0.5)
-  assert evaluate.final_success(found).tolist() == pytest.approx([0.9])
-  assert evaluate.summary(found, HORIZON) == pytest.approx(
+  assert held_out.regrets(found, HORIZON)[0] == pytest.approx(0.5)
+  assert held_out.final_success(found).tolist() == pytest.approx([0.9])
+  assert held_out.summary(found, HORIZON) == pytest.approx(
     {
       'eval/accuracy': 0.9,
       'eval/reward_mean': 1.0,
@@ -385,7 +393,7 @@ def test_evaluate_puts_together_what_was_measured(trained, small, monkeypatch):
     found = measured_by_hand(rows, seed=int(at_budgets))
     return made.setdefault(at_budgets, found)
 
-  monkeypatch.setattr(evaluate, 'measure', measure)
+  monkeypatch.setattr(held_out, 'measure', measure)
   result = run_evaluate(trained, num_problems=40)
   found, many = made[True], made[False]
   success, ends = jnp.asarray(found['success']), jnp.asarray(found['ends'])
@@ -435,7 +443,7 @@ def test_pass_and_majority_of_two_problems(trained, small, monkeypatch):
   found['token_mask'][:, last] = True
   found['stop_index'] = np.full(8, last - 1)
   found['stop_index'][5:] = last  # nothing behind it
-  monkeypatch.setattr(evaluate, 'measure', lambda *args: found)
+  monkeypatch.setattr(held_out, 'measure', lambda *args: found)
   result = evaluate.several_samples(
     None,
     None,
@@ -479,7 +487,7 @@ def test_describe():
     'count': np.array([2]),
     'stop_index': np.array([26]),
   }
-  assert evaluate.describe(arrays, 0) == {
+  assert held_out.describe(arrays, 0) == {
     'prompt': '<bos> 7 5 3 = 9 <think>',
     'success_start': 0.125,
     'episodes': [
@@ -503,7 +511,7 @@ def test_describe():
   # Without a thought, and without an answer.
   arrays |= {'count': np.array([0]), 'forced': np.array([True])}
   arrays |= {'stop_index': np.array([len(tokens)])}
-  none = evaluate.describe(arrays, 0)
+  none = held_out.describe(arrays, 0)
   assert (none['episodes'], none['answer']) == ([], '')
   assert none['stopped'] == 'budget'
 
@@ -664,7 +672,7 @@ def test_a_run_whose_checkpoints_are_damaged(
 
 def test_training_logs_what_evaluate_measures(trained, small):
   """The last row of the log is `summary` on the validation split."""
-  calls = evaluate.make_calls(
+  calls = held_out.make_calls(
     trained.config,
     *(lambda task: (setup_run.make_model(trained.config, task), task))(
       setup_run.make_task(trained.config)
@@ -676,9 +684,9 @@ def test_training_logs_what_evaluate_measures(trained, small):
     batch_size=16,
   )
   key = jax.random.key(trained.config.seed)
-  found = evaluate.measure(calls, params_of(trained), batches, key)
+  found = held_out.measure(calls, params_of(trained), batches, key)
   row = metrics.read_metrics(trained.folder / 'metrics.jsonl')[-1]
-  assert evaluate.summary(found, HORIZON) == {
+  assert held_out.summary(found, HORIZON) == {
     k: v for k, v in row.items() if k.startswith('eval/')
   }
   assert found['success'].shape == (16, 4)

@@ -6,14 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import lively_params, script_model, tiny
+from toys import (
+  EOS,
+  MARKER,
+  check_response,
+  follow,
+  lively_params,
+  script_model,
+  tiny,
+)
 
 from meta_rl import models, steps
 from meta_rl.rollout import generate
 from meta_rl.scoring import score
 from meta_rl.tasks import Task
-
-EOS, MARKER, STOP = 2, 4, (4, 9)
 
 # What the environment says after a token: while thinking, and afterwards.
 THINKING = {10: 20, 12: MARKER, 13: EOS, 5: 25, 16: 16}
@@ -94,39 +100,15 @@ EXPECTED = {
 ROWS = np.arange(8, dtype=np.int32)[:, None]
 
 
-def follow(observe_fn, budget=3, **options):
-  settings = {
-    'max_new_tokens': 8,
-    'eos_id': EOS,
-    'temperature': 0,
-    'think_end_id': MARKER,
-    'stop_ids': STOP,
-    'check_every': 3,
-  }
-  return generate(
-    script_model(),
-    jnp.asarray(SCRIPT),
-    jnp.asarray(ROWS),
-    jnp.ones((8, 1), bool),
-    jax.random.key(0),
-    thinking_budget=budget,
-    observe_fn=observe_fn,
-    **settings | options,
-  )
-
-
 @pytest.fixture(scope='module')
 def scripted():
   """`follow`, jitted, with the budget of each row an argument."""
-  return jax.jit(lambda budget: follow(says, budget))
+  return jax.jit(lambda budget: follow(SCRIPT, budget, observe_fn=says))
 
 
 def test_table_of_observations(scripted):
   rollout = scripted(jnp.full(8, 3))
-  for name, rows in EXPECTED.items():
-    found = np.asarray(getattr(rollout, name))
-    found = found[:, 1:] if found.ndim == 2 else found
-    np.testing.assert_array_equal(found, rows, err_msg=name)
+  check_response(rollout, EXPECTED)
 
 
 def test_observed_thoughts_count_towards_a_budget_of_each_row(scripted):
@@ -141,7 +123,7 @@ def test_observed_thoughts_count_towards_a_budget_of_each_row(scripted):
 
 
 def test_the_cache_holds_observed_tokens():
-  _, trace = follow(says, return_cache=True)
+  _, trace = follow(SCRIPT, 3, observe_fn=says, return_cache=True)
   np.testing.assert_array_equal(
     trace.cache['tokens'][0, 1:8], EXPECTED['tokens'][0][:7]
   )

@@ -7,13 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import lively_params, script_model, tiny
+from toys import (
+  EOS,
+  MARKER,
+  check_response,
+  follow,
+  lively_params,
+  tiny,
+)
 
 from meta_rl import models, sampling
 from meta_rl.rollout import generate
 from meta_rl.scoring import positions_of, score
-
-EOS, MARKER, STOP = 2, 4, (4, 9)
 
 # --- what is written, by a model that follows a script ---
 
@@ -78,37 +83,10 @@ BUDGET_3 = {
 ROWS = np.arange(8, dtype=np.int32)[:, None]
 
 
-def follow(script, budget, **options):
-  settings = {
-    'max_new_tokens': 8,
-    'eos_id': EOS,
-    'temperature': 0,
-    'think_end_id': MARKER,
-    'stop_ids': STOP,
-    'check_every': 3,
-  }
-  return generate(
-    script_model(),
-    jnp.asarray(script),
-    jnp.asarray(ROWS[: len(script)]),
-    jnp.ones((len(script), 1), bool),
-    jax.random.key(0),
-    thinking_budget=budget,
-    **settings | options,
-  )
-
-
 @pytest.fixture(scope='module')
 def scripted():
   """`follow`, jitted, with the budget of each row an argument."""
   return jax.jit(lambda budget: follow(SCRIPT, budget))
-
-
-def check_response(rollout, expected):
-  for name, rows in expected.items():
-    found = np.asarray(getattr(rollout, name))
-    found = found[:, 1:] if found.ndim == 2 else found
-    np.testing.assert_array_equal(found, rows, err_msg=name)
 
 
 def test_forced_termination_table(scripted):

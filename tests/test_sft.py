@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from toys import counting_model
 
-from meta_rl import data, evaluate, setup_run, sft, signals, tasks, weights
+from meta_rl import data, held_out, setup_run, sft, signals, tasks, weights
 from meta_rl.tasks import countdown
 
 pytest_plugins = ['small_runs']
@@ -219,7 +219,7 @@ def test_held_out_problems_are_not_trained_on(small):
   assert not train & validation
   assert not train & test
   assert not validation & test
-  batches = evaluate.problem_batches(
+  batches = held_out.problem_batches(
     setup_run.load_problems(config, 'validation'),
     record_arrays=countdown.record_arrays,
     num_problems=16,

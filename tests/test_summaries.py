@@ -17,7 +17,7 @@ from test_steps import (
 )
 from toys import SPECIAL, counting_model
 
-from meta_rl import setup_run, steps
+from meta_rl import check_config, setup_run, steps
 from meta_rl.algorithms import Summaries, summary_advantages
 from meta_rl.update import TrainState
 
@@ -265,7 +265,7 @@ def test_summaries_need_a_prover_that_samples():
 )
 def test_what_no_run_can_use(changes, message, small):
   with pytest.raises(ValueError, match=message):
-    setup_run.check(small.config('brpo', **changes))
+    check_config.check(small.config('brpo', **changes))
 
 
 def test_own_answers_alone_need_no_samples(small):
@@ -276,6 +276,6 @@ def test_own_answers_alone_need_no_samples(small):
     loss__kl_coef=0.1,
     prover__num_branches=1,
   )
-  setup_run.check(config)
+  check_config.check(config)
   task = setup_run.make_task(config)
   assert setup_run.make_rows(config, task) is None

@@ -19,6 +19,7 @@ from conftest import ROOT
 from meta_rl import (
   checkpoint,
   metrics,
+  profiler,
   setup_run,
   signals,
   train,
@@ -388,9 +389,9 @@ def test_a_gap_between_sampler_and_trainer_stops_the_run(
 
 
 def test_check_gap_allows_up_to_the_limit():
-  train.check_gap(1, {'policy/log_prob_gap': 0.01}, 0.01)
+  metrics.check_gap(1, {'policy/log_prob_gap': 0.01}, 0.01)
   with pytest.raises(ValueError, match='step 7: .* 0.011 nats'):
-    train.check_gap(7, {'policy/log_prob_gap': 0.011}, 0.01)
+    metrics.check_gap(7, {'policy/log_prob_gap': 0.011}, 0.01)
 
 
 @pytest.mark.full
@@ -404,16 +405,16 @@ def test_profile_steps_that_are_never_run(capsys, monkeypatch, tmp_path):
   started = []
   monkeypatch.setattr(jax.profiler, 'start_trace', started.append)
   monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: started.append(None))
-  with train.Profiler(str(tmp_path), '10:12') as profiler:
+  with profiler.Profiler(str(tmp_path), '10:12') as tracer:
     for step in (1, 2):
-      profiler.before(step)
-      profiler.after(step)
+      tracer.before(step)
+      tracer.after(step)
   assert started == []
   assert 'step 10 was not run' in capsys.readouterr().err
-  with train.Profiler(str(tmp_path), '1:2') as profiler:
+  with profiler.Profiler(str(tmp_path), '1:2') as tracer:
     for step in (1, 2, 3):
-      profiler.before(step)
-      profiler.after(step)
+      tracer.before(step)
+      tracer.after(step)
   assert started == [f'{tmp_path}/profile', None]
   assert 'not run' not in capsys.readouterr().err
 
@@ -423,7 +424,7 @@ def test_phase_speeds():
   # of no time no speed.
   row = {'rollout/tokens_sum': 60.0}
   seconds = {'time/generate_s': 2.0, 'time/prove_s': 4.0, 'time/data_s': 1.0}
-  found = train.phase_speeds(seconds | {'time/score_s': 0.0}, row)
+  found = metrics.phase_speeds(seconds | {'time/score_s': 0.0}, row)
   assert found == seconds | {
     'time/score_s': 0.0,
     'time/generate_tokens_per_s': 30.0,
@@ -483,8 +484,9 @@ def test_thirty_steps_raise_the_reward_of_a_bandit(name, small):
   )
   params = init_params(shape, jax.random.key(0))
   optimizer = optax.adam(0.02)
-  parallel = train.make_parallel(config, make_model(shape), bandit(), optimizer)
-  summarize = train.make_summarize(config)
+  task = bandit()
+  parallel = train.make_parallel(config, make_model(shape), task, optimizer)
+  summarize = train.make_summarize(config, task)
   state = parallel.put_state(
     update.TrainState(
       params=params,

@@ -14,6 +14,7 @@ from toys import SPECIAL, lively_params, tiny
 
 from meta_rl import (
   algorithms,
+  check_config,
   checkpoint,
   export,
   losses,
@@ -606,20 +607,20 @@ def test_the_command_asks_for_the_head(straight, tmp_path, monkeypatch):
 )
 def test_configs_that_are_refused(changes, message, small):
   with pytest.raises(ValueError, match=message):
-    setup_run.check(small.config('ppo', **changes))
+    check_config.check(small.config('ppo', **changes))
 
 
 def test_a_critic_belongs_to_ppo(small):
   config = small.config('ppo')
   del config.critic
   with pytest.raises(ValueError, match="name='ppo' needs config.critic"):
-    setup_run.check(config)
+    check_config.check(config)
   config = small.config('mrt')
   config.critic = {'value_coef': 0.5}
   with pytest.raises(ValueError, match='config.critic applies to ppo'):
-    setup_run.check(config)
+    check_config.check(config)
 
 
 def test_without_a_prover_the_usual_ppo(small):
-  setup_run.check(small.config('ppo', 'plain,tiny', prover__kind='none'))
+  check_config.check(small.config('ppo', 'plain,tiny', prover__kind='none'))
   assert algorithms.ALGORITHMS['ppo'] is algorithms.ppo

@@ -19,7 +19,7 @@ from meta_rl.steps.branches import (
   make_branches,
 )
 from meta_rl.steps.generate import make_generate
-from meta_rl.steps.metrics import NORMALIZED_POINTS, rollout_metrics
+from meta_rl.steps.metrics import rollout_metrics
 from meta_rl.steps.prove import PROVERS, answers_of, make_prove, per_trace
 from meta_rl.steps.summaries import (
   join_rows,
@@ -39,7 +39,6 @@ from meta_rl.steps.value import make_value, make_value_term
 
 __all__ = [
   'BOUNDARIES',
-  'NORMALIZED_POINTS',
   'PREFIX_POLICIES',
   'PREFIX_SUCCESS',
   'PROVERS',

@@ -49,11 +49,7 @@ def rollout_metrics(
   return metrics
 
 
-# Shares of the horizon after which the normalised regret looks at accuracy.
-NORMALIZED_POINTS = 16
-
-
-def _normalized(success, ends, horizon, points: int = NORMALIZED_POINTS):
+def _normalized(success, ends, horizon, points: int = regret.NORMALIZED_POINTS):
   """Returns f32[], the normalized regret of the batch's accuracy curve.
 
   The curve is the mean over traces of the J at hand after each of `points`

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from meta_rl import algorithms, costs, prover
 from meta_rl.steps.boundaries import check_boundaries, find_boundaries
 from meta_rl.steps.summaries import sample_summaries
-from meta_rl.tasks.base import Task
+from meta_rl.tasks.base import Task, verifier
 from meta_rl.types import Array, Model, Rollout
 
 
@@ -173,14 +173,13 @@ def _sampled(
   row_offset,
   **support,
 ):
-  per_branch = {k: x[:, None, None] for k, x in rows.items()}
   success, mask = prover.sampled(
     model,
     params,
     traces.tokens,
     traces.token_mask,
     found.ends,
-    lambda answers, mask: task.verify(answers, mask, per_branch),
+    verifier(task, rows),
     key,
     num_branches=num_branches,
     max_answer_len=task.answer_length,

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from meta_rl import costs, prover
 from meta_rl.algorithms import Summaries
 from meta_rl.probes import repeat_past_count
-from meta_rl.tasks.base import Task
+from meta_rl.tasks.base import Task, verifier
 from meta_rl.types import Array, Episodes, Model, Params, Rollout, TraceCache
 
 
@@ -75,8 +75,7 @@ def sample_summaries(
     return_log_probs=True,
     **support,
   )
-  per_branch = {k: x[:, None, None] for k, x in rows.items()}
-  rewards = task.verify(answers, mask, per_branch).astype(jnp.float32)
+  rewards = verifier(task, rows)(answers, mask).astype(jnp.float32)
   budget, branch = _pick(
     pick_key, found, num_branches, summaries_per_trace, row_offset
   )

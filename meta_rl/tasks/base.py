@@ -90,3 +90,14 @@ class TaskKit:
   max_trace_length: Callable[..., int]
   decode: Callable[[Iterable[int]], str]
   vote: Callable[[Sequence[int]], Hashable | None]
+
+
+def verifier(task: Task, rows: dict[str, Array]) -> Callable:
+  """Returns `(answers i32[B,K+1,M,A], mask) -> f32[B,K+1,M]` of a batch.
+
+  Args:
+    task: whose `verify` it is.
+    rows: the problems' arrays, one row a trace.
+  """
+  per_branch = {k: x[:, None, None] for k, x in rows.items()}
+  return lambda answers, mask: task.verify(answers, mask, per_branch)

@@ -272,12 +272,7 @@ def sample_traces(
     count: how many traces.
     **options: as in `sample_trace`.
   """
-  if not len(problems):
-    raise ValueError('no problems to draw traces from: give at least one')
-  return [
-    sample_trace(problems[index], rng, **options)
-    for index in rng.integers(len(problems), size=count)
-  ]
+  return traces.draw_traces(sample_trace, problems, rng, count, **options)
 
 
 def max_trace_length(

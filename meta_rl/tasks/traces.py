@@ -9,7 +9,8 @@ fine-tuning is to put right.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -206,10 +207,32 @@ def sample_traces(
     count: how many traces.
     **options: as in `sample_trace`.
   """
+  return draw_traces(sample_trace, problems, rng, count, **options)
+
+
+def draw_traces(
+  sample: Callable,
+  problems: Sequence[Any],
+  rng: np.random.Generator,
+  count: int,
+  **options,
+) -> list:
+  """Returns traces of `count` problems, drawn with replacement.
+
+  Args:
+    sample: makes one trace of a problem.
+    problems: a sequence to draw from, at least one.
+    rng: consumed.
+    count: how many traces.
+    **options: of `sample`.
+
+  Raises:
+    ValueError: there is no problem.
+  """
   if not len(problems):
     raise ValueError('no problems to draw traces from: give at least one')
   return [
-    sample_trace(problems[index], rng, **options)
+    sample(problems[index], rng, **options)
     for index in rng.integers(len(problems), size=count)
   ]
 
