@@ -95,13 +95,21 @@ def first_fit(lengths: Sequence[int], length: int) -> list[int]:
   At most one row stays half empty or worse, so rows <= 2 * sum(lengths)/length
   + 1.
   """
-  free, rows = [], []
+  # The room of every row that may be opened, as the leaves of a tree whose
+  # nodes hold the most room below them: the first row with room is found in
+  # log(N) steps, and an unopened one is always the last resort.
+  leaves = 1 << max(len(lengths) - 1, 0).bit_length()
+  room, rows = [length] * (2 * leaves), []
   for size in lengths:
-    row = next((r for r, room in enumerate(free) if room >= size), len(free))
-    if row == len(free):
-      free.append(length)
-    free[row] -= size
-    rows.append(row)
+    node = 1
+    while node < leaves:
+      node *= 2
+      node += room[node] < size
+    rows.append(node - leaves)
+    room[node] -= size
+    while node > 1:
+      node //= 2
+      room[node] = max(room[2 * node], room[2 * node + 1])
   return rows
 
 

@@ -96,10 +96,16 @@ def make_batches(config) -> Buckets:
   elif source == 'jsonl':
     if not config.data.path:
       raise ValueError("data.source='jsonl' needs data.path, a JSONL file.")
-    examples = data.chat_jsonl(config.data.path, tokenizer.make_tokenizer())
+    lengths = {name: buckets[name]['length'] for name in names}
+    examples = data.chat_jsonl(
+      config.data.path,
+      tokenizer.make_tokenizer(),
+      max_length=max(lengths.values()),
+    )
+    own = spread_examples(examples, lengths)
     iterators = [
       data.packed_batches(
-        examples,
+        own[name],
         seed=config.seed,
         batch_size=buckets[name]['batch_size'],
         length=buckets[name]['length'],
@@ -112,6 +118,25 @@ def make_batches(config) -> Buckets:
     )
   pattern = [names.index(name) for name in config.data.pattern]
   return Buckets(iterators, pattern)
+
+
+def spread_examples(examples: list, lengths: dict[str, int]) -> dict[str, list]:
+  """Returns each bucket's examples: those that fit no bucket of shorter rows.
+
+  A bucket that is left without any shares those of the shorter rows, since a
+  long row holds several.
+
+  Args:
+    examples: (tokens, loss mask), none longer than the longest rows.
+    lengths: tokens a row, of each bucket.
+  """
+  size = lambda example: len(example[0])
+  own, below = {}, 0
+  for name in sorted(lengths, key=lengths.get):
+    fits = [e for e in examples if size(e) <= lengths[name]]
+    own[name] = [e for e in fits if size(e) > below] or fits
+    below = lengths[name]
+  return own
 
 
 def make_loss(model: Model, *, chunk: int | None = None):

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -123,6 +124,29 @@ def test_pack_by_hand():
     np.testing.assert_array_equal(batch[name], value)
   assert batch['loss_mask'].dtype == bool
   assert batch['tokens'].dtype == batch['positions'].dtype == np.int32
+
+
+def test_first_fit_is_the_first_row_with_room():
+  assert data.first_fit([], 6) == []
+  assert data.first_fit([6], 6) == [0]
+  # 4 opens row 0; 3 does not fit its 2; 2 does; 4 opens a third; 3 fills row 1.
+  assert data.first_fit([4, 3, 2, 4, 3], 6) == [0, 1, 0, 2, 1]
+  lengths = np.random.default_rng(0).integers(1, 101, 500).tolist()
+  free, rows = [], []
+  for size in lengths:  # the definition, in quadratic time
+    row = next((r for r, room in enumerate(free) if room >= size), len(free))
+    free += [100] * (row == len(free))
+    free[row] -= size
+    rows.append(row)
+  assert data.first_fit(lengths, 100) == rows
+
+
+def test_first_fit_of_many_is_quick():
+  lengths = np.random.default_rng(0).integers(1, 101, 50_000).tolist()
+  began = time.perf_counter()
+  rows = data.first_fit(lengths, 100)
+  assert time.perf_counter() - began < 10  # minutes, were it quadratic
+  assert np.bincount(rows, lengths).max() <= 100
 
 
 def test_pack_padding_and_fixed_rows():

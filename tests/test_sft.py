@@ -226,3 +226,23 @@ def test_held_out_problems_are_not_trained_on(small):
     batch_size=8,
   )
   assert len(batches) == 2
+
+
+def test_examples_go_to_the_shortest_rows_that_hold_them():
+  example = lambda size: (np.zeros(size, np.int32), np.ones(size, bool))
+  sizes = lambda own: {k: [len(e[0]) for e in v] for k, v in own.items()}
+  some = [example(size) for size in (3, 9, 4, 5)]
+  found = sft.spread_examples(some, {'long': 10, 'short': 4})
+  assert sizes(found) == {'short': [3, 4], 'long': [9, 5]}
+  # None is too long for the short rows: the long ones hold several of them.
+  found = sft.spread_examples(some[::2], {'long': 10, 'short': 4})
+  assert sizes(found) == {'short': [3, 4], 'long': [3, 4]}
+
+
+def test_an_example_that_fits_no_row_is_named_by_its_line(small, tmp_path):
+  path = tmp_path / 'chats.jsonl'
+  lines = [{'prompt': '1', 'completion': ' '.join(['2'] * n)} for n in (1, 500)]
+  path.write_text('\n'.join(map(json.dumps, lines)))
+  config = small.config('sft', data__source='jsonl', data__path=str(path))
+  with pytest.raises(ValueError, match='line 2: 502 tokens, at most 448'):
+    sft.make_batches(config)
