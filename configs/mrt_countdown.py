@@ -62,6 +62,12 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'price': 0.0,  # lambda: of a horizon of thinking tokens
     'baseline': 'prover',
   }
+  # Functions of one's own, (('package.module.function', weight), ...), whose
+  # values are added to outcome_weight times the task's outcome; a trace that
+  # one has no number for is left out of the update (meta_rl/rewards.py).
+  config.rewards = ()
+  config.outcome_weight = 1.0
+  config.reward_errors = 'raise'  # or 'mask': a function that raises
   config.loss = {
     'clip_low': 0.2,
     'clip_high': 0.2,

@@ -213,12 +213,15 @@ def summary(measured: dict[str, np.ndarray], horizon: int) -> dict[str, float]:
 
 def describe_traces(traces, measured, *, limit: int) -> list[dict]:
   """Returns sampled traces of a training step as rows of text (host)."""
+  rewards = measured.rewards
+  if measured.valid is not None:
+    rewards = jnp.where(measured.valid, rewards, jnp.nan)
   arrays = jax.device_get(
     {
       'tokens': traces.tokens[:limit],
       'token_mask': traces.token_mask[:limit],
       'forced': traces.forced[:limit],
-      'rewards': measured.rewards[:limit],
+      'rewards': rewards[:limit],
       'success': measured.success[:limit],
       'ends': measured.episodes.ends[:limit],
       'count': measured.episodes.count[:limit],
@@ -229,7 +232,10 @@ def describe_traces(traces, measured, *, limit: int) -> list[dict]:
 
 
 def describe(arrays: dict[str, np.ndarray], i: int) -> dict:
-  """Returns trace i as text with J before and after each of its episodes."""
+  """Returns trace i as text with J before and after each of its episodes.
+
+  Its reward is None where it has none (NaN).
+  """
   tokens, real = arrays['tokens'][i], arrays['token_mask'][i]
   ends, success = arrays['ends'][i].tolist(), arrays['success'][i].tolist()
 
@@ -246,12 +252,13 @@ def describe(arrays: dict[str, np.ndarray], i: int) -> dict:
     }
     for j in range(int(arrays['count'][i]))
   ]
+  reward = float(arrays['rewards'][i])
   return {
     'prompt': text(0, ends[0] + 1),
     'success_start': success[0],
     'episodes': found,
     'answer': text(int(arrays['stop_index'][i]) + 1, len(tokens)),
-    'reward': float(arrays['rewards'][i]),
+    'reward': None if math.isnan(reward) else reward,
     'stopped': 'budget' if arrays['forced'][i] else 'policy',
   }
 

@@ -357,6 +357,12 @@ _SYMPTOMS = (
     'difficulty of the problems, or raise group_size or the temperature',
   ),
   (
+    'reward/none_share',
+    lambda v: v >= 1.0,
+    'no trace had a reward: nothing is learnt; look at the functions of '
+    'config.rewards, which gave None or NaN',
+  ),
+  (
     'optimizer/grad_norm',
     lambda v: v == 0.0,
     'the gradient was exactly 0: nothing is learnt; look at the rewards, the '

@@ -4,6 +4,7 @@ The command modules (`train`, `sft`, `evaluate`) share this: nothing else reads
 a ConfigDict.
 """
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from meta_rl import (
   masked,
   models,
   optimizers,
+  rewards,
   steps,
   tasks,
   weights,
@@ -54,6 +56,7 @@ _COUNTS = (
 _CHOICES = {
   'algorithm.name': (*algorithms.ALGORITHMS, 'sft'),
   'algorithm.credit': algorithms.CREDITS,
+  'reward_errors': rewards.ERRORS,
   'loss.surrogate': losses.SURROGATES,
   'loss.ratio': losses.RATIOS,
   'loss.aggregate': losses.AGGREGATES,
@@ -153,6 +156,28 @@ def make_calls(config, model: Model, task: Task, *, group_size=None):
   return generate, prove
 
 
+def make_reward_fn(config: ml_collections.ConfigDict, task: Task, get):
+  """Returns the function that adds a user's rewards to what was measured.
+
+  None where `config.rewards` is empty: nothing is then fetched or computed.
+
+  Args:
+    config: an RL config.
+    task: its task.
+    get: fetches values from the devices, of `sharding.Parallel`.
+  """
+  if not config.rewards:
+    return None
+  return rewards.make_reward_fn(
+    rewards.parse(config.rewards),
+    task=task,
+    group_size=config.rollout.group_size,
+    get=get,
+    outcome_weight=config.outcome_weight,
+    errors=config.reward_errors,
+  )
+
+
 def make_advantages(config: ml_collections.ConfigDict, *, axis_name=None):
   """Returns `(Measured, T) -> f32[B,T]` of `config.algorithm`.
 
@@ -218,10 +243,49 @@ def check(config: ml_collections.ConfigDict):
       f'rollout.temperature={config.rollout.temperature} is given; allowed is '
       '> 0: the gradient is that of a policy that samples.'
     )
+  check_rewards(config)
   task = make_task(config)
   make_calls(config, make_model(config, task), task)
   if config.algorithm.name != 'sft':
     check_rl(config)
+
+
+def check_rewards(config: ml_collections.ConfigDict):
+  """Raises ValueError, in one line, for rewards that cannot be used.
+
+  Their functions are imported here, before anything is compiled.
+  """
+  weight = config.outcome_weight
+  if not config.rewards:
+    if weight != 1.0 or config.reward_errors != 'raise':
+      raise ValueError(
+        f'outcome_weight={weight} and reward_errors={config.reward_errors!r} '
+        "are of config.rewards, which is empty: leave them at 1.0 and 'raise'."
+      )
+    return
+  if config.algorithm.name == 'sft':
+    raise ValueError(
+      "algorithm.name='sft' learns from given traces and asks no rewards: "
+      'leave config.rewards empty.'
+    )
+  rewards.parse(config.rewards)
+  if not math.isfinite(weight):
+    raise ValueError(f'outcome_weight={weight} is given; allowed is finite.')
+  if config.algorithm.name == 'mrt' and weight != 1.0:
+    raise ValueError(
+      f"outcome_weight={weight} with algorithm.name='mrt': progress is that of "
+      'the outcome itself; leave it at 1.0 and weigh the rewards against it.'
+    )
+  if config.rollout.group_size == 1:
+    raise ValueError(
+      'rollout.group_size=1 leaves rewards nothing to compare with: give at '
+      'least 2.'
+    )
+  if jax.process_count() > 1:
+    raise ValueError(
+      f'rewards are asked in one process and there are {jax.process_count()}: '
+      'leave config.rewards empty, or run one process.'
+    )
 
 
 def check_rl(config: ml_collections.ConfigDict):

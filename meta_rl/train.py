@@ -103,6 +103,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   # ---- the jitted calls, each traced once a shape
   parallel = make_parallel(config, model, task, optimizer)
   summarize = make_summarize(config)
+  reward_fn = setup_run.make_reward_fn(config, task, parallel.get)
   eval_calls = evaluate.make_calls(config, model, task)
   base_params = parallel.put_params(base_params)
   state = parallel.put_state(state)
@@ -143,7 +144,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
         batch = parallel.put_batch(next(problems))
         data_state = problems.get_state()
       state, row, samples = rl_step(
-        parallel, summarize, state, base_params, batch, timer
+        parallel, summarize, state, base_params, batch, timer, reward_fn
       )
       profiler.after(step)
       row['time/step_s'] = time.perf_counter() - began
@@ -230,7 +231,9 @@ def make_summarize(config) -> CountedJit:
   )
 
 
-def rl_step(parallel, summarize, state, base_params, batch, timer):
+def rl_step(
+  parallel, summarize, state, base_params, batch, timer, reward_fn=None
+):
   """Runs one step of the loop.
 
   Args:
@@ -240,6 +243,7 @@ def rl_step(parallel, summarize, state, base_params, batch, timer):
     base_params: what the reference log-probs are of.
     batch: problems, placed.
     timer: phases are added to it.
+    reward_fn: of `setup_run.make_reward_fn`, None for the task's outcome alone.
 
   Returns:
     The new state, a dict of float metrics, and (traces, measured) for the
@@ -254,6 +258,10 @@ def rl_step(parallel, summarize, state, base_params, batch, timer):
     measured = parallel.prove(state.params, batch, traces, cache, prove_key)
     jax.block_until_ready(measured)
   del cache  # before the update, which needs the memory
+  own = {}
+  if reward_fn is not None:
+    with timer('reward'):
+      measured, own = reward_fn(batch, traces, measured)
   reference = None
   if parallel.score is not None:
     with timer('score'):
@@ -263,7 +271,7 @@ def rl_step(parallel, summarize, state, base_params, batch, timer):
     state, sums = parallel.update(state, traces, measured, reference)
     row, sums = jax.device_get((summarize(traces, measured), sums))
   row = {name: float(value) for name, value in row.items()}
-  return state, row | update.to_scalars(sums), (traces, measured)
+  return state, row | own | update.to_scalars(sums), (traces, measured)
 
 
 def count_traces(parallel, summarize, eval_calls) -> int:

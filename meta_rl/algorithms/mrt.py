@@ -6,7 +6,7 @@ Axes: P prompts, G group, B = P * G traces, T tokens, K episodes.
 import jax.numpy as jnp
 
 from meta_rl import advantages, episodes, masked, regret
-from meta_rl.algorithms.base import Measured, at
+from meta_rl.algorithms.base import Measured, at, grouped
 from meta_rl.algorithms.outcome import outcome
 from meta_rl.types import Array
 
@@ -46,13 +46,17 @@ def mrt(
   Blackwell). Nothing is divided by a batch standard deviation: the weights
   would lose their meaning.
 
+  J is the chance of the task's own outcome and knows nothing of a reward that
+  is added to it (`measured.extra`): that part is credited to all tokens of the
+  trace, leave-one-out within the group.
+
   Departs from MRT v0.1: J is exact by default and not a mean of 4 branches, the
   baseline is fitted on J itself, and stopping is an action with an advantage.
 
   Args:
     measured: rewards, J and boundaries.
     length: T.
-    group_size: G; used by 'immediate' alone.
+    group_size: G; used by 'immediate' and for `measured.extra`.
     horizon: H, tokens.
     credit: 'token_weighted', 'return_to_go' or 'immediate'.
     alpha: weight of the progress term; 'token_weighted' is scaled by it.
@@ -82,6 +86,8 @@ def mrt(
   progress = regret.progress(success, count)
   final = at(success, count)
   answer = measured.rewards - final
+  if measured.extra is not None:
+    answer -= measured.extra
   if credit == 'immediate':
     own = outcome(
       measured, length, group_size=group_size, baseline='leave_one_out'
@@ -107,12 +113,20 @@ def mrt(
     base = jnp.zeros_like(returns)
     if baseline == 'prover':
       base = advantages.prover_baseline(
-        returns, success, count, axis_name=axis_name
+        returns, success, count, axis_name=axis_name, valid=measured.valid
       )
     per_episode = scale * (returns - base)[:, :-1]
     # Ending the trace in place of answering forgoes the answer: r - J_k too.
     stop = scale * -at(base, count) + jnp.where(measured.answered, 0.0, answer)
     rest = answer
+    if measured.extra is not None:
+      own = advantages.leave_one_out(
+        grouped(measured.extra, group_size),
+        valid=grouped(measured.valid, group_size),
+      ).reshape(-1)
+      per_episode += own[:, None]
+      stop += own
+      rest += own
   return advantages.to_tokens(
     per_episode,
     episodes.token_ids(measured.episodes, length),

@@ -3,10 +3,12 @@
 Axes: P prompts, G group, B = P * G traces, T tokens.
 """
 
+import functools
+
 import jax.numpy as jnp
 
 from meta_rl import advantages, masked
-from meta_rl.algorithms.base import Measured
+from meta_rl.algorithms.base import Measured, grouped
 from meta_rl.types import Array
 
 
@@ -24,22 +26,23 @@ def outcome(
     leave_one_out  r - mean of the others, RLOO (arXiv 2402.14740)
 
   Args:
-    measured: rewards f32[B] are all that is used.
+    measured: rewards f32[B], and valid, are all that is used.
     length: T.
     group_size: G traces of each prompt, one after the other.
     baseline: 'mean_std', 'mean' or 'leave_one_out'.
 
   Returns:
-    f32[B,T].
+    f32[B,T]; 0 for traces that are not valid.
   """
-  rewards = measured.rewards.reshape(-1, group_size)
+  rewards = grouped(measured.rewards, group_size)
+  valid = grouped(measured.valid, group_size)
   masked.check_choice('baseline', baseline, _OUTCOME_BASELINES)
-  advantage = _OUTCOME_BASELINES[baseline](rewards).reshape(-1)
+  advantage = _OUTCOME_BASELINES[baseline](rewards, valid=valid).reshape(-1)
   return jnp.broadcast_to(advantage[:, None], (advantage.shape[0], length))
 
 
 _OUTCOME_BASELINES = {
-  'mean_std': lambda r: advantages.group_normalize(r, scale='std'),
-  'mean': lambda r: advantages.group_normalize(r, scale='none'),
+  'mean_std': functools.partial(advantages.group_normalize, scale='std'),
+  'mean': functools.partial(advantages.group_normalize, scale='none'),
   'leave_one_out': advantages.leave_one_out,
 }

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from meta_rl import algorithms, regret
+from meta_rl import algorithms, masked, regret
 from meta_rl.types import Array, Rollout
 
 
@@ -14,14 +14,15 @@ def rollout_metrics(
   horizon: int,
   has_success: bool,
 ) -> dict[str, Array]:
-  """Returns scalars of a batch of traces, f32[] each, names slash-grouped."""
-  rewards = measured.rewards.reshape(-1, group_size)
+  """Returns scalars of a batch of traces, f32[] each, names slash-grouped.
+
+  Rewards are those of the traces that have one (`measured.valid`).
+  """
   tokens = traces.mask.sum(1)
   ends, count = measured.episodes.ends, measured.episodes.count
   mean = lambda x: x.astype(jnp.float32).mean()
   metrics = {
-    'rollout/reward_mean': mean(rewards),
-    'rollout/zero_variance_share': mean(rewards.max(1) == rewards.min(1)),
+    **_reward_metrics(measured, group_size),
     'rollout/truncation_rate': mean(traces.truncated),
     'rollout/forced_rate': mean(traces.forced),
     'rollout/tokens_mean': mean(tokens),
@@ -42,6 +43,23 @@ def rollout_metrics(
       'regret/normalized': _normalized(success, ends, horizon),
     }
   return metrics
+
+
+def _reward_metrics(measured, group_size):
+  """Returns the mean of the rewards, and the share of groups with equal ones.
+
+  A group without two rewards has nothing to compare: it is one of these.
+  """
+  rewards = measured.rewards.reshape(-1, group_size)
+  valid = jnp.ones(rewards.shape, bool)
+  if measured.valid is not None:
+    valid = measured.valid.reshape(-1, group_size)
+  low = rewards.min(1, where=valid, initial=jnp.inf)
+  high = rewards.max(1, where=valid, initial=-jnp.inf)
+  return {
+    'rollout/reward_mean': masked.masked_mean(rewards, valid),
+    'rollout/zero_variance_share': (low >= high).astype(jnp.float32).mean(),
+  }
 
 
 def _normalized(success, ends, horizon, points: int = 16):

@@ -114,11 +114,19 @@ def training_batch(
   advantage_fn: Callable,
   ref_log_probs: Array | None = None,
 ) -> dict[str, Array]:
-  """Returns the arrays that the loss reads, one row a trace."""
+  """Returns the arrays that the loss reads, one row a trace.
+
+  A trace without a reward (`measured.valid`) has no action left in its mask:
+  it adds nothing to the loss. (With aggregate 'constant' its row still counts
+  in the denominator, which is the number of rows.)
+  """
+  mask = traces.mask
+  if measured.valid is not None:
+    mask = mask & measured.valid[:, None]
   batch = {
     'tokens': traces.tokens,
     'token_mask': traces.token_mask,
-    'mask': traces.mask,
+    'mask': mask,
     'behavior_log_probs': traces.behavior_log_probs,
     'advantages': advantage_fn(measured, traces.tokens.shape[1]),
   }
