@@ -42,6 +42,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'rope_base': 1000.0,
   }
   config.rollout = {
+    'source': 'policy',  # or 'jsonl:PATH': configs/external_countdown.py
     'num_prompts': 24,
     'group_size': 8,
     'thinking_budget': 108,  # tokens: 12 episodes of 9; the horizon of regret

@@ -161,7 +161,8 @@ def text_batch(
   Trace b = p * G + g. End-of-text and padding are in no text.
 
   Args:
-    problems: arrays [P,...] of the batch of problems.
+    problems: arrays [P,...] of the batch of problems; those with a slash in
+      their name are traces (meta_rl/external) and left out.
     traces: a `Rollout` of numpy arrays, B rows.
     measured: `algorithms.Measured` of numpy arrays.
     task: whose marker and end-of-text these are.
@@ -198,7 +199,7 @@ def text_batch(
     'tokens': traces.thinking_mask.sum(1).astype(np.int32),
     'forced': np.array(traces.forced),
     'truncated': np.array(traces.truncated),
-    'problem': {k: per_trace(x) for k, x in problems.items()},
+    'problem': {k: per_trace(x) for k, x in problems.items() if '/' not in k},
     'group_size': group_size,
   }
   for array in (*batch.values(), *batch['problem'].values()):

@@ -4,6 +4,7 @@ The command modules (`train`, `sft`, `evaluate`) share this: nothing else reads
 a ConfigDict.
 """
 
+import dataclasses
 import math
 import os
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 from meta_rl import (
   algorithms,
   env,
+  external,
   losses,
   masked,
   models,
@@ -27,7 +29,7 @@ from meta_rl import (
   weights,
   workdir,
 )
-from meta_rl.tasks import builder
+from meta_rl.tasks import builder, countdown
 from meta_rl.tasks.base import Task
 from meta_rl.types import Episodes, Model, Params
 
@@ -156,6 +158,77 @@ def make_calls(config, model: Model, task: Task, *, group_size=None):
   return generate, prove
 
 
+def make_training_calls(config, model: Model, task: Task):
+  """Returns the (generate, prove) of a config's own source of traces.
+
+  Those of `make_calls`, unless `config.rollout.source` is a file: `generate`
+  then takes the traces from the batch, and rewards may be those of the rows.
+  """
+  if rollouts_path(config) is None:
+    return make_calls(config, model, task)
+  if config.external.reward == 'task':
+    return steps.replay, make_calls(config, model, task)[1]
+  ungraded = dataclasses.replace(
+    task, verify=lambda answers, mask, batch: jnp.zeros(mask.shape[:-1])
+  )
+  _, prove = make_calls(config, model, ungraded)
+  return steps.replay, steps.with_given_rewards(prove)
+
+
+def rollouts_path(config: ml_collections.ConfigDict) -> str | None:
+  """Returns the file that `config.rollout.source` names, None for 'policy'.
+
+  Raises:
+    ValueError: another source.
+  """
+  source = config.rollout.source
+  kind, _, path = source.partition(':')
+  if source != 'policy' and (kind != 'jsonl' or not path):
+    raise ValueError(
+      f'rollout.source={source!r} is unknown; allowed: policy, jsonl:PATH.'
+    )
+  return path or None
+
+
+def load_rollouts(
+  config: ml_collections.ConfigDict, task: Task
+) -> external.RolloutBatches:
+  """Returns the batches of the file that `config.rollout.source` names."""
+  by_task = config.external.reward == 'task'
+  return external.RolloutBatches(
+    rollouts_path(config),
+    num_prompts=config.rollout.num_prompts,
+    group_size=config.rollout.group_size,
+    seed=config.seed,
+    task=task,
+    vocab_size=config.model.vocab_size,
+    problem_fn=_make_problem_fn(config.task) if by_task else None,
+    buckets=config.external.buckets,
+    needs_reward=not by_task,
+  )
+
+
+def _make_problem_fn(task: ml_collections.ConfigDict):
+  """Returns prompt ids -> the arrays of its problem, of `config.task`."""
+
+  def problem_fn(prompt):
+    numbers, target = countdown.parse_prompt(prompt)
+    problem = countdown.make_problem(numbers, target, task.ops, task.max_value)
+    count = len(problem.answers)
+    if len(numbers) != task.n or not 1 <= count <= task.max_answers:
+      raise ValueError(
+        f'the prompt has {len(numbers)} numbers and {count} accepted answers '
+        f'with task.ops={task.ops!r}; the config has task.n={task.n} and '
+        f'1..task.max_answers={task.max_answers}'
+      )
+    arrays = countdown.problem_arrays(
+      [problem], max_answers=task.max_answers, num_numbers=task.n
+    )
+    return {k: x[0] for k, x in arrays.items() if not k.startswith('prompt')}
+
+  return problem_fn
+
+
 def make_reward_fn(config: ml_collections.ConfigDict, task: Task, get):
   """Returns the function that adds a user's rewards to what was measured.
 
@@ -244,6 +317,7 @@ def check(config: ml_collections.ConfigDict):
       '> 0: the gradient is that of a policy that samples.'
     )
   check_rewards(config)
+  check_external(config)
   task = make_task(config)
   make_calls(config, make_model(config, task), task)
   if config.algorithm.name != 'sft':
@@ -285,6 +359,54 @@ def check_rewards(config: ml_collections.ConfigDict):
     raise ValueError(
       f'rewards are asked in one process and there are {jax.process_count()}: '
       'leave config.rewards empty, or run one process.'
+    )
+
+
+def check_external(config: ml_collections.ConfigDict):
+  """Raises ValueError, in one line, for a file of rollouts that can't be used.
+
+  The file itself is read when training begins.
+  """
+  path = rollouts_path(config)
+  source = f'rollout.source={config.rollout.source!r}'
+  if path is None:
+    if 'external' in config:
+      raise ValueError(
+        f'{source} makes config.external useless: give a file, jsonl:PATH, or '
+        'take another config.'
+      )
+    return
+  if config.algorithm.name == 'sft':
+    raise ValueError(
+      f"{source} is for reinforcement: algorithm.name='sft' reads data.path."
+    )
+  if 'external' not in config:
+    raise ValueError(
+      f'{source} needs the options of config.external: start from '
+      '--config=external_countdown.'
+    )
+  options = config.external
+  masked.check_choice('external.reward', options.reward, ('task', 'row'))
+  masked.check_choice(
+    'external.correction', options.correction, steps.CORRECTIONS
+  )
+  for name in ('cap', 'max_mismatch'):
+    if not options[name] > 0:
+      raise ValueError(f'external.{name}={options[name]}; allowed is > 0.')
+  buckets = tuple(options.buckets)
+  if any(n < 1 for n in buckets) or sorted(set(buckets)) != list(buckets):
+    raise ValueError(
+      f'external.buckets={buckets} must be numbers of tokens that rise.'
+    )
+  plain = config.algorithm.name == 'outcome' and config.prover.kind == 'none'
+  if options.reward == 'row' and not plain:
+    raise ValueError(
+      "external.reward='row' goes with algorithm.name='outcome' and "
+      "prover.kind='none': J is the chance of the task's own outcome."
+    )
+  if jax.process_count() > 1:
+    raise ValueError(
+      f'{source} is read in one process and there are {jax.process_count()}.'
     )
 
 

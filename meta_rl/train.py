@@ -81,11 +81,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   # ---- what is trained, on what
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
-  problems = data.problem_iterator(
-    setup_run.load_problems(config, 'train'),
-    batch_size=config.rollout.num_prompts,
-    seed=config.seed,
-  )
+  problems = make_batches(config, task)
   held_out = evaluate.problem_batches(
     setup_run.load_problems(config, 'validation'),
     num_problems=config.eval.num_problems,
@@ -105,7 +101,11 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   summarize = make_summarize(config)
   reward_fn = setup_run.make_reward_fn(config, task, parallel.get)
   eval_calls = evaluate.make_calls(config, model, task)
-  base_params = parallel.put_params(base_params)
+  correct = make_correct(config)
+  # Without a KL term nothing asks for them again.
+  base_params = (
+    parallel.put_params(base_params) if config.loss.kl_coef else None
+  )
   state = parallel.put_state(state)
 
   # ---- where it stands: a checkpoint's state beats init_from and the seed
@@ -144,7 +144,14 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
         batch = parallel.put_batch(next(problems))
         data_state = problems.get_state()
       state, row, samples = rl_step(
-        parallel, summarize, state, base_params, batch, timer, reward_fn
+        parallel,
+        summarize,
+        state,
+        base_params,
+        batch,
+        timer,
+        reward_fn,
+        correct,
       )
       profiler.after(step)
       row['time/step_s'] = time.perf_counter() - began
@@ -152,6 +159,8 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       row |= phase_speeds(timer.metrics(), row)
       metrics.check_finite(step, row, saver.latest_step())
       check_gap(step, row, config.max_log_prob_gap)
+      if correct is not None:
+        check_mismatch(step, row, config.external.max_mismatch)
 
       last = step == config.total_steps
       if last or step % config.eval.every == 0:
@@ -159,7 +168,9 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
           eval_calls, state.params, held_out, jax.random.key(config.seed)
         )
         row |= evaluate.summary(measured, config.rollout.thinking_budget)
-      row['compile/count'] = count_traces(parallel, summarize, eval_calls)
+      row['compile/count'] = count_traces(
+        parallel, summarize, eval_calls, correct
+      )
       writer.write(step, row)
       bar.update(step, row)
       for warning in watchdog.update(step, row):
@@ -178,12 +189,34 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   return signals.EXIT_OK
 
 
+def make_batches(config, task):
+  """Returns the resumable batches: problems, or groups of given rollouts."""
+  if setup_run.rollouts_path(config) is not None:
+    return setup_run.load_rollouts(config, task)
+  return data.problem_iterator(
+    setup_run.load_problems(config, 'train'),
+    batch_size=config.rollout.num_prompts,
+    seed=config.seed,
+  )
+
+
+def make_correct(config) -> CountedJit | None:
+  """Returns the jitted correction of given rollouts, None without them."""
+  if setup_run.rollouts_path(config) is None:
+    return None
+  return CountedJit(
+    steps.make_correction(
+      correction=config.external.correction, cap=config.external.cap
+    )
+  )
+
+
 def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
   """Returns the jitted generate, prove, score and update of a config."""
   rollout, loss = config.rollout, config.loss.to_dict()
-  generate, prove = setup_run.make_calls(config, model, task)
+  generate, prove = setup_run.make_training_calls(config, model, task)
   score = None
-  if config.loss.kl_coef:
+  if config.loss.kl_coef or setup_run.rollouts_path(config) is not None:
     score = steps.make_score(
       model, temperature=rollout.temperature, chunk=config.loss.chunk
     )
@@ -232,7 +265,14 @@ def make_summarize(config) -> CountedJit:
 
 
 def rl_step(
-  parallel, summarize, state, base_params, batch, timer, reward_fn=None
+  parallel,
+  summarize,
+  state,
+  base_params,
+  batch,
+  timer,
+  reward_fn=None,
+  correct=None,
 ):
   """Runs one step of the loop.
 
@@ -240,10 +280,11 @@ def rl_step(
     parallel: of `make_parallel`.
     summarize: of `make_summarize`.
     state: before the step; donated.
-    base_params: what the reference log-probs are of.
+    base_params: what the reference log-probs are of; None: there are none.
     batch: problems, placed.
     timer: phases are added to it.
     reward_fn: of `setup_run.make_reward_fn`, None for the task's outcome alone.
+    correct: of `make_correct`, None for traces of the policy itself.
 
   Returns:
     The new state, a dict of float metrics, and (traces, measured) for the
@@ -263,10 +304,15 @@ def rl_step(
     with timer('reward'):
       measured, own = reward_fn(batch, traces, measured)
   reference = None
-  if parallel.score is not None:
+  if base_params is not None and parallel.score is not None:
     with timer('score'):
       reference = parallel.score(base_params, traces)
       jax.block_until_ready(reference)
+  if correct is not None:
+    with timer('score'):
+      log_probs = parallel.score(state.params, traces)
+      traces, found = jax.block_until_ready(correct(traces, log_probs))
+      own |= {k: float(v) for k, v in jax.device_get(found).items()}
   with timer('update'):
     state, sums = parallel.update(state, traces, measured, reference)
     row, sums = jax.device_get((summarize(traces, measured), sums))
@@ -274,9 +320,11 @@ def rl_step(
   return state, row | own | update.to_scalars(sums), (traces, measured)
 
 
-def count_traces(parallel, summarize, eval_calls) -> int:
+def count_traces(parallel, summarize, eval_calls, correct=None) -> int:
   """Returns how often the run's jitted calls were traced, evaluation's too."""
-  calls = (summarize, *eval_calls.values())
+  calls = [summarize, *eval_calls.values()]
+  if correct is not None:
+    calls.append(correct)
   return sum(parallel.traces.values()) + sum(call.traces for call in calls)
 
 
@@ -303,6 +351,23 @@ def check_gap(step: int, row: dict[str, float], limit: float):
       f'step {step}: the sampler and the trainer differ by {gap:.3g} nats a '
       f'token (max_log_prob_gap={limit:g}): the update would be off-policy. '
       'Use one dtype for both, or raise the limit.'
+    )
+
+
+def check_mismatch(step: int, row: dict[str, float], limit: float):
+  """Stops a run whose given rollouts are too far from its policy.
+
+  Beyond some nats a token the weights say more of the cap than of the policy:
+  another tokenizer, temperature or model, or a policy that has moved away.
+  """
+  gap = row['external/mismatch_mean']
+  if gap > limit:
+    raise ValueError(
+      f'step {step}: the log-probs of the rollouts differ from the policy by '
+      f'{gap:.3g} nats a token (external.max_mismatch={limit:g}; at most '
+      f'{row["external/mismatch_max"]:.3g}, effective share '
+      f'{row["external/ess"]:.2g}): sample again from the policy as it is now, '
+      'at its temperature, or raise the limit.'
     )
 
 

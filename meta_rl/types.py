@@ -110,6 +110,8 @@ class Rollout:
       temperature; equal to `behavior_log_probs` without top-k and top-p.
     truncated: bool[B], the trace ran out of its tokens without EOS.
     forced: bool[B], thinking was ended by the budget, not by the policy.
+    weights: f32[B,T], a factor on each token's loss, for traces of another
+      sampler; None: 1.
   """
 
   tokens: Array
@@ -120,6 +122,7 @@ class Rollout:
   raw_log_probs: Array
   truncated: Array
   forced: Array
+  weights: Array | None = None
 
 
 @jax.tree_util.register_dataclass

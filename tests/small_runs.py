@@ -14,12 +14,18 @@ import numpy as np
 import pytest
 
 from meta_rl import evaluate, metrics, train
-from meta_rl.configs import grpo_countdown, mrt_countdown, sft_countdown
+from meta_rl.configs import (
+  external_countdown,
+  grpo_countdown,
+  mrt_countdown,
+  sft_countdown,
+)
 
 CONFIGS = {
   'mrt': mrt_countdown,
   'grpo': grpo_countdown,
   'sft': sft_countdown,
+  'external': external_countdown,
 }
 
 

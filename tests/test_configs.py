@@ -9,7 +9,12 @@ import pytest
 from conftest import ROOT
 
 from meta_rl import data, env, setup_run, signals, workdir
-from meta_rl.configs import grpo_countdown, mrt_countdown, sft_countdown
+from meta_rl.configs import (
+  external_countdown,
+  grpo_countdown,
+  mrt_countdown,
+  sft_countdown,
+)
 
 pytest_plugins = ['small_runs']
 
@@ -21,6 +26,7 @@ BUILT = [
     for arg in ('', 'hard', 'tiny', 'dr', 'rloo', 'dr,hard', 'rloo,tiny')
   ),
   *((sft_countdown, arg) for arg in ('', 'hard', 'tiny')),
+  *((external_countdown, arg) for arg in ('', 'grpo', 'row,hard', 'tiny')),
 ]
 
 
@@ -41,7 +47,8 @@ def test_built_locked_and_of_one_piece(module, arg):
 
 
 @pytest.mark.parametrize(
-  'module', [mrt_countdown, grpo_countdown, sft_countdown]
+  'module',
+  [mrt_countdown, grpo_countdown, sft_countdown, external_countdown],
 )
 def test_an_unknown_argument_is_refused(module):
   with pytest.raises(ValueError, match='unknown argument .*hard'):
@@ -84,7 +91,7 @@ def test_the_base_policy_fits_what_starts_from_it():
     assert sft.init_from == {'': '', 'hard': 'asset:countdown_easy'}[arg]
 
 
-@pytest.mark.parametrize('name', ['mrt', 'grpo', 'sft'])
+@pytest.mark.parametrize('name', ['mrt', 'grpo', 'sft', 'external'])
 def test_no_key_is_dead(name, small):
   """Each key is read by the package: by itself, or with its whole group.
 

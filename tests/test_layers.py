@@ -19,7 +19,8 @@ LAYERS = [
   'episodes regret advantages losses sampling',
   'models cache scoring rollout probes prover algorithms update',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
-  'answers statistics signals workdir files leaves chat rewards',
+  'answers statistics signals workdir files leaves chat '
+  'rewards external',
   'steps compiled',
   'setup_run evaluate plots headline runs report report_page report_style '
   'report_traces',

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -425,20 +426,13 @@ print(json.dumps([rows['none'], rows[kind]]))
     tmp_path,
     devices=2,
     timeout=300,
-    env={'PYTHONPATH': ':'.join(workdir_path())},
+    env={'PYTHONPATH': ':'.join(path for path in sys.path if path)},
   )
   one, many = json.loads(out.splitlines()[-1])
   for a, b in zip(one, many, strict=True):
     for name, value in a.items():
       if name.startswith(('reward/', 'rollout/', 'loss/', 'optimizer/')):
         assert b[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
-
-
-def workdir_path():
-  """The checkout and its tests, and what else the path of this process has."""
-  import sys
-
-  return [path for path in sys.path if path]
 
 
 def test_a_run_of_a_function_that_raises(small, tmp_path):

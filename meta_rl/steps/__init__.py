@@ -2,7 +2,8 @@
 
     generate   prompts -> traces and their KV cache
     prove      traces -> rewards, episode boundaries, J at each boundary
-    score      traces -> log-probs under other parameters (the reference)
+    score      traces -> log-probs under other parameters (the reference), or
+               under the policy's own for traces that another engine sampled
     update     traces and what was measured -> new parameters
 
 Each `make_*` binds what is static and returns a pure function of arrays;
@@ -13,6 +14,12 @@ Sharding, pmap and the host loop live with the callers.
 from meta_rl.steps.generate import make_generate
 from meta_rl.steps.metrics import rollout_metrics
 from meta_rl.steps.prove import PROVERS, answers_of, make_prove, per_trace
+from meta_rl.steps.replay import (
+  CORRECTIONS,
+  make_correction,
+  replay,
+  with_given_rewards,
+)
 from meta_rl.steps.train import (
   fused,
   make_advantages,
@@ -23,16 +30,20 @@ from meta_rl.steps.train import (
 )
 
 __all__ = [
+  'CORRECTIONS',
   'PROVERS',
   'answers_of',
   'fused',
   'make_advantages',
+  'make_correction',
   'make_generate',
   'make_loss',
   'make_prove',
   'make_score',
   'make_update',
   'per_trace',
+  'replay',
   'rollout_metrics',
   'training_batch',
+  'with_given_rewards',
 ]

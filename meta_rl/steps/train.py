@@ -53,8 +53,9 @@ def make_loss(
 
     policy_gradient + kl_coef * kl_penalty - entropy_coef * entropy
 
-  The batch holds tokens, token_mask, mask, behavior_log_probs, advantages, and
-  ref_log_probs where kl_coef is not 0. All terms share one weight, so that
+  The batch holds tokens, token_mask, mask, behavior_log_probs, advantages,
+  ref_log_probs where kl_coef is not 0, and weights of the policy gradient where
+  the traces have some. All terms share one weight, so that
   their sums may be added before the division.
   """
   shared = {'aggregate': aggregate, 'constant': constant}
@@ -78,6 +79,7 @@ def make_loss(
       clip_high=clip_high,
       surrogate=surrogate,
       ratio=ratio,
+      weights=batch.get('weights'),
       **shared,
     )
     total = loss.total
@@ -130,6 +132,8 @@ def training_batch(
     'behavior_log_probs': traces.behavior_log_probs,
     'advantages': advantage_fn(measured, traces.tokens.shape[1]),
   }
+  if traces.weights is not None:
+    batch['weights'] = traces.weights
   if ref_log_probs is not None:
     batch['ref_log_probs'] = ref_log_probs
   return batch
