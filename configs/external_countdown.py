@@ -20,20 +20,14 @@ grades by the task; `hard` and `tiny` as in MRT; several are joined by commas.
 
 import ml_collections
 
-from meta_rl.configs import grpo_countdown, mrt_countdown
+from meta_rl.configs import grpo_countdown, mrt_countdown, split_argument
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Returns the config; `arg` joins 'grpo' or 'row' and 'hard' or 'tiny'."""
-  args = [a for a in arg.split(',') if a]
-  if unknown := set(args) - {'grpo', 'row', 'hard', 'tiny'}:
-    raise ValueError(
-      f'unknown argument {sorted(unknown)}: allowed are grpo, row, hard, tiny.'
-    )
-  base = mrt_countdown
-  if {'grpo', 'row'} & set(args):
-    base = grpo_countdown
-  config = base.get_config(','.join(a for a in args if a in ('hard', 'tiny')))
+  own, scale = split_argument(arg, 'grpo', 'row')
+  base = grpo_countdown if own else mrt_countdown
+  config = base.get_config(scale)
   config.name = f'{config.name}, given rollouts'
   config.rollout.source = 'jsonl:rollouts.jsonl'
   config.external = {
@@ -46,9 +40,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'buckets': (),  # response columns; () is one, of the longest response
   }
   config.total_steps = 20  # of 24 groups: one pass over 480
-  if 'row' in args:
+  if 'row' in own:
     config.external.reward = 'row'
     config.prover.kind = 'none'
-  if 'tiny' in args:
+  if scale == 'tiny':
     config.total_steps = 4
   return config

@@ -13,6 +13,7 @@ seconds. To train longer: --config.total_steps=200
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
@@ -21,13 +22,16 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.name = 'MRT'
   config.seed = 0
   config.total_steps = 50  # rollouts, two optimizer steps each
+  # Forward tokens (meta_rl/costs.py) after which training ends, if that comes
+  # first; the learning rate's schedule is by total_steps all the same.
+  config.total_cost = config_dict.placeholder(float)
   config.init_from = 'asset:countdown_easy'
 
   config.task = {
     'name': 'countdown',
     'n': 3,
     'low': 1,
-    'high': 12,
+    'high': 14,
     'ops': '+-',
     'max_answers': 4,  # problems with more accepted answers are left out
     'max_value': 99,
@@ -47,12 +51,19 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'group_size': 8,
     'thinking_budget': 108,  # tokens: 12 episodes of 9; the horizon of regret
     'temperature': 1.0,
-    'top_p': None,
-    'top_k': None,
+    'top_p': config_dict.placeholder(float),  # None: the whole support
+    'top_k': config_dict.placeholder(int),
+    # Rounds of further prompts in place of groups whose rewards are all equal;
+    # 0 is none.
+    'dynamic_sampling': {'max_rounds': 0},
   }
   config.prover = {
     'kind': 'exact',  # or 'sampled', 'none'
     'max_episodes': 12,
+    # J after every attempt; or 'budgets': after every token budget.
+    'boundaries': 'delimiters',
+    # None: max_episodes budgets at equal distances.
+    'budgets': config_dict.placeholder(tuple),
     'num_branches': 8,  # of the sampled prover
   }
   config.algorithm = {
@@ -62,6 +73,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'outcome_mass': 0.3,  # rho: share of the budget prior on the full budget
     'price': 0.0,  # lambda: of a horizon of thinking tokens
     'baseline': 'prover',
+    # Of GAE, with the prover as critic: 0 judges an episode by where it led,
+    # 1 by all that came later.
+    'decay': 0.5,
   }
   # Functions of one's own, (('package.module.function', weight), ...), whose
   # values are added to outcome_weight times the task's outcome; a trace that
@@ -80,7 +94,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'kl_coef': 0.0,
     'kl_estimator': 'k2',
     'entropy_coef': 0.0,
-    'chunk': None,  # positions at a time through the vocabulary matrix
+    # None: all; else positions at a time through the vocabulary matrix.
+    'chunk': config_dict.placeholder(int),
   }
   config.batching = {
     'mini_batches': 2,  # optimizer steps a rollout

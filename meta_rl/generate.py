@@ -18,13 +18,14 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import config_dict, config_flags
+from ml_collections import config_flags
 
 from meta_rl import (
   checkpoint,
+  command_line,
   env,
-  evaluate,
   external,
+  held_out,
   setup_run,
   signals,
   weights,
@@ -80,8 +81,9 @@ def sample(
     setup_run.make_calls(ungauged, model, task, group_size=group_size),
   )
   key = jax.random.key(seed)
-  batches = evaluate.problem_batches(
+  batches = held_out.problem_batches(
     source,
+    record_arrays=setup_run.task_kit(config).record_arrays,
     num_problems=num_prompts,
     batch_size=min(batch_size, num_prompts),
   )
@@ -114,7 +116,7 @@ def policy(folder: str | None, config, *, which: str):
     raise ValueError(
       f'{folder} holds no config.json: name a run folder of meta_rl.train.'
     )
-  config = config_dict.ConfigDict(recorded)
+  config = command_line.recorded_config(folder, recorded)
   like = setup_run.abstract_params(config)
   return config, weights.init_from(f'{folder}@{which}', like)
 
@@ -156,7 +158,7 @@ def define_flags():
 
 def main(argv):
   """Runs the command."""
-  del argv
+  command_line.refuse_arguments(argv)
   logging.set_verbosity(logging.WARNING)
   jax.config.update('jax_threefry_partitionable', True)
   env.enable_compile_cache()
@@ -189,4 +191,4 @@ def main(argv):
 if __name__ == '__main__':
   env.check_versions()
   define_flags()
-  app.run(main, flags_parser=setup_run.parse_flags)
+  app.run(main, flags_parser=command_line.parse_flags)

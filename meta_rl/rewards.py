@@ -265,6 +265,7 @@ def make_reward_fn(
   get: Callable[[Any], Any],
   outcome_weight: float = 1.0,
   errors: str = 'raise',
+  decode: Callable[[Sequence[int]], str] = tokenizer.decode,
 ) -> Callable:
   """Returns `reward_fn(problems, traces, measured) -> (measured, metrics)`.
 
@@ -276,11 +277,12 @@ def make_reward_fn(
     task, group_size: as in `text_batch`.
     get: fetches a pytree as numpy arrays, e.g. `sharding.Parallel.get`.
     outcome_weight, errors: as in `combine`.
+    decode: as in `text_batch`.
   """
 
   def reward_fn(problems, traces, measured):
     host = get((problems, traces, measured))
-    batch = text_batch(*host, task=task, group_size=group_size)
+    batch = text_batch(*host, task=task, group_size=group_size, decode=decode)
     total, valid, extra, metrics = combine(
       rewards, batch, outcome_weight=outcome_weight, errors=errors
     )

@@ -6,21 +6,22 @@ One step of reinforcement fine-tuning:
 
     1. generate: sample a group of traces for every prompt of a batch.
     2. prove: grade the answers, find the episodes, and estimate the chance of
-       success J at each of their ends.
+       success J at each of their ends; add rewards of one's own, if any.
     3. turn rewards and J into an advantage for every token.
     4. update: clipped policy gradient, one optimizer step a mini-batch.
 
-`algorithm.name = 'sft'` trains on given traces instead (meta_rl/sft.py).
+`rollout.source = 'jsonl:PATH'` takes traces that another engine sampled in the
+place of 1 (meta_rl/setup_own.py), and `algorithm.name = 'sft'` imitates given
+traces instead (meta_rl/sft.py).
 
 Exit codes: 0 done, 1 an error (one line), 3 a NaN or infinite loss, 75 stopped
 by SIGTERM or Ctrl-C after saving; the same command goes on from there.
 """
 
 import contextlib
-import functools
+import dataclasses
 import sys
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +29,17 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from meta_rl import (
+  check_config,
   checkpoint,
+  command_line,
+  costs,
   data,
+  dynamic_sampling,
   env,
-  evaluate,
+  held_out,
   metrics,
+  profiler,
+  setup_own,
   setup_run,
   sft,
   sharding,
@@ -44,6 +51,8 @@ from meta_rl import (
 from meta_rl.compiled import CountedJit
 
 FLAGS = flags.FLAGS
+# Of the cost so far, beside the data iterator's state in a checkpoint.
+SPENT = 'cumulative_cost'
 
 
 def define_flags():
@@ -68,7 +77,10 @@ def define_flags():
 
 
 def train(config, folder: str, *, profile_steps: str = '') -> int:
-  """Trains a policy by reinforcement until `config.total_steps`.
+  """Trains a policy by reinforcement until its steps or its cost are spent.
+
+  The last step is `config.total_steps`, or the first whose cumulative cost
+  (meta_rl/costs.py) reaches `config.total_cost`.
 
   Args:
     config: of configs/, locked.
@@ -79,34 +91,24 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
     The exit code.
   """
   # ---- what is trained, on what
+  kit = setup_run.task_kit(config)
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
   problems = make_batches(config, task)
-  held_out = evaluate.problem_batches(
+  eval_batches = held_out.problem_batches(
     setup_run.load_problems(config, 'validation'),
+    record_arrays=kit.record_arrays,
     num_problems=config.eval.num_problems,
     batch_size=config.eval.batch_size,
   )
-  base_params = setup_run.initial_params(config)
   optimizer = setup_run.make_optimizer(config)
-  state = update.TrainState(
-    params=base_params,
-    opt_state=optimizer.init(base_params),
-    step=jnp.zeros((), jnp.int32),
-    key=jax.random.key(config.seed),
-  )
 
   # ---- the jitted calls, each traced once a shape
   parallel = make_parallel(config, model, task, optimizer)
-  summarize = make_summarize(config)
-  reward_fn = setup_run.make_reward_fn(config, task, parallel.get)
-  eval_calls = evaluate.make_calls(config, model, task)
-  correct = make_correct(config)
-  # Without a KL term nothing asks for them again.
-  base_params = (
-    parallel.put_params(base_params) if config.loss.kl_coef else None
-  )
-  state = parallel.put_state(state)
+  summarize = make_summarize(config, task)
+  reward_fn = setup_own.make_reward_fn(config, task, parallel.get)
+  correct = setup_own.make_correct(config)
+  eval_calls = held_out.make_calls(config, model, task)
 
   # ---- where it stands: a checkpoint's state beats init_from and the seed
   saver = checkpoint.Checkpointer(
@@ -115,13 +117,26 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   )
   with contextlib.ExitStack() as stack:
     stack.enter_context(saver)
-    restored = saver.restore_latest(state)
-    first = 0
+    blank = update.init_state(
+      setup_run.blank_params(config), optimizer, config.seed
+    )
+    restored = saver.restore_latest(parallel.put_state(blank))
+    first, meter = 0, costs.Meter(config.total_cost)
     if restored is not None:
       first, state, data_state = restored
-      state = parallel.put_state(state)
+      meter = costs.Meter(config.total_cost, data_state.pop(SPENT, 0.0))
       problems.set_state(data_state)
       print(f'resuming after step {first} of {config.total_steps}')
+    else:
+      start = setup_run.start_params(config, folder)
+      state = update.init_state(start, optimizer, config.seed)
+    state = parallel.put_state(state)
+    base_params = None  # of the reference, where there is one
+    if setup_run.has_reference(config):
+      base_params = setup_run.reference_params(config, folder)
+      base_params = parallel.put_params(base_params)
+    if config.algorithm.get('prefix_policy') == 'reference':
+      parallel = with_reference(parallel, base_params)
     stop = stack.enter_context(signals.GracefulExit())
     writer = stack.enter_context(
       metrics.MetricsWriter(folder, resume_step=first if restored else None)
@@ -133,43 +148,49 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
         print_every=config.log.print_every,
       )
     )
-    profiler = stack.enter_context(Profiler(folder, profile_steps))
+    tracer = stack.enter_context(profiler.Profiler(folder, profile_steps))
     watchdog, timer = metrics.Watchdog(), metrics.Timer()
 
-    # ---- the loop
-    for step in range(first + 1, config.total_steps + 1):
-      began = time.perf_counter()
-      profiler.before(step)
+    def next_batch():
       with timer('data'):
-        batch = parallel.put_batch(next(problems))
-        data_state = problems.get_state()
+        return parallel.put_batch(next(problems))
+
+    resample = make_resample(config, parallel, next_batch)
+
+    # ---- the loop
+    stop_at = first if meter.reached else config.total_steps
+    for step in range(first + 1, stop_at + 1):
+      began = time.perf_counter()
+      tracer.before(step)
       state, row, samples = rl_step(
         parallel,
         summarize,
         state,
         base_params,
-        batch,
+        next_batch(),
         timer,
+        resample,
         reward_fn,
         correct,
       )
-      profiler.after(step)
+      data_state = problems.get_state()  # behind the step: it may draw more
+      tracer.after(step)
       row['time/step_s'] = time.perf_counter() - began
       row['time/tokens_per_s'] = row['rollout/tokens_sum'] / row['time/step_s']
-      row |= phase_speeds(timer.metrics(), row)
+      row |= metrics.phase_speeds(timer.metrics(), row) | meter.add(row)
       metrics.check_finite(step, row, saver.latest_step())
-      check_gap(step, row, config.max_log_prob_gap)
+      metrics.check_gap(step, row, config.max_log_prob_gap)
       if correct is not None:
-        check_mismatch(step, row, config.external.max_mismatch)
+        metrics.check_mismatch(step, row, config.external.max_mismatch)
 
-      last = step == config.total_steps
+      last = step == config.total_steps or meter.reached
       if last or step % config.eval.every == 0:
-        measured = evaluate.measure(
-          eval_calls, state.params, held_out, jax.random.key(config.seed)
+        measured = held_out.measure(
+          eval_calls, state.params, eval_batches, jax.random.key(config.seed)
         )
-        row |= evaluate.summary(measured, config.rollout.thinking_budget)
+        row |= held_out.summary(measured, config.rollout.thinking_budget)
       row['compile/count'] = count_traces(
-        parallel, summarize, eval_calls, correct
+        parallel, summarize, eval_calls, resample, correct
       )
       writer.write(step, row)
       bar.update(step, row)
@@ -177,13 +198,22 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
         bar.say(warning)
       if last or step % config.log.samples_every == 0:
         writer.write_text_rows(
-          'samples', step, evaluate.describe_traces(*samples, limit=16)
+          'samples',
+          step,
+          held_out.describe_traces(*samples, limit=16, decode=kit.decode),
         )
       # Read once: a signal behind the save must not leave without one.
       leave = last or bool(stop)
       if leave or step % config.checkpoint.every == 0:
-        saver.save(step, state, data_state, row, wait=leave)
-      if leave and not last:
+        saved = data_state | {SPENT: meter.spent}
+        saver.save(step, state, saved, row, wait=leave)
+      if last and step < config.total_steps:
+        bar.say(
+          f'total_cost={config.total_cost:g} was reached after step {step}'
+        )
+      if last:
+        break
+      if leave:
         bar.say(stop.message(step))
         return signals.EXIT_INTERRUPTED
   return signals.EXIT_OK
@@ -191,40 +221,41 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
 
 def make_batches(config, task):
   """Returns the resumable batches: problems, or groups of given rollouts."""
-  if setup_run.rollouts_path(config) is not None:
-    return setup_run.load_rollouts(config, task)
+  if setup_own.rollouts_path(config) is not None:
+    return setup_own.load_rollouts(config, task)
   return data.problem_iterator(
     setup_run.load_problems(config, 'train'),
+    record_arrays=setup_run.task_kit(config).record_arrays,
     batch_size=config.rollout.num_prompts,
     seed=config.seed,
   )
 
 
-def make_correct(config) -> CountedJit | None:
-  """Returns the jitted correction of given rollouts, None without them."""
-  if setup_run.rollouts_path(config) is None:
-    return None
-  return CountedJit(
-    steps.make_correction(
-      correction=config.external.correction, cap=config.external.cap
-    )
-  )
-
-
 def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
-  """Returns the jitted generate, prove, score and update of a config."""
+  """Returns the jitted calls of a training step of a config."""
   rollout, loss = config.rollout, config.loss.to_dict()
-  generate, prove = setup_run.make_training_calls(config, model, task)
+  generate, prove = setup_own.make_training_calls(config, model, task)
+  given = setup_own.rollouts_path(config) is not None
   score = None
-  if config.loss.kl_coef or setup_run.rollouts_path(config) is not None:
+  if config.loss.kl_coef or given:
     score = steps.make_score(
       model, temperature=rollout.temperature, chunk=config.loss.chunk
     )
   constant = None
   if loss['aggregate'] == 'constant':
     constant = rollout.thinking_budget + len(task.stop_ids) + task.answer_length
+  value = value_term = None
+  if config.algorithm.name == 'ppo':
+    value = steps.make_value(model)
+    value_term = steps.make_value_term(
+      aggregate=loss['aggregate'], constant=constant, **config.critic.to_dict()
+    )
   loss_fn = steps.make_loss(
-    model, temperature=rollout.temperature, constant=constant, **loss
+    model,
+    temperature=rollout.temperature,
+    constant=constant,
+    value_term=value_term,
+    **loss,
   )
 
   def make_update(axis_name, spread):
@@ -232,6 +263,7 @@ def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
       spread(loss_fn),
       optimizer,
       setup_run.make_advantages(config, axis_name=axis_name),
+      rows_fn=setup_run.make_rows(config, task),
       axis_name=axis_name,
       **config.batching.to_dict(),
     )
@@ -245,6 +277,7 @@ def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
     generate=generate,
     prove=prove,
     score=score,
+    value=value,
     make_update=make_update,
     rows_per_prompt=rollout.group_size,
     mini_batches=config.batching.mini_batches,
@@ -252,15 +285,67 @@ def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
   )
 
 
-def make_summarize(config) -> CountedJit:
-  """Returns the jitted scalars of a batch of traces."""
-  return CountedJit(
-    functools.partial(
-      steps.rollout_metrics,
-      group_size=config.rollout.group_size,
+def with_reference(parallel, reference) -> sharding.Parallel:
+  """Returns the calls with a `generate` that is given the reference, too.
+
+  It is what the run starts from, so that a resumed run has the same one.
+  """
+
+  def generate(params, batch, key):
+    return parallel.generate((params, reference), batch, key)
+
+  return dataclasses.replace(parallel, generate=generate)
+
+
+def make_summarize(config, task) -> CountedJit:
+  """Returns the jitted scalars of a batch of traces, and what they cost."""
+  group_size = config.rollout.group_size
+  rows = setup_run.make_rows(config, task)
+  given = setup_own.rollouts_path(config) is not None
+
+  def summarize(traces, measured):
+    row = steps.rollout_metrics(
+      traces,
+      measured,
+      group_size=group_size,
       horizon=config.rollout.thinking_budget,
       has_success=config.prover.kind != 'none',
     )
+    cost = costs.step_costs(
+      traces.token_mask,
+      measured.episodes.ends[:, 0],
+      measured.prover_tokens,
+      rows(traces, measured)['token_mask'].sum() if rows else 0,
+      group_size=group_size,
+      epochs=config.batching.epochs,
+      scorings=bool(config.loss.kl_coef)
+      + (config.algorithm.name == 'ppo')
+      + given,
+    )
+    if given:  # by another engine, whose cost is not known here
+      cost['cost/generate'] = jnp.zeros(())
+    return row | cost
+
+  return CountedJit(summarize)
+
+
+def make_resample(config, parallel, next_batch):
+  """Returns what samples further prompts within a step, None if it is off.
+
+  Args:
+    config: an RL config.
+    parallel: of `make_parallel`.
+    next_batch: `() -> batch`, the next problems, placed.
+  """
+  max_rounds = config.rollout.dynamic_sampling.max_rounds
+  if not max_rounds:
+    return None
+  return dynamic_sampling.Resampler(
+    max_rounds=max_rounds,
+    group_size=config.rollout.group_size,
+    next_batch=next_batch,
+    get=parallel.get,
+    mesh=parallel.mesh,
   )
 
 
@@ -271,6 +356,7 @@ def rl_step(
   base_params,
   batch,
   timer,
+  resample=None,
   reward_fn=None,
   correct=None,
 ):
@@ -283,134 +369,71 @@ def rl_step(
     base_params: what the reference log-probs are of; None: there are none.
     batch: problems, placed.
     timer: phases are added to it.
-    reward_fn: of `setup_run.make_reward_fn`, None for the task's outcome alone.
-    correct: of `make_correct`, None for traces of the policy itself.
+    resample: of `make_resample`.
+    reward_fn: of `setup_own.make_reward_fn`, None for the outcome alone.
+    correct: of `setup_own.make_correct`, None for traces of the policy itself.
 
   Returns:
     The new state, a dict of float metrics, and (traces, measured) for the
     samples.
   """
+
+  asked = []  # what a round's own rewards were
+
+  def sample(batch, key):
+    sample_key, prove_key = jax.random.split(key)
+    with timer('generate'):
+      traces, cache = parallel.generate(state.params, batch, sample_key)
+      jax.block_until_ready(traces)
+    with timer('prove'):
+      measured = parallel.prove(state.params, batch, traces, cache, prove_key)
+      jax.block_until_ready(measured)
+    if reward_fn is not None:
+      del cache  # its memory is not needed while a user's function runs
+      with timer('reward'):
+        measured, found = reward_fn(batch, traces, measured)
+        asked.append(found)
+    return traces, measured  # not the cache: the update needs its memory
+
   key = jax.random.fold_in(state.key, state.step)
-  sample_key, prove_key = jax.random.split(key)
-  with timer('generate'):
-    traces, cache = parallel.generate(state.params, batch, sample_key)
-    jax.block_until_ready(traces)
-  with timer('prove'):
-    measured = parallel.prove(state.params, batch, traces, cache, prove_key)
-    jax.block_until_ready(measured)
-  del cache  # before the update, which needs the memory
-  own = {}
-  if reward_fn is not None:
-    with timer('reward'):
-      measured, own = reward_fn(batch, traces, measured)
+  if resample is None:
+    traces, measured = sample(batch, key)
+    row = summarize(traces, measured)
+  else:
+    batch, traces, measured, row = resample(sample, summarize, batch, key)
   reference = None
-  if base_params is not None and parallel.score is not None:
+  if parallel.score is not None and base_params is not None:
     with timer('score'):
       reference = parallel.score(base_params, traces)
       jax.block_until_ready(reference)
+  distance = {}
   if correct is not None:
     with timer('score'):
       log_probs = parallel.score(state.params, traces)
-      traces, found = jax.block_until_ready(correct(traces, log_probs))
-      own |= {k: float(v) for k, v in jax.device_get(found).items()}
+      traces, distance = jax.block_until_ready(correct(traces, log_probs))
+  if parallel.value is not None:
+    with timer('value'):
+      critic = parallel.value(state.params, traces)
+      jax.block_until_ready(critic)
+    measured = dataclasses.replace(measured, critic=critic)
   with timer('update'):
     state, sums = parallel.update(state, traces, measured, reference)
-    row, sums = jax.device_get((summarize(traces, measured), sums))
+    row, sums = jax.device_get((row | distance, sums))
   row = {name: float(value) for name, value in row.items()}
-  return state, row | own | update.to_scalars(sums), (traces, measured)
+  row |= metrics.mean_rows(asked)
+  return state, row | update.to_scalars(sums), (traces, measured)
 
 
-def count_traces(parallel, summarize, eval_calls, correct=None) -> int:
+def count_traces(
+  parallel, summarize, eval_calls, resample=None, correct=None
+) -> int:
   """Returns how often the run's jitted calls were traced, evaluation's too."""
   calls = [summarize, *eval_calls.values()]
+  if resample is not None:
+    calls.append(resample.merge)
   if correct is not None:
     calls.append(correct)
   return sum(parallel.traces.values()) + sum(call.traces for call in calls)
-
-
-def phase_speeds(seconds: dict[str, float], row: dict[str, float]) -> dict:
-  """Returns each phase's seconds, and response tokens a second."""
-  speeds = {
-    f'{name.removesuffix("_s")}_tokens_per_s': row['rollout/tokens_sum'] / spent
-    for name, spent in seconds.items()
-    if spent and name != 'time/data_s'
-  }
-  return seconds | speeds
-
-
-def check_gap(step: int, row: dict[str, float], limit: float):
-  """Stops a run whose sampler and trainer disagree on log-probs.
-
-  The gap is that of the first mini-batch, which is trained on the very
-  parameters that sampled it: beyond rounding it means a wrong mask, position,
-  temperature or dtype, and the policy gradient is then biased.
-  """
-  gap = row['policy/log_prob_gap']
-  if gap > limit:
-    raise ValueError(
-      f'step {step}: the sampler and the trainer differ by {gap:.3g} nats a '
-      f'token (max_log_prob_gap={limit:g}): the update would be off-policy. '
-      'Use one dtype for both, or raise the limit.'
-    )
-
-
-def check_mismatch(step: int, row: dict[str, float], limit: float):
-  """Stops a run whose given rollouts are too far from its policy.
-
-  Beyond some nats a token the weights say more of the cap than of the policy:
-  another tokenizer, temperature or model, or a policy that has moved away.
-  """
-  gap = row['external/mismatch_mean']
-  if gap > limit:
-    raise ValueError(
-      f'step {step}: the log-probs of the rollouts differ from the policy by '
-      f'{gap:.3g} nats a token (external.max_mismatch={limit:g}; at most '
-      f'{row["external/mismatch_max"]:.3g}, effective share '
-      f'{row["external/ess"]:.2g}): sample again from the policy as it is now, '
-      'at its temperature, or raise the limit.'
-    )
-
-
-class Profiler(contextlib.AbstractContextManager):
-  """Traces the steps 'first:last' with JAX's profiler."""
-
-  def __init__(self, folder: str, span: str):
-    self._folder, self._on = f'{folder}/profile', False
-    self._span, self._first, self._last = span, -1, -1
-    if span:
-      first, colon, last = span.partition(':')
-      numbers = colon and first.isdigit() and last.isdigit()
-      if not (numbers and 1 <= int(first) <= int(last)):
-        raise ValueError(
-          f'profile_steps={span!r}: give first:last, such as 10:13.'
-        )
-      self._first, self._last = int(first), int(last)
-
-  def before(self, step: int):
-    """Starts the trace at its first step."""
-    if step == self._first:
-      jax.profiler.start_trace(self._folder)
-      self._on, self._span = True, ''
-
-  def after(self, step: int):
-    """Ends the trace behind its last step."""
-    if self._on and step >= self._last:
-      self._stop()
-
-  def _stop(self):
-    jax.profiler.stop_trace()
-    self._on = False
-    print(f'profile written to {self._folder}', file=sys.stderr)
-
-  def __exit__(self, *exc_info):
-    if self._on:
-      self._stop()
-    if self._span:
-      print(
-        f'profile_steps={self._span}: step {self._first} was not run, so '
-        'nothing was profiled',
-        file=sys.stderr,
-      )
 
 
 def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
@@ -418,21 +441,26 @@ def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
   loops = {'sft': sft.train}
   try:
     config = workdir.lock_and_check(config)
-    setup_run.check(config)
-    with workdir.open_workdir(
-      folder, config.to_dict(), allow_change=allow_change
-    ) as opened:
+    check_config.check(config)
+    with (
+      signals.as_interrupt(),
+      workdir.open_workdir(
+        folder, config.to_dict(), allow_change=allow_change
+      ) as opened,
+    ):
       for key, (old, new) in opened.changed.items():
         print(f'config: {key} changed from {old} to {new}')
+      if note := check_config.note_on_saving(config):
+        print(note)
       loop = loops.get(config.algorithm.name, train)
-      with forget_failed_start(folder):
+      with forget_failed_start(opened):
         return loop(config, folder, profile_steps=profile_steps)
   except metrics.NonFiniteError as error:
     print(f'error: {error}', file=sys.stderr)
     return signals.EXIT_NON_FINITE
   except KeyboardInterrupt:  # while it starts: the loop has its own handler
     print(
-      'stopped by Ctrl-C before a step: run the same command again',
+      'stopped before a step: run the same command again',
       file=sys.stderr,
     )
     return signals.EXIT_INTERRUPTED
@@ -442,24 +470,31 @@ def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
 
 
 @contextlib.contextmanager
-def forget_failed_start(folder: str):
-  """Frees a run folder of its config if the run fails with nothing saved.
+def forget_failed_start(opened: workdir.Workdir):
+  """Undoes what opening a run folder recorded, if the run fails at once.
 
-  There is nothing that another config could spoil: after a wrong `init_from`,
-  the mended command runs in the same folder.
+  With nothing saved the folder is freed of its config: there is nothing that
+  another one could spoil, and after a wrong `init_from` the mended command runs
+  in the same folder. A config that `allow_change` let in, but under which no
+  step was taken, gives way to the one before.
   """
+  folder = opened.path
+  saved = folder / checkpoint.CHECKPOINTS_DIR
+  found = lambda: sorted(saved.iterdir()) if saved.is_dir() else []
+  before = found()
   try:
     yield
   except BaseException:  # Ctrl-C included
-    saved = Path(folder) / checkpoint.CHECKPOINTS_DIR
-    if not saved.is_dir() or not any(saved.iterdir()):
-      (Path(folder) / workdir.CONFIG_NAME).unlink(missing_ok=True)
+    if not found():
+      (folder / workdir.CONFIG_NAME).unlink(missing_ok=True)
+    elif found() == before:
+      opened.revert()
     raise
 
 
 def main(argv):
   """Runs the command."""
-  del argv
+  command_line.refuse_arguments(argv)
   logging.set_verbosity(logging.WARNING)
   jax.config.update('jax_threefry_partitionable', True)
   env.enable_compile_cache()
@@ -476,4 +511,4 @@ def main(argv):
 if __name__ == '__main__':
   env.check_versions()
   define_flags()
-  app.run(main, flags_parser=setup_run.parse_flags)
+  app.run(main, flags_parser=command_line.parse_flags)

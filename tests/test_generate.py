@@ -7,7 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from meta_rl import data, external, generate, setup_run, signals, tokenizer
+from meta_rl import (
+  external,
+  generate,
+  held_out,
+  setup_run,
+  signals,
+  tokenizer,
+)
 from meta_rl.compiled import CountedJit
 
 pytest_plugins = ['small_runs']
@@ -66,7 +73,8 @@ def test_they_are_what_training_samples(start, rows):
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
   call, _ = setup_run.make_calls(config, model, task, group_size=2)
-  batch = setup_run.stack([data.record_arrays(source[i]) for i in range(4)])
+  arrays = setup_run.task_kit(config).record_arrays
+  batch = held_out.stack([arrays(source[i]) for i in range(4)])
   traces, _ = CountedJit(call)(params, batch, jax.random.key(3))
   want = external.rows_of(jax.device_get(traces), prompt_length=7)
   got = [{k: v for k, v in row.items() if k != 'reward'} for row in rows[:8]]

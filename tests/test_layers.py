@@ -16,20 +16,21 @@ PACKAGE = ROOT / 'meta_rl'
 # A new module needs a place here; a package (`models`) counts as one module.
 LAYERS = [
   'types masked env',
-  'episodes regret advantages losses sampling',
-  'models cache scoring rollout probes prover algorithms update',
+  'episodes regret advantages shaping losses sampling costs',
+  'models cache scoring decode rollout probes prover algorithms update value',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
-  'answers statistics signals workdir files leaves chat '
-  'rewards external',
-  'steps compiled',
-  'setup_run evaluate plots headline runs report report_page report_style '
-  'report_traces',
+  'answers statistics eval_figures study_statistics signals workdir files '
+  'leaves chat profiler rewards external',
+  'steps compiled dynamic_sampling',
+  'setup_run setup_own check_config command_line held_out evaluate plots '
+  'headline runs report report_page report_style report_traces',
   'train sft study plan export generate',
 ]
 LAYERS = [row.split() for row in LAYERS]
 PURE = LAYERS[1]
 # These read a ConfigDict; all others take keyword arguments.
-COMMANDS = [*LAYERS[-1], 'setup_run', 'evaluate', 'report']
+COMMANDS = [*LAYERS[-1], 'setup_run', 'check_config', 'command_line']
+COMMANDS += ['setup_own', 'evaluate', 'report']
 MODULES = sorted(PACKAGE.rglob('*.py'))
 
 

@@ -19,6 +19,7 @@ from meta_rl import (
   external,
   generate,
   models,
+  setup_own,
   setup_run,
   signals,
   steps,
@@ -494,7 +495,7 @@ def test_prompts_that_are_not_the_configs_problems(small, file, tmp_path):
     made = [r | {'prompt_ids': None, 'prompt': prompt} for r in rows[:4]]
     path = write(tmp_path / 'x.jsonl', rows[4:] + made)
     with pytest.raises(ValueError, match='x.jsonl, line 29: ') as error:
-      setup_run.load_rollouts(
+      setup_own.load_rollouts(
         config_of(small, path), setup_run.make_task(small.config('mrt'))
       )
     assert message in str(error.value)
@@ -503,8 +504,8 @@ def test_prompts_that_are_not_the_configs_problems(small, file, tmp_path):
 def test_several_processes_are_refused(small, file, monkeypatch):
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   with pytest.raises(ValueError, match='is read in one process'):
-    setup_run.check_external(config_of(small, file))
+    setup_own.check_external(config_of(small, file))
 
 
 def test_a_policy_that_samples_itself_has_no_correction(small):
-  assert train.make_correct(small.config('mrt')) is None
+  assert setup_own.make_correct(small.config('mrt')) is None

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from meta_rl import rewards, setup_run, signals, steps, tokenizer, workdir
+from meta_rl import (
+  rewards,
+  setup_own,
+  setup_run,
+  signals,
+  steps,
+  tokenizer,
+  workdir,
+)
 from meta_rl.algorithms import Measured
 from meta_rl.tasks import countdown_task
 from meta_rl.types import Episodes, Rollout
@@ -505,9 +513,9 @@ def test_a_config_that_is_refused(name, changes, parts, small, tmp_path):
 def test_several_processes_are_refused(small, monkeypatch):
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   with pytest.raises(ValueError, match='there are 2: leave config.rewards'):
-    setup_run.check_rewards(run_config(small))
+    setup_own.check_rewards(run_config(small))
 
 
 def test_without_rewards_there_is_no_hook(small):
   config = small.config('mrt')
-  assert setup_run.make_reward_fn(config, TASK, None) is None
+  assert setup_own.make_reward_fn(config, TASK, None) is None

@@ -7,13 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import lively_params, script_model, tiny
+from toys import (
+  EOS,
+  MARKER,
+  check_response,
+  follow,
+  lively_params,
+  tiny,
+)
 
 from meta_rl import models, sampling
 from meta_rl.rollout import generate
 from meta_rl.scoring import positions_of, score
-
-EOS, MARKER, STOP = 2, 4, (4, 9)
 
 # --- what is written, by a model that follows a script ---
 
@@ -78,37 +83,10 @@ BUDGET_3 = {
 ROWS = np.arange(8, dtype=np.int32)[:, None]
 
 
-def follow(script, budget, **options):
-  settings = {
-    'max_new_tokens': 8,
-    'eos_id': EOS,
-    'temperature': 0,
-    'think_end_id': MARKER,
-    'stop_ids': STOP,
-    'check_every': 3,
-  }
-  return generate(
-    script_model(),
-    jnp.asarray(script),
-    jnp.asarray(ROWS[: len(script)]),
-    jnp.ones((len(script), 1), bool),
-    jax.random.key(0),
-    thinking_budget=budget,
-    **settings | options,
-  )
-
-
 @pytest.fixture(scope='module')
 def scripted():
   """`follow`, jitted, with the budget of each row an argument."""
   return jax.jit(lambda budget: follow(SCRIPT, budget))
-
-
-def check_response(rollout, expected):
-  for name, rows in expected.items():
-    found = np.asarray(getattr(rollout, name))
-    found = found[:, 1:] if found.ndim == 2 else found
-    np.testing.assert_array_equal(found, rows, err_msg=name)
 
 
 def test_forced_termination_table(scripted):
@@ -187,6 +165,105 @@ def test_decoding_stops_when_all_rows_are_done():
   script = np.stack([SCRIPT[3], SCRIPT[1]])
   _, trace = follow(script, None, stop_ids=None, return_cache=True)
   assert trace.used == 1 + 4
+
+
+# --- a given prefix ---
+
+PREFIX = np.array(
+  [
+    [30, 31, 1],
+    [30, 31, 1],
+    [30, 31, 29],
+    [1, 1, 1],
+    [30, MARKER, 29],
+    [30, EOS, 29],
+    [30, 31, 29],
+    [30, 1, 1],
+  ],
+  np.int32,
+)
+
+
+def test_forced_prefix_table():
+  rollout, trace = jax.jit(
+    lambda budget, length: follow(
+      SCRIPT,
+      budget,
+      prefix=jnp.asarray(PREFIX),
+      prefix_length=length,
+      return_cache=True,
+    )
+  )(jnp.array([4, 2, 0, 0, 3, 3, 3, 2]), jnp.array([2, 2, 3, 0, 3, 2, 3, 1]))
+  check_response(
+    rollout,
+    {
+      'tokens': [
+        [30, 31, 12, 13, 4, 9, 16, 17],  # Continue: two more thoughts
+        [30, 31, 4, 9, 1, 1, 1, 1],  # Direct: the budget is the prefix
+        [30, 31, 29, 4, 9, 2, 0, 0],  # Direct: a budget below it
+        [4, 9, 1, 1, 1, 1, 1, 1],  # no prefix
+        [30, 4, 29, 1, 1, 1, 1, 1],  # a marker in it: the rest is answer
+        [30, 2, 0, 0, 0, 0, 0, 0],  # an EOS in it
+        [30, 31, 29, 4, 9, 23, 24, 25],
+        [30, 4, 10, 2, 0, 0, 0, 0],  # ended by itself right behind it
+      ],
+      'mask': [
+        [0, 0, 1, 1, 0, 0, 1, 1],
+        [0, 0, 0, 0, 1, 1, 1, 1],
+        [0, 0, 0, 0, 0, 1, 0, 0],
+        [0, 0, 1, 1, 1, 1, 1, 1],
+        [0, 0, 0, 1, 1, 1, 1, 1],
+        [0, 0, 0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 1, 1, 1],
+        [0, 1, 1, 1, 0, 0, 0, 0],
+      ],
+      'thinking_mask': [
+        [1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0],
+        [1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0],
+        [1, 0, 0, 0, 0, 0, 0, 0],
+      ],
+      'forced': [1, 1, 1, 1, 0, 0, 1, 0],
+      'truncated': [1, 1, 0, 1, 1, 0, 1, 0],
+    },
+  )
+  # Slot t holds column t, given or sampled.
+  np.testing.assert_array_equal(trace.cache['tokens'][0], rollout.tokens[0])
+
+
+def test_an_int_budget_bounds_each_prefix():
+  rollout, trace = follow(
+    SCRIPT[:2],
+    1,
+    prefix=jnp.asarray(PREFIX[:2]),
+    prefix_length=jnp.array([2, 1]),
+    return_cache=True,
+  )
+  check_response(
+    rollout,
+    {'tokens': [[30, 31, 4, 9, 14, 15, 16, 17], [30, 4, 9, 2, 0, 0, 0, 0]]},
+  )
+  # As without a prefix, the last column is no thought and is not in the cache.
+  assert trace.used == 8
+
+
+def test_a_prefix_of_all_columns_is_in_the_cache():
+  whole = jnp.asarray(SCRIPT[:1, ::-1].copy())
+  rollout, trace = follow(
+    SCRIPT[:1],
+    1,
+    prefix=whole,
+    prefix_length=jnp.array([8]),
+    return_cache=True,
+  )
+  check_response(rollout, {'tokens': whole, 'thinking_mask': [[1] * 8]})
+  # The last column is a thought here: a prover may start from it.
+  assert trace.used == 9
+  np.testing.assert_array_equal(trace.cache['tokens'][0], rollout.tokens[0])
 
 
 # --- samples and their log-probs, by a transformer ---
@@ -278,6 +355,36 @@ def test_recorded_log_probs_equal_rescored_ones(params):
   )
 
 
+def test_a_traces_own_tokens_as_prefix_change_nothing(params):
+  """Positions, cache and random draws behind a prefix are those of sampling."""
+  options = OPTIONS | {'group_size': 2, 'return_cache': True}
+
+  @jax.jit
+  def both(params):
+    args = MODEL, params, PROMPTS, PROMPT_MASK, KEY
+    whole, cache = generate(*args, **options)
+    length = jnp.minimum(jnp.arange(8), whole.mask.sum(1))
+    again, again_cache = generate(
+      *args, prefix=whole.tokens[:, 4:], prefix_length=length, **options
+    )
+    return whole, cache, again, again_cache, length
+
+  whole, cache, again, again_cache, length = both(params)
+  np.testing.assert_array_equal(again.tokens, whole.tokens)
+  np.testing.assert_array_equal(again.token_mask, whole.token_mask)
+  np.testing.assert_array_equal(again.thinking_mask, whole.thinking_mask)
+  np.testing.assert_array_equal(again.truncated, whole.truncated)
+  assert_same(again_cache, cache)
+  given = np.arange(10) < 4 + np.asarray(length)[:, None]
+  np.testing.assert_array_equal(again.mask, whole.mask & ~given)
+  np.testing.assert_allclose(
+    again.behavior_log_probs,
+    np.where(given, 0, whole.behavior_log_probs),
+    atol=1e-5,
+  )
+  assert (length > 0).sum() > 4  # rows are given something
+
+
 def test_log_probs_under_top_k_and_top_p(params):
   rollout = sample(params, group_size=2, **TOP)
   positions = positions_of(rollout.token_mask)
@@ -340,6 +447,124 @@ def test_traced_once_for_a_shape(scripted):
     run(jnp.full(8, budget))
 
 
+# --- budget forcing: thinking that may not end yet ---
+
+
+@pytest.fixture(scope='module')
+def held():
+  """`follow`, jitted, with the least thinking of each row an argument."""
+  return jax.jit(lambda least: follow(SCRIPT, 5, min_thinking=least))
+
+
+def test_an_end_that_comes_too_early_is_left_out(held):
+  # The script wants a token at its place in the response, and token 0 is the
+  # first of the others: it stands where the marker or EOS was wanted early.
+  rollout = held(jnp.full(8, 4))
+  check_response(
+    rollout,
+    {
+      'tokens': [
+        [10, 11, 12, 13, 14, 4, 9, 17],  # 0 goes on to its budget of 5
+        [10, 0, 20, 0, 1, 4, 9, 1],  # 1 marker, then EOS: both too early
+        [10, 11, 12, 0, 13, 4, 9, 1],  # 2 a marker as the fourth token
+        [0, 1, 1, 1, 1, 4, 9, 1],
+        [10, 0, 1, 1, 1, 4, 9, 1],
+        [10, 11, 0, 20, 21, 4, 9, 2],
+        [10, 0, 20, 21, 22, 4, 9, 25],
+        [0, 0, 10, 0, 1, 4, 9, 1],
+      ],
+      'mask': [[1, 1, 1, 1, 1, 0, 0, 1]] * 8,
+      'thinking_mask': [[1, 1, 1, 1, 1, 0, 0, 0]] * 8,
+      'forced': [1] * 8,
+    },
+  )
+  # One row below its least, one right at it, one above: the end is free again.
+  rollout = held(jnp.array([0, 2, 3, 1, 1, 2, 0, 0]))
+  check_response(
+    rollout,
+    {
+      'tokens': [
+        [10, 11, 12, 13, 14, 4, 9, 17],
+        [10, 0, 20, 2, 0, 0, 0, 0],  # 1 EOS in the thought
+        [10, 11, 12, 4, 13, 2, 0, 0],  # 2 has its three
+        [0, 1, 1, 1, 1, 4, 9, 1],  # 3 no EOS as the first token
+        [10, 2, 0, 0, 0, 0, 0, 0],
+        [10, 11, 4, 20, 21, 22, 23, 2],
+        [10, 4, 20, 21, 22, 23, 24, 25],
+        [4, 4, 10, 2, 0, 0, 0, 0],
+      ],
+      'forced': [1, 0, 0, 1, 0, 0, 0, 0],
+    },
+  )
+  np.testing.assert_array_equal(
+    rollout.thinking_mask.sum(1), [5, 3, 3, 5, 1, 2, 1, 0]
+  )
+
+
+def test_wait_tokens_replace_an_early_end():
+  rollout = follow(SCRIPT, 5, min_thinking=4, wait_ids=(30, 31))
+  check_response(
+    rollout,
+    {
+      'tokens': [
+        [10, 11, 12, 13, 14, 4, 9, 17],
+        # 1 the second wait token takes the place of what was wanted there, and
+        # the EOS behind it is too early as well.
+        [10, 30, 31, 30, 31, 4, 9, 1],
+        [10, 11, 12, 30, 31, 4, 9, 1],
+        [30, 31, 1, 1, 1, 4, 9, 1],
+        [10, 30, 31, 1, 1, 4, 9, 1],
+        [10, 11, 30, 31, 21, 4, 9, 2],
+        [10, 30, 31, 21, 22, 4, 9, 25],
+        [30, 31, 10, 30, 31, 4, 9, 1],
+      ],
+      # Wait tokens are thoughts and no actions.
+      'mask': [
+        [1, 1, 1, 1, 1, 0, 0, 1],
+        [1, 0, 0, 0, 0, 0, 0, 1],
+        [1, 1, 1, 0, 0, 0, 0, 1],
+        [0, 0, 1, 1, 1, 0, 0, 1],
+        [1, 0, 0, 1, 1, 0, 0, 1],
+        [1, 1, 0, 0, 1, 0, 0, 1],
+        [1, 0, 0, 1, 1, 0, 0, 1],
+        [0, 0, 1, 0, 0, 0, 0, 1],
+      ],
+      'thinking_mask': [[1, 1, 1, 1, 1, 0, 0, 0]] * 8,
+    },
+  )
+  assert not rollout.behavior_log_probs[~rollout.mask].any()
+  # A budget that is spent in the middle of the wait tokens cuts them short.
+  rollout = follow(SCRIPT[2:3], 4, min_thinking=4, wait_ids=(30, 31))
+  check_response(rollout, {'tokens': [[10, 11, 12, 30, 4, 9, 1, 1]]})
+
+
+def test_log_probs_without_the_ends(params):
+  options = {'think_end_id': MARKER, 'min_thinking': 4}
+  rollout = sample(params, group_size=4, **options)
+  free = sample(params, group_size=4, think_end_id=MARKER)
+  positions = positions_of(rollout.token_mask)
+  logits, _ = jax.jit(MODEL.apply_fn)(params, rollout.tokens, positions, None)
+  before, tokens = np.asarray(logits[:, :-1]) / 0.7, rollout.tokens[:, 1:]
+  thoughts = np.cumsum(rollout.thinking_mask, 1)[:, :-1]
+  # Thinking goes on for all rows up to the fourth token.
+  early = thoughts < 4
+  cut = before.copy()
+  cut[..., [MARKER, EOS]] = np.where(
+    early[..., None], -np.inf, cut[..., [MARKER, EOS]]
+  )
+  mask = np.asarray(rollout.mask[:, 1:])
+  for name, logits in (('behavior', cut), ('raw', before)):
+    found = np.asarray(getattr(rollout, f'{name}_log_probs'))[:, 1:][mask]
+    wanted = sampling.token_log_probs(jnp.asarray(logits), tokens)[mask]
+    np.testing.assert_allclose(found, wanted, atol=1e-4, err_msg=name)
+  assert (rollout.thinking_mask.sum(1) >= 4).all()
+  assert (free.thinking_mask.sum(1) < 4).any()
+  # A trace that does not want to end early is the same with and without.
+  late = np.asarray(free.thinking_mask.sum(1) >= 4)
+  assert late.any()
+  np.testing.assert_array_equal(rollout.tokens[late], free.tokens[late])
+
+
 # --- bad input ---
 
 
@@ -352,6 +577,13 @@ def test_traced_once_for_a_shape(scripted):
     ({'temperature': -1}, 'temperature=-1, must be >= 0'),
     ({'stop_ids': ()}, 'stop_ids is empty'),
     ({'think_end_id': None, 'stop_ids': None}, 'needs stop_ids or think_end'),
+    ({'min_thinking': -1}, 'min_thinking=-1, must be >= 0'),
+    ({'min_thinking': 4}, 'min_thinking=4 is above the 3 tokens'),
+    ({'wait_ids': (30,)}, 'give min_thinking, or no wait_ids'),
+    (
+      {'wait_ids': (30, 4), 'min_thinking': 2},
+      r'wait_ids hold \[4\], which end thinking',
+    ),
   ],
 )
 def test_bad_numbers_are_refused(options, message):
@@ -379,3 +611,21 @@ def test_bad_budgets_are_refused(budget, message):
 def test_bad_prompts_are_refused(prompts, mask, message):
   with pytest.raises(ValueError, match=message):
     generate(MODEL, None, prompts, mask, KEY, max_new_tokens=1, eos_id=EOS)
+
+
+@pytest.mark.parametrize(
+  'prefix, length, message',
+  [
+    (np.zeros((2, 3), int), None, 'given together, or neither'),
+    (None, np.zeros(2, int), 'given together, or neither'),
+    (np.zeros((1, 3), int), np.zeros(2, int), 'with B = 2 traces'),
+    (np.zeros((2, 3), int), np.zeros((2, 1), int), 'with B = 2 traces'),
+    (np.zeros((2, 9), int), np.zeros(2, int), '9 columns; allowed are 1..'),
+    (np.zeros((2, 0), int), np.zeros(2, int), '0 columns; allowed are 1..'),
+    (np.zeros((2, 3)), np.zeros(2, int), 'prefix is float64, expected int32'),
+    (np.zeros((2, 3), int), np.zeros(2), 'prefix_length is float64'),
+  ],
+)
+def test_bad_prefixes_are_refused(prefix, length, message):
+  with pytest.raises(ValueError, match=message):
+    follow(SCRIPT[:2], 3, prefix=prefix, prefix_length=length)

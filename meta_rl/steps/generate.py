@@ -1,6 +1,8 @@
 """prompts -> traces and their KV cache."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
 
 from meta_rl import rollout
 from meta_rl.tasks.base import Task
@@ -16,6 +18,8 @@ def make_generate(
   temperature: float = 1.0,
   top_p: float | None = None,
   top_k: int | None = None,
+  min_thinking: int | None = None,
+  wait_ids: Sequence[int] = (),
   check_every: int = 8,
 ) -> Callable:
   """Returns the function that samples the traces of a batch of problems.
@@ -26,13 +30,22 @@ def make_generate(
     model, task: the network and the task.
     group_size: G traces a prompt.
     thinking_budget: tokens before forced termination, at least one episode.
-    temperature, top_p, top_k, check_every: as in `rollout.generate`.
+    temperature, top_p, top_k, min_thinking, wait_ids, check_every: as in
+      `rollout.generate`.
   """
   if thinking_budget < task.episode_length:
     raise ValueError(
       f'thinking_budget={thinking_budget} is below one episode of {task.name} '
       f'({task.episode_length} tokens): give at least {task.episode_length}.'
     )
+
+  def observer(batch):
+    if task.observe is None:
+      return None
+    take = lambda rows: {
+      k: jnp.asarray(x)[rows // group_size] for k, x in batch.items()
+    }
+    return lambda last, thinking, rows: task.observe(last, thinking, take(rows))
 
   def generate(params, batch, key, row_offset=0):
     return rollout.generate(
@@ -50,6 +63,9 @@ def make_generate(
       think_end_id=task.think_end_id,
       thinking_budget=thinking_budget,
       stop_ids=task.stop_ids,
+      observe_fn=observer(batch),
+      min_thinking=min_thinking,
+      wait_ids=wait_ids,
       pad_id=task.pad_id,
       row_offset=row_offset,
       check_every=check_every,

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from meta_rl import algorithms, masked, regret
+from meta_rl.steps import branches
 from meta_rl.types import Array, Rollout
 
 
@@ -42,6 +43,8 @@ def rollout_metrics(
       'regret/cumulative': mean(regret.cumulative(success, 1.0, count)),
       'regret/normalized': _normalized(success, ends, horizon),
     }
+  if measured.continues is not None:
+    metrics |= branches.branch_metrics(traces, measured)
   return metrics
 
 
@@ -54,15 +57,16 @@ def _reward_metrics(measured, group_size):
   valid = jnp.ones(rewards.shape, bool)
   if measured.valid is not None:
     valid = measured.valid.reshape(-1, group_size)
-  low = rewards.min(1, where=valid, initial=jnp.inf)
-  high = rewards.max(1, where=valid, initial=-jnp.inf)
-  return {
-    'rollout/reward_mean': masked.masked_mean(rewards, valid),
-    'rollout/zero_variance_share': (low >= high).astype(jnp.float32).mean(),
-  }
+  metrics = {'rollout/reward_mean': masked.masked_mean(rewards, valid)}
+  if group_size > 1:  # a group of one is constant by definition
+    low = rewards.min(1, where=valid, initial=jnp.inf)
+    high = rewards.max(1, where=valid, initial=-jnp.inf)
+    constant = (low >= high).astype(jnp.float32)
+    metrics['rollout/zero_variance_share'] = constant.mean()
+  return metrics
 
 
-def _normalized(success, ends, horizon, points: int = 16):
+def _normalized(success, ends, horizon, points: int = regret.NORMALIZED_POINTS):
   """Returns f32[], the normalized regret of the batch's accuracy curve.
 
   The curve is the mean over traces of the J at hand after each of `points`

@@ -1,0 +1,153 @@
+"""What a training step costs, in tokens of one forward pass.
+
+    generate  1 a response token (sampled or forced), and 1 a prompt token of
+              each problem: a group shares its prompt's forward pass
+    prove     1 a token fed for a probe, 3 where it is differentiated
+    train     3 a token fed, prompts included, in every epoch (the backward pass
+              is twice the forward one), and 1 for each scoring pass before it
+              (of a reference, of a critic)
+
+Padding costs nothing, whatever the program does with it: the figure is about a
+method, not about how well its batches are packed. Methods are compared at equal
+cost, and the exact and the sampled prover are counted by one rule: the tokens
+of a probe that pass through the network. The last token of an answer never
+does: it is predicted or drawn, and nothing follows it.
+
+Axes: P prompts, G group, B = P * G traces, T tokens, K episodes, S accepted
+answers, A answer tokens, M branches.
+"""
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+
+from meta_rl import masked
+from meta_rl.types import Array
+
+BACKWARD = 3  # a token that is trained on costs as much as three forward ones
+
+PARTS = ('cost/generate', 'cost/prove', 'cost/train')
+
+
+def exact_tokens(count: Array, answer_mask: Array, stop_length: int) -> Array:
+  """Returns the tokens that the exact prover feeds for each trace.
+
+    (count + 1) * sum_s (m + |a_s| - 1) over the answers that exist
+
+  Args:
+    count: i32[B], episodes; a trace has count + 1 boundaries.
+    answer_mask: bool[B,S,A], True on an answer and its EOS.
+    stop_length: m >= 1, stop tokens.
+
+  Returns:
+    i32[B], tokens.
+  """
+  dims = {}
+  count = masked.as_array('count', count, 'int[B]', dims)
+  lengths = masked.as_array('answer_mask', answer_mask, 'bool[B,S,A]', dims)
+  masked.check_range('stop_length', stop_length, low=1)
+  lengths = lengths.sum(-1)
+  fed = jnp.where(lengths > 0, stop_length + lengths - 1, 0).sum(-1)
+  return ((count + 1) * fed).astype(jnp.int32)
+
+
+def sampled_tokens(branch_mask: Array, stop_length: int) -> Array:
+  """Returns the tokens that the sampled prover feeds for each trace.
+
+    sum over branches of m + n - 1, n the tokens that the branch drew
+
+  A branch with nothing drawn, of a boundary that does not exist, costs nothing.
+
+  Args:
+    branch_mask: bool[B,...,A], tokens drawn, EOS included; the axes between are
+      boundaries and branches.
+    stop_length: m >= 1, stop tokens.
+
+  Returns:
+    i32[B], tokens.
+  """
+  drawn = masked.as_array('branch_mask', branch_mask, 'bool[...,A]').sum(-1)
+  masked.check_range('stop_length', stop_length, low=1)
+  fed = jnp.where(drawn > 0, stop_length + drawn - 1, 0)
+  return fed.reshape(fed.shape[0], -1).sum(1).astype(jnp.int32)
+
+
+def step_costs(
+  token_mask: Array,
+  prompt_ends: Array,
+  prover_tokens: Array | None,
+  row_tokens: Array | int = 0,
+  *,
+  group_size: int,
+  epochs: int = 1,
+  scorings: int = 0,
+  prover_gradient: bool = False,
+) -> dict[str, Array]:
+  """Returns what one step cost, f32[] each, by part.
+
+  Args:
+    token_mask: bool[B,T], everything but padding of the traces.
+    prompt_ends: i32[B], last column of what each trace was sampled from, equal
+      within a group.
+    prover_tokens: i32[B] of the prover; None: nothing was proved.
+    row_tokens: i32[] or i32[B], tokens of rows that are trained on beside the
+      traces.
+    group_size: G traces of each prompt.
+    epochs: passes of the update over the traces.
+    scorings: forward passes over the traces between sampling and training.
+    prover_gradient: the prover is differentiated.
+
+  Returns:
+    'cost/generate', 'cost/prove', 'cost/train'.
+
+  Raises:
+    ValueError: shapes, or rows that are no whole groups.
+  """
+  dims = {}
+  mask = masked.as_array('token_mask', token_mask, 'bool[B,T]', dims)
+  if dims['B'] % group_size:
+    raise ValueError(
+      f'token_mask has {dims["B"]} rows: give whole groups of {group_size}'
+    )
+  ends = masked.as_array('prompt_ends', prompt_ends, 'int[B]', dims)
+  prompt = mask & (jnp.arange(mask.shape[1]) <= ends[:, None])
+  proved = 0
+  if prover_tokens is not None:
+    proved = masked.as_array('prover_tokens', prover_tokens, 'int[B]', dims)
+    proved = proved.sum() * (BACKWARD if prover_gradient else 1)
+  costs = {
+    'cost/generate': mask.sum() - prompt.sum() + prompt[::group_size].sum(),
+    'cost/prove': proved,
+    'cost/train': BACKWARD * epochs * (mask.sum() + jnp.sum(row_tokens))
+    + scorings * mask.sum(),
+  }
+  return {k: jnp.asarray(v, jnp.float32) for k, v in costs.items()}
+
+
+class Meter:
+  """Adds up the cost of a run, and says when its budget is spent (host).
+
+  Args:
+    total_cost: the budget, forward tokens; None: no end.
+    spent: cost so far, of the checkpoint that the run goes on from.
+  """
+
+  def __init__(self, total_cost: float | None, spent: float = 0.0):
+    if total_cost is not None:
+      masked.check_range('total_cost', total_cost, above=0)
+    self._budget, self.spent = total_cost, float(spent)
+
+  def add(self, row: Mapping[str, float]) -> dict[str, float]:
+    """Returns 'cost/total' and 'cost/cumulative' after one more step.
+
+    Args:
+      row: metrics of the step, those of PARTS among them.
+    """
+    total = sum(row[name] for name in PARTS)
+    self.spent += total
+    return {'cost/total': total, 'cost/cumulative': self.spent}
+
+  @property
+  def reached(self) -> bool:
+    """Whether the budget is spent: the step that crossed it was the last."""
+    return self._budget is not None and self.spent >= self._budget

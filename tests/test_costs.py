@@ -1,0 +1,181 @@
+"""Tests of meta_rl.costs: forward tokens of a step, counted by hand."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from toys import lively_params, tiny
+
+from meta_rl import costs, models, steps
+from meta_rl.tasks import countdown, countdown_task
+
+ARRAY = jnp.asarray
+
+
+def answer_mask(*rows, length=6):
+  """bool[B,S,A] of answers of the given lengths."""
+  return ARRAY(
+    [[[i < n for i in range(length)] for n in lengths] for lengths in rows]
+  )
+
+
+def test_exact_by_hand():
+  # Row 0: 2 episodes, so 3 boundaries; answers of 6 and 4 tokens behind 1 stop
+  # token feed 1 + 5 and 1 + 3: 3 * (6 + 4) = 30.
+  # Row 1: no episode, 1 boundary, one answer of 6: 6.
+  # Row 2: no answer is accepted: nothing is fed.
+  mask = answer_mask((6, 4), (6, 0), (0, 0))
+  counts = ARRAY([2, 0, 5])
+  assert costs.exact_tokens(counts, mask, 1).tolist() == [30, 6, 0]
+  # Two more stop tokens: 3 * 2 * 2 = 12 and 1 * 1 * 2 = 2 more.
+  assert costs.exact_tokens(counts, mask, 3).tolist() == [42, 8, 0]
+
+
+def test_sampled_by_hand():
+  # Two boundaries x two branches: 6, 3, 1 and 0 tokens drawn feed, behind one
+  # stop token, 6 + 3 + 1 and nothing.
+  drawn = [[6, 3], [1, 0]]
+  mask = ARRAY([[[[i < n for i in range(6)] for n in b] for b in drawn]])
+  assert costs.sampled_tokens(mask, 1).tolist() == [10]
+  # Two more stop tokens for each of the three branches that exist.
+  assert costs.sampled_tokens(mask, 3).tolist() == [16]
+
+
+def test_a_step_by_hand():
+  # A group of two: a prompt of 2 tokens behind one of padding, responses of 3
+  # and 1. Generation: 2 for the prompt, once, and 4. Training: 2 + 3 + 2 + 1 =
+  # 8 tokens, three times.
+  mask = ARRAY([[0, 1, 1, 1, 1, 1], [0, 1, 1, 1, 0, 0]], bool)
+  ends, fed = ARRAY([2, 2]), ARRAY([10, 6])
+  found = costs.step_costs(mask, ends, fed, group_size=2)
+  assert found == {'cost/generate': 6, 'cost/prove': 16, 'cost/train': 24}
+  assert set(found) == set(costs.PARTS)
+  # Two epochs, each 3 x 8; one scoring of 8; a differentiated prover 3 x 16.
+  found = costs.step_costs(
+    mask,
+    ends,
+    fed,
+    group_size=2,
+    epochs=2,
+    scorings=1,
+    prover_gradient=True,
+  )
+  assert found == {'cost/generate': 6, 'cost/prove': 48, 'cost/train': 56}
+  # Rows of 5 and 7 tokens beside the traces: 3 x 2 x 12 more, and no scoring.
+  more = costs.step_costs(
+    mask, ends, fed, ARRAY([5, 7]), group_size=2, epochs=2, scorings=1
+  )
+  assert more == {'cost/generate': 6, 'cost/prove': 16, 'cost/train': 128}
+  # Two groups of one pay for two prompts; without a prover nothing is proved.
+  found = costs.step_costs(mask, ends, None, group_size=1)
+  assert found == {'cost/generate': 8, 'cost/prove': 0, 'cost/train': 24}
+
+
+def test_numbers_are_whole_beyond_one_batch():
+  mask = jnp.ones((1024, 512), bool)
+  found = jax.jit(
+    lambda m: costs.step_costs(m, jnp.full(1024, 9), None, group_size=8)
+  )(mask)
+  assert found['cost/train'] == 3 * 1024 * 512
+
+
+@pytest.mark.parametrize(
+  'call, message',
+  [
+    (
+      lambda: costs.step_costs(
+        jnp.ones((3, 4), bool), jnp.zeros(3, int), None, group_size=2
+      ),
+      '3 rows: give whole groups of 2',
+    ),
+    (
+      lambda: costs.step_costs(
+        jnp.ones((2, 4), bool), jnp.zeros(3, int), None, group_size=2
+      ),
+      r'prompt_ends must have shape \[B\] with B=2',
+    ),
+    (
+      lambda: costs.exact_tokens(
+        jnp.zeros(2, int), jnp.ones((3, 1, 2), bool), 1
+      ),
+      'answer_mask must have shape',
+    ),
+    (
+      lambda: costs.sampled_tokens(jnp.ones((1, 1, 2), bool), 0),
+      'stop_length must be >= 1',
+    ),
+    (lambda: costs.Meter(0.0), 'total_cost must be > 0'),
+  ],
+)
+def test_what_cannot_be_counted_is_refused(call, message):
+  with pytest.raises(ValueError, match=message):
+    call()
+
+
+def test_the_meter():
+  meter = costs.Meter(100.0)
+  row = {'cost/generate': 10.0, 'cost/prove': 20.0, 'cost/train': 30.0}
+  assert meter.add(row) == {'cost/total': 60.0, 'cost/cumulative': 60.0}
+  assert not meter.reached
+  assert meter.add(row) == {'cost/total': 60.0, 'cost/cumulative': 120.0}
+  assert meter.reached
+  # It goes on from a checkpoint, and 'reaches' is 'at least'.
+  assert not costs.Meter(121.0, 120.0).reached
+  assert costs.Meter(120.0, 120.0).reached
+  assert not costs.Meter(None, 1e12).reached
+
+
+# ---- what the provers report is what they feed
+
+TASK = countdown_task(n=3, ops='+-', max_value=99)
+CONFIG = tiny(vocab_size=128, num_layers=1)
+MODEL = models.make_model(CONFIG)
+BATCH = countdown.problem_arrays(
+  [
+    countdown.make_problem((3, 5, 7), 9, '+-'),
+    countdown.make_problem((2, 2, 9), 13, '+-'),
+  ],
+  max_answers=4,
+)
+
+
+@pytest.fixture(scope='module')
+def traces():
+  """Traces of two problems in groups of two, and their cache."""
+  generate = steps.make_generate(MODEL, TASK, thinking_budget=27, group_size=2)
+  params = lively_params(CONFIG)
+  return params, *jax.jit(generate)(params, BATCH, jax.random.key(1))
+
+
+@pytest.mark.parametrize('kind', ['exact', 'sampled'])
+def test_the_prover_counts_what_it_feeds(kind, traces):
+  """The oracle: tokens with a position, seen by the network itself."""
+  params, rollout, cache = traces
+  seen = []
+
+  def features_fn(params, tokens, positions, *rest):
+    jax.debug.callback(lambda n: seen.append(int(n)), (positions >= 0).sum())
+    return MODEL.features_fn(params, tokens, positions, *rest)
+
+  prove = steps.make_prove(
+    dataclasses.replace(MODEL, features_fn=features_fn),
+    TASK,
+    group_size=2,
+    max_episodes=3,
+    kind=kind,
+    num_branches=2,
+  )
+  found = jax.jit(prove)(params, BATCH, rollout, cache, jax.random.key(2))
+  jax.effects_barrier()
+  assert found.prover_tokens.sum() == sum(seen)
+  if kind == 'exact':  # the problems differ in their answers
+    assert len(set(found.prover_tokens.tolist())) > 1
+
+
+def test_nothing_is_proved_for_nothing(traces):
+  prove = steps.make_prove(
+    MODEL, TASK, group_size=2, max_episodes=3, kind='none'
+  )
+  found = jax.eval_shape(prove, traces[0], BATCH, *traces[1:], None)
+  assert found.prover_tokens is None
