@@ -37,6 +37,9 @@ from meta_rl.tasks.base import Task
 
 ERRORS = ('raise', 'mask')
 
+# The update is in f32: what that cannot hold is as good as an infinity.
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 class RewardError(ValueError):
   """A reward function that cannot be used; the message is one line."""
@@ -85,7 +88,7 @@ def resolve(path: str) -> Callable:
     )
   try:
     found = importlib.import_module(module_name)
-  except Exception as error:  # a user's module may raise anything
+  except (Exception, SystemExit) as error:  # a user's module may do anything
     raise RewardError(
       f'reward {path!r}: module {module_name!r} cannot be imported '
       f'({type(error).__name__}: {one_line(error)}); start the command in the '
@@ -128,10 +131,10 @@ def parse(entries: Iterable) -> tuple[Reward, ...]:
         "(('my_rewards.short', 0.1),)"
       )
     path, weight = entry
-    if not _is_number(weight) or not math.isfinite(weight) or weight == 0:
+    if not _is_number(weight) or not 0 < abs(weight) <= _LARGEST:
       raise RewardError(
-        f'reward {path!r} has weight {weight!r}: allowed is a number that is '
-        'finite and not 0'
+        f'reward {path!r} has weight {one_line(repr(weight), 60)}: allowed is '
+        'a number that is finite and not 0'
       )
     pairs.append((path, float(weight)))
   paths = [path for path, _ in pairs]
@@ -242,7 +245,7 @@ def combine(
   metrics = {}
   for reward in rewards:
     values = _call(reward, batch, len(outcome), errors)
-    known = np.isfinite(values)
+    known = np.abs(values) <= _LARGEST  # not of NaN
     extra += reward.weight * np.where(known, values, 0.0)
     valid &= known
     if known.any():
@@ -298,7 +301,7 @@ def _call(reward: Reward, batch, size: int, errors: str) -> np.ndarray:
   """Returns f64[B], the values of one function, NaN for None."""
   try:
     values = reward.fn(dict(batch))  # it may write into its own dict
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     line = (
       f'reward {reward.path} raised {type(error).__name__}: {one_line(error)}'
       f' ({_place(error)})'

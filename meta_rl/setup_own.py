@@ -6,7 +6,6 @@ the place of sampling (meta_rl/external/).
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -141,8 +140,6 @@ def check_rewards(config: ml_collections.ConfigDict):
       f'{", ".join(_REWARDED)}.'
     )
   rewards.parse(config.rewards)
-  if not math.isfinite(weight):
-    raise ValueError(f'outcome_weight={weight} is given; allowed is finite.')
   if name == 'mrt' and weight != 1.0:
     raise ValueError(
       f"outcome_weight={weight} with algorithm.name='mrt': progress is that of "

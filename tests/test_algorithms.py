@@ -210,6 +210,32 @@ def test_group_baselines_leave_a_trace_without_a_reward_out(baseline):
   np.testing.assert_array_equal(found[~valid], 0)
 
 
+@pytest.mark.parametrize('axis_name', [None, 'rows'])
+def test_the_batch_mean_leaves_a_trace_without_a_reward_out(axis_name):
+  """Over all devices: two of three rows here, one of three there."""
+  rewards = jnp.asarray([1, jnp.nan, 0, jnp.nan, jnp.nan, 1])
+  valid = jnp.isfinite(rewards)
+  call = lambda traces: outcome(
+    traces, 2, group_size=3, baseline='batch_mean', axis_name=axis_name
+  )
+  traces = change(outcome_traces(rewards), valid=valid)
+  if axis_name is None:
+    found = call(traces)
+  else:
+    halves = jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), traces)
+    found = jax.vmap(call, axis_name=axis_name)(halves).reshape(6, 2)
+  # The mean is (1 + 0 + 1) / 3.
+  want = [1 / 3, 0, -2 / 3, 0, 0, 1 / 3]
+  np.testing.assert_allclose(found, np.tile(want, (2, 1)).T, atol=1e-6)
+
+
+def test_a_batch_without_a_reward_has_no_advantage():
+  traces = change(outcome_traces([jnp.nan] * 4), valid=jnp.zeros(4, bool))
+  for baseline in ('none', 'batch_mean', 'mean_std', 'leave_one_out'):
+    found = outcome(traces, 2, group_size=2, baseline=baseline)
+    np.testing.assert_array_equal(found, 0)
+
+
 def test_a_reward_beyond_the_outcome_by_hand():
   # Extra rewards 1, 0, .5 of one group: leave-one-out .75, -.75, 0 on all
   # tokens, above what the outcome alone gives.

@@ -120,6 +120,10 @@ WRONG = [
   (record(reward='1'), '"reward" is \'1\': give a finite number'),
   (record(reward=math.nan), '"reward" is nan'),
   (record(reward=True), '"reward" is True'),
+  (record(reward=1e39), '"reward" is 1e+39'),
+  (record(reward=10**400), '"reward" is 1000'),
+  (record(log_probs=[-1e39, *ONES[1:]]), 'has -1e+39 for token 0'),
+  (record(log_probs=[-(10**400), *ONES[1:]]), 'has -1000'),
 ]
 
 

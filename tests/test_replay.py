@@ -16,6 +16,7 @@ from toys import lively_params, tiny
 
 from meta_rl import (
   algorithms,
+  check_config,
   external,
   generate,
   models,
@@ -449,7 +450,12 @@ REFUSED = [
   ({'external__max_mismatch': -1.0}, 'external.max_mismatch=-1.0; allowed'),
   ({'external__buckets': (8, 8)}, 'external.buckets=(8, 8) must be numbers'),
   ({'external__buckets': (0,)}, 'external.buckets=(0,) must be numbers'),
-  ({'external__reward': 'row'}, "goes with algorithm.name='outcome'"),
+  ({'external__buckets': (8.5,)}, 'external.buckets=(8.5,) must be numbers'),
+  ({'external__reward': 'row'}, "goes with prover.kind='none'"),
+  (
+    {'rollout__dynamic_sampling__max_rounds': 2},
+    'a file has no further prompts',
+  ),
   ({'rollout__source': 'jsonl:none.jsonl'}, 'No such file or directory'),
   ({'rollout__num_prompts': 6}, 'has 4 groups of 8 rows'),
 ]
@@ -483,6 +489,56 @@ def test_configs_without_the_options(name, message, small, file, tmp_path):
   result = small.run(config, tmp_path / 'run')
   assert result.code == signals.EXIT_ERROR
   assert message in result.err
+
+
+OF_A_FILE = [
+  ('mrt_rl', {}, "name='prefix': its rollouts branch off a prefix"),
+  ('star', {}, "name='star': traces are imitated whoever"),
+  ('brpo', {}, "set algorithm.summary='own'"),
+  ('mrt', {'task': {'name': 'hidden', 'n': 5}}, "set 'row'"),
+]
+
+
+def given_config(small, file, name, **changes):
+  """The config of an algorithm, on a file."""
+  config = small.config(name)
+  config.external = small.config('external').external
+  config.rollout.source = f'jsonl:{file}'
+  if 'task' in changes:
+    config.task = changes.pop('task')
+  config.update_from_flattened_dict(
+    {key.replace('__', '.'): value for key, value in changes.items()}
+  )
+  return config
+
+
+@pytest.mark.parametrize('name, changes, message', OF_A_FILE)
+def test_algorithms_and_tasks_that_a_file_does_not_fit(
+  name, changes, message, small
+):
+  config = given_config(small, 'rollouts.jsonl', name, **changes)
+  with pytest.raises(ValueError, match=message) as error:
+    check_config.check(config)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+  'name, changes',
+  [
+    ('ppo', {'batching__epochs': 2}),
+    ('star', {'external__correction': 'none'}),
+    ('brpo', {'algorithm__summary': 'own'}),
+  ],
+)
+def test_other_algorithms_on_a_file(name, changes, small, file, tmp_path):
+  config = given_config(small, file, name, total_steps=2, **changes)
+  result = small.run(config, tmp_path / 'run')
+  assert result.code == signals.EXIT_OK, result.err
+  for row in result.rows:
+    assert all(math.isfinite(value) for value in row.values())
+    assert row['cost/generate'] == 0
+    assert row['cost/train'] > 0
 
 
 def test_prompts_that_are_not_the_configs_problems(small, file, tmp_path):

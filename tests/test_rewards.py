@@ -108,6 +108,14 @@ def test_a_module_that_cannot_be_imported(tmp_path, monkeypatch):
   assert '\n' not in str(error.value)
 
 
+def test_a_script_that_leaves_when_imported(tmp_path, monkeypatch):
+  """As one that parses its own command line does."""
+  (tmp_path / 'leaves.py').write_text('import sys\nsys.exit(2)\n')
+  monkeypatch.syspath_prepend(tmp_path)
+  with pytest.raises(rewards.RewardError, match=r'imported \(SystemExit: 2\)'):
+    rewards.resolve('leaves.f')
+
+
 @pytest.mark.parametrize(
   'entries, message',
   [
@@ -117,6 +125,8 @@ def test_a_module_that_cannot_be_imported(tmp_path, monkeypatch):
     ((('test_rewards.short', 'x'),), "weight 'x'"),
     ((('test_rewards.short', 0.0),), 'weight 0.0: allowed is'),
     ((('test_rewards.short', math.inf),), 'weight inf'),
+    ((('test_rewards.short', math.nan),), 'weight nan'),
+    ((('test_rewards.short', 10**400),), 'weight 1000'),
     (
       (('test_rewards.short', 1.0), ('test_rewards:short', 2.0)),
       'is given twice',
@@ -267,8 +277,7 @@ def test_a_value_that_is_no_number_masks_its_row_alone(value):
   assert extra.tolist() == [6, 0, 7]
   assert metrics['reward/none_share'] == pytest.approx(1 / 3)
   assert metrics['reward/x_mean'] == 5
-  if value != 1e300:
-    assert metrics['reward/fn_mean'] == 1.5
+  assert metrics['reward/fn_mean'] == 1.5
 
 
 def test_all_without_a_number():
@@ -342,6 +351,31 @@ def test_a_function_that_raises():
   assert metrics['reward/none_share'] == 1
 
 
+def test_a_function_that_leaves():
+  with pytest.raises(rewards.RewardError, match='raised SystemExit: 3'):
+    rewards.combine([reward(lambda b: sys.exit(3))], batch_of([0]))
+
+
+def test_weights_that_cancel_leave_the_outcome():
+  """Nothing is divided by their sum."""
+  first = reward(lambda b: [3.0, None, 2.0], 1.0, 'first')
+  second = reward(lambda b: [3.0, 1.0, 1.0], -1.0, 'second')
+  total, valid, extra, _ = rewards.combine([first, second], batch_of([1, 0, 0]))
+  assert total.tolist() == [1, 0, 1]
+  assert extra.tolist() == [0, 0, 1]
+  assert valid.tolist() == [True, False, True]
+
+
+def test_a_sum_that_f32_cannot_hold_masks_its_row():
+  """Finite parts: 1e38·100 is no f32, and 1e38 - 1e38 is 0."""
+  both = [reward(lambda b: [1e38, 1e38], 100.0)]
+  both.append(reward(lambda b: [1e38, 0.0], -100.0, 'x'))
+  total, valid, extra, _ = rewards.combine(both, batch_of([1, 1]))
+  assert valid.tolist() == [True, False]
+  assert total.tolist() == [1, 1]
+  assert extra.tolist() == [0, 0]
+
+
 def test_a_function_cannot_change_what_the_next_one_sees():
   def greedy(batch):
     batch['outcome'] = None
@@ -395,6 +429,33 @@ def test_a_run_learns_from_the_sum(small, tmp_path):
     mean = np.mean([r for r in kept if r is not None])
     assert result.rows[1]['rollout/reward_mean'] == pytest.approx(mean)
     assert mean < 1
+
+
+OTHERS = {
+  'ppo': ('ppo', {'critic__value_j_coef': 0.0}),
+  'star': ('star', {'outcome_weight': 0.0}),
+  'further prompts': ('grpo', {'rollout__dynamic_sampling__max_rounds': 2}),
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('variant', OTHERS)
+def test_algorithms_that_take_rewards(variant, small, tmp_path):
+  """Their two steps are finite and move the policy; the shares are the same
+  over every round of further prompts."""
+  name, changes = OTHERS[variant]
+  entries = (('test_rewards.every_third', 1.0),)
+  config = run_config(small, name, entries=entries, total_steps=2, **changes)
+  result = small.run(config, tmp_path / 'run')
+  assert result.code == signals.EXIT_OK, result.err
+  for row in result.rows:
+    assert all(math.isfinite(value) for value in row.values())
+    assert row['reward/none_share'] == 10 / 16
+    assert row['reward/every_third_mean'] == 1
+  assert result.rows[0]['optimizer/grad_norm'] > 0 or variant != 'ppo'
+  if variant == 'star':  # those of worth 1 are imitated
+    assert result.rows[0]['policy/kept_share'] == 6 / 16
+    assert result.rows[0]['optimizer/grad_norm'] > 0
 
 
 def test_mrt_credits_a_reward_on_the_thought(small, tmp_path):
@@ -486,6 +547,26 @@ def test_a_run_in_which_no_trace_has_a_reward(small, tmp_path):
       'mrt',
       {'rewards': (('test_rewards.short', 1.0),), 'rollout__group_size': 1},
       ('rollout.group_size=1', 'at least 2'),
+    ),
+    (
+      'brpo',
+      {'rewards': (('test_rewards.short', 1.0),)},
+      ("name='brpo'", 'outcome, mrt, ppo, star'),
+    ),
+    (
+      'mrt_rl',
+      {'rewards': (('test_rewards.short', 1.0),)},
+      ("name='prefix'", 'leave config.rewards empty'),
+    ),
+    (
+      'dapo',
+      {'rewards': (('test_rewards.short', 1.0),)},
+      ("shaping='overlong'", "set it to 'none'"),
+    ),
+    (
+      'ppo',
+      {'rewards': (('test_rewards.short', 1.0),)},
+      ('critic.value_j_coef=0.5', 'value_j_coef to 0'),
     ),
     (
       'grpo',

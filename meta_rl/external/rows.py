@@ -27,7 +27,10 @@ from typing import Any
 import numpy as np
 
 from meta_rl import tokenizer
+from meta_rl.files import one_line
 from meta_rl.types import Rollout
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +120,9 @@ def _row(number: int, record, vocab_size: int, encode) -> Row:
   mask, log_probs = _actions(record, len(response))
   reward = record.get('reward')
   if reward is not None and not _is_finite(reward):
-    raise ValueError(f'"reward" is {reward!r}: give a finite number, or none')
+    raise ValueError(
+      f'"reward" is {_short(reward)}: give a finite number, or none'
+    )
   return Row(
     line=number,
     prompt=tuple(prompt),
@@ -135,8 +140,8 @@ def _ids(record, name: str, vocab_size: int, encode) -> list[int]:
     text = record.get(name)
     if not isinstance(text, str):
       raise ValueError(
-        f'keys {sorted(record)}: give "{name}_ids", a list of token ids, or '
-        f'"{name}", a string'
+        f'keys {_short(sorted(record))}: give "{name}_ids", a list of token '
+        f'ids, or "{name}", a string'
       )
     given = list(encode(text))
   whole = lambda x: isinstance(x, int) and not isinstance(x, bool)
@@ -147,7 +152,7 @@ def _ids(record, name: str, vocab_size: int, encode) -> list[int]:
   unknown = [x for x in given if not 0 <= x < vocab_size]
   if unknown:
     raise ValueError(
-      f'the {name} has token {unknown[0]}: the vocabulary is '
+      f'the {name} has token {_short(unknown[0])}: the vocabulary is '
       f'0..{vocab_size - 1}'
     )
   return given
@@ -162,8 +167,8 @@ def _actions(record, size: int) -> tuple[np.ndarray, np.ndarray]:
     for i, value in enumerate(given):
       if value is not None and not (_is_finite(value) and value <= 0):
         raise ValueError(
-          f'"log_probs" has {value!r} for token {i}: give nats, finite and at '
-          'most 0, or null for a token that was not drawn'
+          f'"log_probs" has {_short(value)} for token {i}: give nats, finite '
+          'and at most 0, or null for a token that was not drawn'
         )
     mask = np.asarray([value is not None for value in given])
   else:
@@ -197,9 +202,15 @@ def _check_list(given, name: str, size: int):
     )
 
 
+def _short(value: Any) -> str:
+  return one_line(repr(value), 80)
+
+
 def _is_finite(value: Any) -> bool:
+  """Whether a JSON value is a number that f32 holds."""
   real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-  return real and math.isfinite(value)
+  # NaN compares as False, and ints of any size as what they are.
+  return real and abs(value) <= _LARGEST
 
 
 def rows_of(
