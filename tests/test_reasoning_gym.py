@@ -173,7 +173,7 @@ def test_a_task_without_an_answer(stand_in):
     ('add', {'split': 'dev'}, "split 'dev' must be one of"),
     ('add', {'size': 0}, 'size=0 is given; allowed is >= 1'),
     ('add', {'low': 1}, r"with options {'low': 1} \(TypeError: .*low"),
-    ('add', {'high': 0}, r'\(AssertionError: high must be positive\)'),
+    ('add', {'high': 0}, r'\(AssertionError: high must be positive'),
     ('add', {'high': 2}, 'gave [0-4] different train problems in 350 draws'),
     ('broken', {}, r'failed to make problem 2 \(RuntimeError: no way\)'),
   ],
@@ -256,6 +256,26 @@ def test_a_number_too_large_to_raise_to_powers():
 def test_what_countdown_does_not_know():
   for text in ('2**3', '7 // 2', '1.5 + 1', '3 × 5', '3+5=8', 'x'):
     assert not adapter._is_arithmetic(text)
+
+
+class Taking:
+  """A verifier that takes anything."""
+
+  def score_answer(self, answer, entry):
+    """Returns 1.0."""
+    return 1.0
+
+
+@pytest.mark.parametrize(
+  'part', ['countdown', 'simple_integration', 'n_queens']
+)
+@pytest.mark.parametrize('text', HOSTILE)
+def test_a_composite_is_as_safe_as_its_parts(text, part):
+  source = adapter.Source('composite', 'test', (), Taking())
+  record = {'answer': 'x', 'metadata': {'source_dataset': part}}
+  assert source.score(text, record) == 0.0
+  record['metadata']['source_dataset'] = 'gcd'
+  assert source.score('6', record) == 1.0
 
 
 def test_puzzle24_needs_the_given_numbers(stand_in):
