@@ -41,6 +41,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   }
   config.total_steps = 20  # of 24 groups: one pass over 480
   if 'row' in own:
+    config.name += ' and rewards'
     config.external.reward = 'row'
     config.prover.kind = 'none'
   if scale == 'tiny':

@@ -60,7 +60,9 @@ BUILT = [
     (mrt_rl_countdown, arg)
     for arg in ('', 'hard', 'tiny', 'difference', 'difference,tiny')
   ),
-  *((external_countdown, arg) for arg in ('', 'grpo', 'row,hard', 'tiny')),
+  *(
+    (external_countdown, arg) for arg in ('', 'grpo', 'row', 'row,hard', 'tiny')
+  ),
   *((star_countdown, arg) for arg in ('', 'hard', 'tiny', 'mrt', 'mrt,tiny')),
   *(
     (brpo_countdown, arg)
@@ -188,7 +190,7 @@ def test_names_tell_runs_apart():
   }
   # One name a file and one more a variant; `exact` is LCPO's default.
   variants = ['dr', 'rloo', 'plain', 'max']
-  variants += ['difference', 'mrt', 'linear', 'base']
+  variants += ['difference', 'mrt', 'linear', 'base', 'grpo', 'row']
   assert len(names) == len(MODULES) + len(variants)
 
 
