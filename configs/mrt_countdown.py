@@ -49,6 +49,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'rope_base': 1000.0,
   }
   config.rollout = {
+    'source': 'policy',  # or 'jsonl:PATH': configs/external_countdown.py
     'num_prompts': 24,
     'group_size': 8,
     'thinking_budget': 108,  # tokens: 12 episodes of 9; the horizon of regret
@@ -79,6 +80,12 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     # 1 by all that came later.
     'decay': 0.5,
   }
+  # Functions of one's own, (('package.module.function', weight), ...), whose
+  # values are added to outcome_weight times the task's outcome; a trace that
+  # one has no number for is left out of the update (meta_rl/rewards.py).
+  config.rewards = ()
+  config.outcome_weight = 1.0
+  config.reward_errors = 'raise'  # or 'mask': a function that raises
   config.loss = {
     'clip_low': 0.2,
     'clip_high': 0.2,

@@ -24,7 +24,12 @@ KINDS = ('immediate', 'return_to_go')
 
 
 def group_normalize(
-  rewards: Array, *, scale: str = 'std', ddof: int = 1, eps: float = 1e-4
+  rewards: Array,
+  *,
+  scale: str = 'std',
+  ddof: int = 1,
+  eps: float = 1e-4,
+  valid: Array | None = None,
 ) -> Array:
   """Returns rewards relative to their group.
 
@@ -38,9 +43,11 @@ def group_normalize(
     scale: 'std' (GRPO) or 'none' (Dr. GRPO).
     ddof: 1 for the sample standard deviation, 0 for the population's.
     eps: added outside the root.
+    valid: bool[P,G], the traces that have a reward; None: all. The others are
+      left out of the mean and the std, and may hold anything.
 
   Returns:
-    f32[P,G].
+    f32[P,G]; 0 where not valid, and for a trace that is alone in its group.
 
   Raises:
     ValueError: wrong shape or dtype, unknown scale, G = 1, or ddof not 0 or 1.
@@ -51,16 +58,17 @@ def group_normalize(
   masked.check_choice('scale', scale, SCALES)
   if ddof not in (0, 1):
     raise ValueError(f'ddof must be 0 or 1, got {ddof!r}')
-  size = _check_group('rewards', rewards, axis=1)
-
-  centred = rewards - jnp.mean(rewards, axis=1, keepdims=True)
+  _check_group('rewards', rewards, axis=1)
+  centred, size, constant = _centre(rewards, valid)
   if scale == 'std':
-    variance = jnp.sum(centred**2, axis=1, keepdims=True) / (size - ddof)
+    variance = jnp.sum(centred**2, axis=1, keepdims=True)
+    # A trace alone has no std: it is a constant group.
+    variance = variance / jnp.maximum(size - ddof, 1)
     centred = centred / (jnp.sqrt(variance) + eps)
-  return jnp.where(_is_constant(rewards), 0.0, centred)
+  return jnp.where(constant, 0.0, centred)
 
 
-def leave_one_out(rewards: Array) -> Array:
+def leave_one_out(rewards: Array, *, valid: Array | None = None) -> Array:
   """Returns rewards minus the mean of the others of their group (RLOO).
 
     A_g = r_g - mean_{h != g} r_h = (r_g - mean)·G / (G - 1)
@@ -70,9 +78,12 @@ def leave_one_out(rewards: Array) -> Array:
 
   Args:
     rewards: f32[P,G], one group a row.
+    valid: bool[P,G], the traces that have a reward; None: all. The others are
+      nobody's 'others', and may hold anything.
 
   Returns:
-    f32[P,G]; exactly 0 in a group of equal rewards.
+    f32[P,G]; exactly 0 in a group of equal rewards, where not valid, and for a
+    trace that is alone in its group.
 
   Raises:
     ValueError: wrong shape or dtype, or G = 1.
@@ -80,9 +91,10 @@ def leave_one_out(rewards: Array) -> Array:
   Source: Ahmadian et al. 2024 (arXiv 2402.14740).
   """
   rewards = masked.as_array('rewards', rewards, 'float[P,G]')
-  size = _check_group('rewards', rewards, axis=1)
-  centred = rewards - jnp.mean(rewards, axis=1, keepdims=True)
-  return jnp.where(_is_constant(rewards), 0.0, centred * size / (size - 1))
+  _check_group('rewards', rewards, axis=1)
+  centred, size, constant = _centre(rewards, valid)
+  centred = centred * size / jnp.maximum(size - 1, 1)
+  return jnp.where(constant, 0.0, centred)
 
 
 def brpo(scores: Array, prior: Array) -> Array:
@@ -237,6 +249,7 @@ def prover_baseline(
   ridge: float = 1e-3,
   min_rows: int = 16,
   axis_name: str | None = None,
+  valid: Array | None = None,
 ) -> Array:
   """Returns the baseline of every boundary, with the prover as the critic.
 
@@ -259,9 +272,11 @@ def prover_baseline(
       other rows.
     axis_name: mapped axis (shard_map, pmap, vmap) over which the rows are
       spread; the fit then takes in the rows of all of it.
+    valid: bool[B], rows that take part; None: all. The others are in no fit.
 
   Returns:
-    f32[B,K+1]; 0 for j > count and for a row alone at its boundary.
+    f32[B,K+1]; 0 for j > count, for a row alone at its boundary, and for rows
+    that are not valid.
 
   Raises:
     ValueError: wrong shape or dtype, ridge <= 0, or min_rows < 1.
@@ -274,6 +289,8 @@ def prover_baseline(
   masked.check_range('min_rows', min_rows, low=1)
 
   reached = jnp.arange(dims['K'] + 1) <= count[:, None]
+  if valid is not None:
+    reached &= masked.as_array('valid', valid, 'bool[B]', dims)[:, None]
 
   def total(x):
     x = masked.masked_sum(x, reached, axis=0)
@@ -493,7 +510,29 @@ def _check_group(name: str, x: Array, axis: int) -> int:
   return size
 
 
-def _is_constant(rewards: Array) -> Array:
-  return jnp.max(rewards, 1, keepdims=True) == jnp.min(
-    rewards, 1, keepdims=True
-  )
+def _centre(
+  rewards: Array, valid: Array | None
+) -> tuple[Array, int | Array, Array]:
+  """Returns rewards minus the mean of their group, its size, and constancy.
+
+  Args:
+    rewards: f32[P,G].
+    valid: bool[P,G] or None.
+
+  Returns:
+    f32[P,G], 0 where not valid; the number of valid traces, an int or
+    f32[P,1]; bool[P,1], whether all of them are equal (one, or none, is).
+  """
+  if valid is None:
+    centred = rewards - jnp.mean(rewards, axis=1, keepdims=True)
+    low = jnp.min(rewards, axis=1, keepdims=True)
+    high = jnp.max(rewards, axis=1, keepdims=True)
+    return centred, rewards.shape[1], low == high
+  dims = {'P': rewards.shape[0], 'G': rewards.shape[1]}
+  valid = masked.as_array('valid', valid, 'bool[P,G]', dims)
+  size = jnp.sum(valid, axis=1, keepdims=True, dtype=rewards.dtype)
+  mean = masked.masked_mean(rewards, valid, axis=1)[:, None]
+  centred = masked.select(valid, rewards - mean)
+  low = jnp.min(rewards, 1, keepdims=True, where=valid, initial=jnp.inf)
+  high = jnp.max(rewards, 1, keepdims=True, where=valid, initial=-jnp.inf)
+  return centred, size, low >= high

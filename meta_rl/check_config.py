@@ -16,6 +16,7 @@ from meta_rl import (
   dynamic_sampling,
   losses,
   masked,
+  setup_own,
   setup_run,
   steps,
   workdir,
@@ -104,9 +105,10 @@ def check(config: ml_collections.ConfigDict):
         f"{name}={budget} is of reinforcement: algorithm.name='sft' ends by "
         'total_steps; leave it out.'
       )
+  setup_own.check(config)
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
-  setup_run.make_training_calls(config, model, task)
+  setup_own.make_training_calls(config, model, task)
   if config.algorithm.name != 'sft':
     check_rl(config)
 

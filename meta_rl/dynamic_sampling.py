@@ -65,10 +65,23 @@ def round_key(key: jax.Array, number: int) -> jax.Array:
   return key if number == 1 else jax.random.fold_in(key, number)
 
 
-def varied_groups(rewards: np.ndarray, group_size: int) -> np.ndarray:
-  """Returns bool[P], whether the rewards f32[B] of a group differ (host)."""
+def varied_groups(
+  rewards: np.ndarray, group_size: int, valid: np.ndarray | None = None
+) -> np.ndarray:
+  """Returns bool[P], whether the rewards of a group differ (host).
+
+  Args:
+    rewards: f32[B].
+    group_size: G.
+    valid: bool[B], the traces that have a reward; None: all. The others make no
+      difference.
+  """
   groups = np.asarray(rewards).reshape(-1, group_size)
-  return groups.max(axis=1) > groups.min(axis=1)
+  if valid is None:
+    return groups.max(axis=1) > groups.min(axis=1)
+  known = np.asarray(valid).reshape(groups.shape)
+  high = groups.max(axis=1, where=known, initial=-np.inf)
+  return high > groups.min(axis=1, where=known, initial=np.inf)
 
 
 def places(kept: np.ndarray, new: np.ndarray) -> np.ndarray:
@@ -159,7 +172,7 @@ class Resampler:
 
     Args:
       sample: `(batch, key) -> (traces, measured)`; `measured.rewards` f32[B]
-        decides.
+        decides, of those traces that `measured.valid` says have one.
       summarize: `(traces, measured) -> dict` of scalars of one round.
       batch: the problems of the first round, placed.
       key: of the step.
@@ -176,7 +189,8 @@ class Resampler:
         batch = self._next_batch()
       traces, measured = sample(batch, round_key(key, number))
       rows.append(jax.device_get(summarize(traces, measured)))
-      found = varied_groups(self._get(measured.rewards), self._group_size)
+      rewards, valid = self._get((measured.rewards, measured.valid))
+      found = varied_groups(rewards, self._group_size, valid)
       new = batch, traces, measured
       if kept is None:
         kept, varied = new, found

@@ -7,9 +7,11 @@ termination at each of its episode boundaries and at fixed token budgets.
 Axes: N traces, T tokens, K episodes.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from meta_rl import episodes, prover, setup_run, statistics, tokenizer
@@ -214,12 +216,15 @@ def describe_traces(
   traces, measured, *, limit: int, decode: Callable = tokenizer.decode
 ) -> list[dict]:
   """Returns sampled traces of a training step as rows of text (host)."""
+  rewards = measured.rewards
+  if measured.valid is not None:
+    rewards = jnp.where(measured.valid, rewards, jnp.nan)
   arrays = jax.device_get(
     {
       'tokens': traces.tokens[:limit],
       'token_mask': traces.token_mask[:limit],
       'forced': traces.forced[:limit],
-      'rewards': measured.rewards[:limit],
+      'rewards': rewards[:limit],
       'success': measured.success[:limit],
       'ends': measured.episodes.ends[:limit],
       'count': measured.episodes.count[:limit],
@@ -232,7 +237,10 @@ def describe_traces(
 def describe(
   arrays: dict[str, np.ndarray], i: int, decode: Callable = tokenizer.decode
 ) -> dict:
-  """Returns trace i as text with J before and after each of its episodes."""
+  """Returns trace i as text with J before and after each of its episodes.
+
+  Its reward is None where it has none (NaN).
+  """
   tokens, real = arrays['tokens'][i], arrays['token_mask'][i]
   ends, success = arrays['ends'][i].tolist(), arrays['success'][i].tolist()
 
@@ -249,11 +257,12 @@ def describe(
     }
     for j in range(int(arrays['count'][i]))
   ]
+  reward = float(arrays['rewards'][i])
   return {
     'prompt': text(0, ends[0] + 1),
     'success_start': success[0],
     'episodes': found,
     'answer': text(int(arrays['stop_index'][i]) + 1, len(tokens)),
-    'reward': float(arrays['rewards'][i]),
+    'reward': None if math.isnan(reward) else reward,
     'stopped': 'budget' if arrays['forced'][i] else 'policy',
   }

@@ -20,6 +20,7 @@ Metrics = dict[str, WeightedSum]
 SURROGATES = ('clip', 'cispo')
 RATIOS = ('token', 'sequence')
 AGGREGATES = ('sequence_mean', 'token_mean', 'constant')
+LEVELS = ('token', 'sequence')
 
 # Of KL(π‖ref) on tokens drawn from π, with d = log ref - log π.
 KL_ESTIMATORS = {
@@ -87,6 +88,7 @@ def policy_gradient(
   ratio: str = 'token',
   aggregate: str = 'sequence_mean',
   constant: int | float | Array | None = None,
+  weights: Array | None = None,
 ) -> tuple[WeightedSum, Metrics]:
   """Returns the policy-gradient loss of recorded tokens.
 
@@ -111,6 +113,8 @@ def policy_gradient(
     ratio: 'token' or 'sequence'.
     aggregate: as in `aggregate_tokens`.
     constant: as in `aggregate_tokens`.
+    weights: f32[B,T], a factor on each token's loss and no part of the ratio,
+      as of `truncated_importance_weights`; a constant. None: 1.
 
   Returns:
     The loss, and over the tokens of the mask: `ratio_mean` (of the ratio used),
@@ -145,6 +149,9 @@ def policy_gradient(
   else:
     per_token = -jax.lax.stop_gradient(clipped) * advantages * log_probs
     cut = low | high
+  if weights is not None:
+    weights = _tokens('weights', weights, mask, dims)
+    per_token *= jax.lax.stop_gradient(weights)
   loss = aggregate_tokens(
     per_token, mask, aggregate=aggregate, constant=constant
   )
@@ -152,6 +159,89 @@ def policy_gradient(
     'ratio_mean': _metric(r, mask),
     'clip_fraction': _metric(cut.astype(r.dtype), mask),
     'approx_kl': _metric(KL_ESTIMATORS['k3'](log_ratio), mask),
+  }
+
+
+def truncated_importance_weights(
+  trainer_log_probs: Array,
+  behavior_log_probs: Array,
+  mask: Array,
+  *,
+  cap: float = 2.0,
+  level: str = 'token',
+) -> Array:
+  """Returns the weights that put a sampler's tokens under the trainer's policy.
+
+    token:    w_t = min(exp(log π_t - log b_t), cap)
+    sequence: w   = min(exp(Σ_t (log π_t - log b_t)), cap), one number a trace
+
+  π is the policy before the update as the trainer scores it, b the one that
+  sampled: another engine, dtype or an older policy. As `weights` of
+  `policy_gradient`, whose `behavior_log_probs` are then π's, E_b[w·loss] is
+  E_π[loss] but for what the cap takes away: it trades the variance of few huge
+  ratios for a bias towards 0. 'sequence' is the exact ratio of a trace;
+  'token' leaves out how likely its prefix was, at far less variance.
+
+  Args:
+    trainer_log_probs: f32[B,T], nats, log π.
+    behavior_log_probs: f32[B,T], nats, log b, recorded when sampled.
+    mask: bool[B,T], actions.
+    cap: the largest weight, > 0.
+    level: 'token' or 'sequence'.
+
+  Returns:
+    f32[B,T] in [0, cap], a constant; 1 where the mask is False.
+
+  Raises:
+    ValueError: wrong shape or dtype, unknown level, cap <= 0.
+
+  Source: Yao et al. 2025, 'Your Efficient RL Framework Secretly Brings You
+    Off-Policy RL Training'; truncation: Ionides 2008, 'Truncated Importance
+    Sampling'.
+  """
+  _, log_ratio, mask = _mismatch(trainer_log_probs, behavior_log_probs, mask)
+  log_weights, _ = _log_weights(log_ratio, mask, level)
+  masked.check_range('cap', cap, above=0)
+  # The smaller exponent, not the smaller power: exp never overflows.
+  weights = jnp.exp(jnp.minimum(log_weights, jnp.log(cap)))
+  return jax.lax.stop_gradient(jnp.where(mask, weights, 1.0))
+
+
+def importance_metrics(
+  trainer_log_probs: Array,
+  behavior_log_probs: Array,
+  mask: Array,
+  *,
+  cap: float = 2.0,
+  level: str = 'token',
+) -> dict[str, Array]:
+  """Returns how far a sampler was from the trainer, f32[] each.
+
+    mismatch_mean, mismatch_max: of |log π_t - log b_t|, nats a token
+    capped_share: of the weights, those that the cap cut
+    ess: (Σ w)² / (n Σ w²) of the weights before the cap, in (0, 1]: the share
+      of the n weights that are as good as that many fresh samples
+
+  Weights are one a token, or one a trace for level 'sequence'. Args and raises
+  as in `truncated_importance_weights`; all are 0 on an empty mask, ess is 1.
+  """
+  gap, log_ratio, mask = _mismatch(trainer_log_probs, behavior_log_probs, mask)
+  log_weights, counts = _log_weights(log_ratio, mask, level)
+  masked.check_range('cap', cap, above=0)
+  share = lambda x: masked.masked_mean(x.astype(gap.dtype), counts)
+  # ess does not change if all weights are scaled: by their largest, so that
+  # none overflows.
+  top = jnp.max(log_weights, where=counts, initial=-jnp.inf)
+  scaled = jnp.where(counts, jnp.exp(log_weights - top), 0.0)
+  size = jnp.maximum(jnp.sum(counts), 1)
+  ess = masked.safe_divide(
+    jnp.sum(scaled) ** 2, size * jnp.sum(scaled**2), fill=1.0
+  )
+  return {
+    'mismatch_mean': masked.masked_mean(gap, mask),
+    'mismatch_max': jnp.max(gap, where=mask, initial=0.0),
+    'capped_share': share(log_weights > jnp.log(cap)),
+    'ess': jnp.minimum(ess, 1.0),  # which rounding may pass
   }
 
 
@@ -297,6 +387,25 @@ def entropy_bonus(
     -entropy, mask, aggregate=aggregate, constant=constant
   )
   return loss, {'entropy': _metric(entropy, mask)}
+
+
+def _mismatch(trainer, behavior, mask) -> tuple[Array, Array, Array]:
+  """Returns |log ratio|, the log ratio, 0 where masked, and the mask."""
+  dims = {}
+  mask = masked.as_array('mask', mask, 'bool[B,T]', dims)
+  trainer = _tokens('trainer_log_probs', trainer, mask, dims)
+  behavior = _tokens('behavior_log_probs', behavior, mask, dims)
+  log_ratio = jax.lax.stop_gradient(trainer - behavior)
+  return jnp.abs(log_ratio), log_ratio, mask
+
+
+def _log_weights(log_ratio, mask, level) -> tuple[Array, Array]:
+  """Returns the log weights, [B,T] or [B,1], and which of them exist."""
+  masked.check_choice('level', level, LEVELS)
+  if level == 'token':
+    return log_ratio, mask
+  total = jnp.sum(log_ratio, axis=1, keepdims=True)
+  return total, jnp.any(mask, axis=1, keepdims=True)
 
 
 def _ratio(log_probs: Array, log_ratio: Array, mask: Array, kind: str) -> Array:

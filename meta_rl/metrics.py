@@ -368,6 +368,37 @@ class ProgressBar:
     self.close()
 
 
+def mean_rows(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
+  """Returns the mean of each metric over the rows that have it."""
+  found = {}
+  for row in rows:
+    for name, value in row.items():
+      found.setdefault(name, []).append(value)
+  return {name: sum(x) / len(x) for name, x in found.items()}
+
+
+def check_mismatch(step: int, row: Mapping[str, float], limit: float):
+  """Stops a run whose given rollouts are too far from its policy.
+
+  Beyond some nats a token the weights say more of the cap than of the policy:
+  another tokenizer, temperature or model, or a policy that has moved away.
+
+  Args:
+    step: for the message.
+    row: metrics of the step.
+    limit: nats a token.
+  """
+  gap = row['external/mismatch_mean']
+  if not gap <= limit:
+    raise ValueError(
+      f'step {step}: the log-probs of the rollouts differ from the policy by '
+      f'{gap:.3g} nats a token (external.max_mismatch={limit:g}; at most '
+      f'{row["external/mismatch_max"]:.3g}, effective share '
+      f'{row["external/ess"]:.2g}): sample again from the policy as it is now, '
+      'at its temperature, or raise the limit.'
+    )
+
+
 # Signs that learning is silently dead: metric, test, what to say.
 _SYMPTOMS = (
   (
@@ -382,6 +413,12 @@ _SYMPTOMS = (
     'every group had constant rewards: an outcome says nothing about its '
     'traces; change the difficulty of the problems, or raise group_size or the '
     'temperature',
+  ),
+  (
+    'reward/none_share',
+    lambda v: v >= 1.0,
+    'no trace had a reward: nothing is learnt; look at the functions of '
+    'config.rewards, which gave None or NaN',
   ),
   (
     'optimizer/grad_norm',

@@ -6,11 +6,13 @@ One step of reinforcement fine-tuning:
 
     1. generate: sample a group of traces for every prompt of a batch.
     2. prove: grade the answers, find the episodes, and estimate the chance of
-       success J at each of their ends.
+       success J at each of their ends; add rewards of one's own, if any.
     3. turn rewards and J into an advantage for every token.
     4. update: clipped policy gradient, one optimizer step a mini-batch.
 
-`algorithm.name = 'sft'` trains on given traces instead (meta_rl/sft.py).
+`rollout.source = 'jsonl:PATH'` takes traces that another engine sampled in the
+place of 1 (meta_rl/setup_own.py), and `algorithm.name = 'sft'` imitates given
+traces instead (meta_rl/sft.py).
 
 Exit codes: 0 done, 1 an error (one line), 3 a NaN or infinite loss, 75 stopped
 by SIGTERM or Ctrl-C after saving; the same command goes on from there.
@@ -22,6 +24,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -36,6 +39,7 @@ from meta_rl import (
   held_out,
   metrics,
   profiler,
+  setup_own,
   setup_run,
   sft,
   sharding,
@@ -89,12 +93,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   kit = setup_run.task_kit(config)
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
-  problems = data.problem_iterator(
-    setup_run.load_problems(config, 'train'),
-    record_arrays=kit.record_arrays,
-    batch_size=config.rollout.num_prompts,
-    seed=config.seed,
-  )
+  problems = make_batches(config, task)
   eval_batches = held_out.problem_batches(
     setup_run.load_problems(config, 'validation'),
     record_arrays=kit.record_arrays,
@@ -106,6 +105,8 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   # ---- the jitted calls, each traced once a shape
   parallel = make_parallel(config, model, task, optimizer)
   summarize = make_summarize(config, task)
+  reward_fn = setup_own.make_reward_fn(config, task, parallel.get)
+  correct = setup_own.make_correct(config)
   eval_calls = held_out.make_calls(config, model, task)
 
   # ---- where it stands: a checkpoint's state beats init_from and the seed
@@ -163,7 +164,15 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       began = time.perf_counter()
       tracer.before(step)
       state, row, samples = rl_step(
-        parallel, summarize, state, base_params, next_batch(), timer, resample
+        parallel,
+        summarize,
+        state,
+        base_params,
+        next_batch(),
+        timer,
+        resample,
+        reward_fn,
+        correct,
       )
       data_state = problems.get_state()  # behind the step: it may draw more
       tracer.after(step)
@@ -172,6 +181,8 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       row |= metrics.phase_speeds(timer.metrics(), row) | meter.add(row)
       metrics.check_finite(step, row, saver.latest_step())
       metrics.check_gap(step, row, config.max_log_prob_gap)
+      if correct is not None:
+        metrics.check_mismatch(step, row, config.external.max_mismatch)
 
       last = step == config.total_steps or bool(meter.reached)
       if last or step % config.eval.every == 0:
@@ -180,7 +191,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
         )
         row |= held_out.summary(measured, config.rollout.thinking_budget)
       row['compile/count'] = count_traces(
-        parallel, summarize, eval_calls, resample
+        parallel, summarize, eval_calls, resample, correct
       )
       writer.write(step, row)
       bar.update(step, row)
@@ -208,12 +219,25 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   return signals.EXIT_OK
 
 
+def make_batches(config, task):
+  """Returns the resumable batches: problems, or groups of given rollouts."""
+  if setup_own.rollouts_path(config) is not None:
+    return setup_own.load_rollouts(config, task)
+  return data.problem_iterator(
+    setup_run.load_problems(config, 'train'),
+    record_arrays=setup_run.task_kit(config).record_arrays,
+    batch_size=config.rollout.num_prompts,
+    seed=config.seed,
+  )
+
+
 def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
   """Returns the jitted calls of a training step of a config."""
   rollout, loss = config.rollout, config.loss.to_dict()
-  generate, prove = setup_run.make_training_calls(config, model, task)
+  generate, prove = setup_own.make_training_calls(config, model, task)
+  given = setup_own.rollouts_path(config) is not None
   score = None
-  if config.loss.kl_coef:
+  if config.loss.kl_coef or given:
     score = steps.make_score(
       model, temperature=rollout.temperature, chunk=config.loss.chunk
     )
@@ -277,6 +301,7 @@ def make_summarize(config, task) -> CountedJit:
   """Returns the jitted scalars of a batch of traces, and what they cost."""
   group_size = config.rollout.group_size
   rows = setup_run.make_rows(config, task)
+  given = setup_own.rollouts_path(config) is not None
 
   def summarize(traces, measured):
     row = steps.rollout_metrics(
@@ -286,16 +311,21 @@ def make_summarize(config, task) -> CountedJit:
       horizon=config.rollout.thinking_budget,
       has_success=config.prover.kind != 'none',
     )
-    return row | costs.step_costs(
+    cost = costs.step_costs(
       traces.token_mask,
       measured.episodes.ends[:, 0],
       measured.prover_tokens if setup_run.reads_success(config) else None,
       rows(traces, measured)['token_mask'].sum() if rows else 0,
       group_size=group_size,
       epochs=config.batching.epochs,
-      scorings=bool(config.loss.kl_coef) + (config.algorithm.name == 'ppo'),
+      scorings=bool(config.loss.kl_coef)
+      + (config.algorithm.name == 'ppo')
+      + given,
       side_tokens=traces.side_tokens,
     )
+    if given:  # by another engine, whose cost is not known here
+      cost['cost/generate'] = jnp.zeros(())
+    return row | cost
 
   return CountedJit(summarize)
 
@@ -321,7 +351,15 @@ def make_resample(config, parallel, next_batch):
 
 
 def rl_step(
-  parallel, summarize, state, base_params, batch, timer, resample=None
+  parallel,
+  summarize,
+  state,
+  base_params,
+  batch,
+  timer,
+  resample=None,
+  reward_fn=None,
+  correct=None,
 ):
   """Runs one step of the loop.
 
@@ -329,15 +367,19 @@ def rl_step(
     parallel: of `make_parallel`.
     summarize: of `make_summarize`.
     state: before the step; donated.
-    base_params: what the reference log-probs are of.
+    base_params: what the reference log-probs are of; None: there are none.
     batch: problems, placed.
     timer: phases are added to it.
     resample: of `make_resample`.
+    reward_fn: of `setup_own.make_reward_fn`, None for the outcome alone.
+    correct: of `setup_own.make_correct`, None for traces of the policy itself.
 
   Returns:
     The new state, a dict of float metrics, and (traces, measured) for the
     samples.
   """
+
+  asked = []  # what a round's own rewards were
 
   def sample(batch, key):
     sample_key, prove_key = jax.random.split(key)
@@ -347,6 +389,11 @@ def rl_step(
     with timer('prove'):
       measured = parallel.prove(state.params, batch, traces, cache, prove_key)
       jax.block_until_ready(measured)
+    if reward_fn is not None:
+      del cache  # its memory is not needed while a user's function runs
+      with timer('reward'):
+        measured, found = reward_fn(batch, traces, measured)
+        asked.append(found)
     return traces, measured  # not the cache: the update needs its memory
 
   key = jax.random.fold_in(state.key, state.step)
@@ -356,10 +403,15 @@ def rl_step(
   else:
     batch, traces, measured, row = resample(sample, summarize, batch, key)
   reference = None
-  if parallel.score is not None:
+  if parallel.score is not None and base_params is not None:
     with timer('score'):
       reference = parallel.score(base_params, traces)
       jax.block_until_ready(reference)
+  distance = {}
+  if correct is not None:
+    with timer('score'):
+      log_probs = parallel.score(state.params, traces)
+      traces, distance = jax.block_until_ready(correct(traces, log_probs))
   if parallel.value is not None:
     with timer('value'):
       critic = parallel.value(state.params, traces)
@@ -367,16 +419,21 @@ def rl_step(
     measured = dataclasses.replace(measured, critic=critic)
   with timer('update'):
     state, sums = parallel.update(state, traces, measured, reference)
-    row, sums = jax.device_get((row, sums))
+    row, sums = jax.device_get((row | distance, sums))
   row = {name: float(value) for name, value in row.items()}
+  row |= metrics.mean_rows(asked)
   return state, row | update.to_scalars(sums), (traces, measured)
 
 
-def count_traces(parallel, summarize, eval_calls, resample=None) -> int:
+def count_traces(
+  parallel, summarize, eval_calls, resample=None, correct=None
+) -> int:
   """Returns how often the run's jitted calls were traced, evaluation's too."""
   calls = [summarize, *eval_calls.values()]
   if resample is not None:
     calls.append(resample.merge)
+  if correct is not None:
+    calls.append(correct)
   return sum(parallel.traces.values()) + sum(call.traces for call in calls)
 
 

@@ -115,6 +115,8 @@ class Rollout:
     side_tokens: i32[B], response tokens that were sampled for this trace and
       are no part of it, such as those of a stale trace that a group branches
       off (at its first trace, 0 at the others); None: none.
+    weights: f32[B,T], a factor on each token's loss, for traces of another
+      sampler; None: 1.
   """
 
   tokens: Array
@@ -126,6 +128,7 @@ class Rollout:
   truncated: Array
   forced: Array
   side_tokens: Array | None = None
+  weights: Array | None = None
 
 
 @jax.tree_util.register_dataclass

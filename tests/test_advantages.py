@@ -101,6 +101,83 @@ def test_leave_one_out_by_hand_and_oracle():
       np.testing.assert_allclose(got[p, g], rewards[p, g] - rest, atol=1e-6)
 
 
+NAN, INF = float('nan'), float('inf')
+# Row 0 is [1, 2, 3] with a trace that has no reward, row 1 [2, 6] with two, row
+# 2 has one reward and row 3 none; what stands there instead may be anything.
+HOLES = jnp.array(
+  [[1, NAN, 2, 3], [INF, 2, 1e30, 6], [NAN, NAN, 5, NAN], [1, 2, 3, 4]],
+  jnp.float32,
+)
+VALID = np.array([[1, 0, 1, 1], [0, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0]], bool)
+
+
+def test_traces_without_a_reward_by_hand():
+  # Row 0: mean 2, std 1. Row 1: mean 4, sample std √8 = 2.828427.
+  one, two = 1 / 1.0001, 2 / 2.828527
+  got = advantages.group_normalize(HOLES, valid=VALID)
+  want = [[-one, 0, 0, one], [0, -two, 0, two], [0] * 4, [0] * 4]
+  np.testing.assert_allclose(got, want, atol=1e-6)
+  got = advantages.group_normalize(HOLES, valid=VALID, ddof=0, eps=0.0)
+  np.testing.assert_allclose(got[1], [0, -1, 0, 1], atol=1e-6)
+  got = advantages.group_normalize(HOLES, valid=VALID, scale='none')
+  want = [[-1, 0, 0, 1], [0, -2, 0, 2], [0] * 4, [0] * 4]
+  np.testing.assert_allclose(got, want, atol=1e-6)
+  # 1 - 2.5, 2 - 2, 3 - 1.5; 2 - 6, 6 - 2.
+  got = advantages.leave_one_out(HOLES, valid=VALID)
+  want = [[-1.5, 0, 0, 1.5], [0, -4, 0, 4], [0] * 4, [0] * 4]
+  np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+BASELINES = [
+  *(
+    functools.partial(advantages.group_normalize, scale=s, ddof=d)
+    for s, d in (('std', 1), ('std', 0), ('none', 1))
+  ),
+  advantages.leave_one_out,
+]
+
+
+def _baseline_oracle(rewards, index):
+  """The advantages of one group, numpy."""
+  if index == 3:
+    others = (rewards.sum() - rewards) / (len(rewards) - 1)
+    return rewards - others
+  std = (rewards.std(ddof=1) + 1e-4, rewards.std() + 1e-4, 1)[index]
+  return (rewards - rewards.mean()) / std
+
+
+@pytest.mark.parametrize('index', range(len(BASELINES)))
+def test_a_group_with_holes_is_the_group_without_them(index):
+  baseline = jax.jit(BASELINES[index])
+  rng = np.random.default_rng(index)
+  rewards = rng.random((12, 5)).astype(np.float32)
+  valid = rng.random((12, 5)) < 0.6
+  valid[:, :2] |= valid.sum(1, keepdims=True) < 2
+  holes = np.where(valid, rewards, np.nan).astype(np.float32)
+  got = baseline(holes, valid=valid)
+  for row, keep, found in zip(rewards, valid, got, strict=True):
+    want = _baseline_oracle(row[keep].astype(np.float64), index)
+    np.testing.assert_allclose(found[keep], want, atol=1e-5)
+    np.testing.assert_array_equal(found[~keep], 0)
+  # All valid is what it is without saying so.
+  every = np.ones((12, 5), bool)
+  np.testing.assert_allclose(
+    baseline(rewards, valid=every), baseline(rewards), atol=1e-6
+  )
+  # Constant among the valid is exactly 0, whatever the others hold.
+  constant = np.where(valid, np.float32(0.1), holes)
+  np.testing.assert_array_equal(baseline(constant, valid=valid), 0)
+
+
+@pytest.mark.parametrize(
+  'valid', [np.ones((4, 3), bool), np.ones((4, 4), np.float32)]
+)
+def test_valid_of_another_shape_or_kind_is_refused(valid):
+  for baseline in BASELINES:
+    with pytest.raises(ValueError, match='valid must'):
+      baseline(HOLES, valid=valid)
+
+
 BRPO_SCORES = jnp.array([[[0, 0.25, 0.5, 1], [0, 0, 0.25, 0.5]]])
 
 
@@ -249,6 +326,21 @@ def test_prover_baseline_equals_a_refit_without_the_row(ridge, min_rows):
   got = _baseline(*batch, ridge=ridge, min_rows=min_rows)
   want = _refit(*batch, ridge, min_rows)
   np.testing.assert_allclose(got, want, atol=2e-5)
+
+
+@pytest.mark.parametrize('min_rows', [1, 100])
+def test_prover_baseline_without_some_rows_is_that_of_the_others(min_rows):
+  batch = _batch()
+  valid = np.arange(40) % 3 > 0
+  options = {'ridge': 1e-3, 'min_rows': min_rows}
+  got = np.asarray(_baseline(*batch, **options, valid=valid))
+  want = _refit(*(x[valid] for x in batch), 1e-3, min_rows)
+  np.testing.assert_allclose(got[valid], want, atol=2e-5)
+  np.testing.assert_array_equal(got[~valid], 0)
+  np.testing.assert_array_equal(
+    _baseline(*batch, **options, valid=np.ones(40, bool)),
+    _baseline(*batch, **options),
+  )
 
 
 def test_prover_baseline_is_the_leave_one_out_residual():

@@ -165,6 +165,96 @@ def test_a_marker_without_an_answer_behind_it_is_the_last_act():
   np.testing.assert_allclose(found[1, 6:], -0.1, rtol=1e-5)
 
 
+# ---- traces without a reward, and rewards beyond the outcome
+
+SEVEN = measure(
+  rewards=[1, 0, 0, 1, 0, 1, 0],
+  success=np.random.default_rng(0).random((7, 3)),
+  ends=[[1, 4, 6], [1, 5, 5], [1, 1, 1], [1, 3, 8], [1, 2, 2], [1, 4, 7]]
+  + [[1, 2, 3]],
+  count=[2, 1, 0, 2, 1, 2, 2],
+  stop_index=[7, 6, 2, 9, 3, 8, 4],
+  answered=[True, True, False, True, True, True, False],
+)
+
+
+def change(traces, **fields):
+  return dataclasses.replace(traces, **fields)
+
+
+@pytest.mark.parametrize('credit', CREDITS)
+def test_a_trace_without_a_reward_is_as_good_as_not_there(credit):
+  """Of seven traces of one prompt two have none: the other five see a group
+  of five."""
+  keep = np.array([True, False, True, True, True, False, True])
+  extra = jnp.asarray([0.3, jnp.nan, -0.2, 0.1, 0.9, jnp.nan, 0.4])
+  rewards = jnp.where(keep, SEVEN.rewards + extra, 1e30)
+  holes = change(SEVEN, rewards=rewards, valid=jnp.asarray(keep), extra=extra)
+  small = jax.tree.map(
+    lambda x: x[keep], change(SEVEN, rewards=rewards, extra=extra)
+  )
+  got = jax.jit(lambda x: run(x, credit=credit, group_size=7))(holes)
+  want = jax.jit(lambda x: run(x, credit=credit, group_size=5))(small)
+  np.testing.assert_allclose(got[keep], want, atol=1e-5)
+
+
+@pytest.mark.parametrize('baseline', ['mean_std', 'mean', 'leave_one_out'])
+def test_group_baselines_leave_a_trace_without_a_reward_out(baseline):
+  options = {'group_size': 4, 'baseline': baseline}
+  traces = outcome_traces([1, 0, 0, jnp.nan, 1, 1, jnp.nan, 0])
+  valid = jnp.asarray([True] * 3 + [False] + [True, True, False, True])
+  found = outcome(change(traces, valid=valid), 2, **options)
+  options['group_size'] = 3
+  want = outcome(outcome_traces([1, 0, 0, 1, 1, 0]), 2, **options)
+  np.testing.assert_allclose(found[valid], want, rtol=1e-5)
+  np.testing.assert_array_equal(found[~valid], 0)
+
+
+@pytest.mark.parametrize('axis_name', [None, 'rows'])
+def test_the_batch_mean_leaves_a_trace_without_a_reward_out(axis_name):
+  """Over all devices: two of three rows here, one of three there."""
+  rewards = jnp.asarray([1, jnp.nan, 0, jnp.nan, jnp.nan, 1])
+  valid = jnp.isfinite(rewards)
+  call = lambda traces: outcome(
+    traces, 2, group_size=3, baseline='batch_mean', axis_name=axis_name
+  )
+  traces = change(outcome_traces(rewards), valid=valid)
+  if axis_name is None:
+    found = call(traces)
+  else:
+    halves = jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), traces)
+    found = jax.vmap(call, axis_name=axis_name)(halves).reshape(6, 2)
+  # The mean is (1 + 0 + 1) / 3.
+  want = [1 / 3, 0, -2 / 3, 0, 0, 1 / 3]
+  np.testing.assert_allclose(found, np.tile(want, (2, 1)).T, atol=1e-6)
+
+
+def test_a_batch_without_a_reward_has_no_advantage():
+  traces = change(outcome_traces([jnp.nan] * 4), valid=jnp.zeros(4, bool))
+  for baseline in ('none', 'batch_mean', 'mean_std', 'leave_one_out'):
+    found = outcome(traces, 2, group_size=2, baseline=baseline)
+    np.testing.assert_array_equal(found, 0)
+
+
+def test_a_reward_beyond_the_outcome_by_hand():
+  # Extra rewards 1, 0, .5 of one group: leave-one-out .75, -.75, 0 on all
+  # tokens, above what the outcome alone gives.
+  extra = jnp.asarray([1.0, 0.0, 0.5])
+  own = np.array([0.75, -0.75, 0.0])[:, None]
+  for credit in ('token_weighted', 'return_to_go'):
+    found = run(
+      change(TRACES, rewards=TRACES.rewards + extra, extra=extra),
+      credit=credit,
+    )
+    np.testing.assert_allclose(found, run(credit=credit) + own, atol=1e-6)
+  # 'immediate' has the whole reward in its own leave-one-out already.
+  found = run(
+    change(TRACES, rewards=TRACES.rewards + extra, extra=extra),
+    credit='immediate',
+  )
+  np.testing.assert_allclose(found, run(credit='immediate') + own, atol=1e-6)
+
+
 @pytest.mark.parametrize('credit', CREDITS)
 def test_alpha_is_not_a_no_op(credit):
   # Optimizers such as Adam hide a common factor: the ratio of the advantages

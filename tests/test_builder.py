@@ -187,6 +187,32 @@ def test_bad_requests(tmp_path, split, config, message):
     builder.load_source(tmp_path, split, **config)
 
 
+def test_a_prompt_states_its_problem(splits):
+  """The arrays of every record follow from its prompt alone."""
+  problem_fn = builder.make_problem_fn(**CONFIG)
+  for record in list(splits['train'])[:20]:
+    want = countdown.record_arrays(record)
+    found = problem_fn(want['prompts'].tolist())
+    assert found.keys() | {'prompts', 'prompt_mask'} == want.keys()
+    for name, x in found.items():
+      np.testing.assert_array_equal(x, want[name], name)
+      assert x.dtype == want[name].dtype
+
+
+@pytest.mark.parametrize(
+  'numbers, target, message',
+  [
+    ([1, 2], 3, 'the prompt has 2 numbers and'),
+    ([6, 6, 6], 1, '3 numbers and 0 accepted answers'),
+    ([1, 1, 1], 1, r'accepted answers with task.ops=.\+-\*.; the config has'),
+  ],
+)
+def test_a_prompt_of_another_dataset(numbers, target, message):
+  problem_fn = builder.make_problem_fn(**CONFIG)
+  with pytest.raises(ValueError, match=message):
+    problem_fn(countdown.prompt_tokens(numbers, target))
+
+
 def test_remote_folders_are_refused():
   with pytest.raises(ValueError, match='must be a local folder'):
     builder.load_source('gs://bucket/data', 'train')

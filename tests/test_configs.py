@@ -13,6 +13,7 @@ from meta_rl.configs import (
   brpo_countdown,
   cispo_countdown,
   dapo_countdown,
+  external_countdown,
   grpo_countdown,
   gspo_countdown,
   lcpo_countdown,
@@ -58,6 +59,9 @@ BUILT = [
   *(
     (mrt_rl_countdown, arg)
     for arg in ('', 'hard', 'tiny', 'difference', 'difference,tiny')
+  ),
+  *(
+    (external_countdown, arg) for arg in ('', 'grpo', 'row', 'row,hard', 'tiny')
   ),
   *((star_countdown, arg) for arg in ('', 'hard', 'tiny', 'mrt', 'mrt,tiny')),
   *(
@@ -186,7 +190,7 @@ def test_names_tell_runs_apart():
   }
   # One name a file and one more a variant; `exact` is LCPO's default.
   variants = ['dr', 'rloo', 'plain', 'max']
-  variants += ['difference', 'mrt', 'linear', 'base']
+  variants += ['difference', 'mrt', 'linear', 'base', 'grpo', 'row']
   assert len(names) == len(MODULES) + len(variants)
 
 

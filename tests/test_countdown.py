@@ -174,3 +174,31 @@ def test_arrays_reject():
     countdown.problem_arrays([problem], num_numbers=2)
   with pytest.raises(ValueError, match='orders 0'):
     countdown.prompt_orders([problem], orders=0)
+
+
+def test_a_prompt_is_read_back():
+  for numbers, target in (((3, 5, 7), 9), ((0, 99), 0), ((1,), 1)):
+    prompt = countdown.prompt_tokens(numbers, target)
+    assert countdown.parse_prompt(prompt) == (numbers, target)
+    assert countdown.parse_prompt(np.asarray(prompt)) == (numbers, target)
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    '<bos>',
+    '<bos> = 9 <think>',
+    '<bos> 3 5 9 <think>',
+    '3 5 = 9 <think>',
+    '<bos> 3 5 = 9',
+    '<bos> 3 + = 9 <think>',
+    '<bos> 3 5 = = <think>',
+    '<pad> <bos> 3 5 = 9 <think>',
+  ],
+)
+def test_what_is_no_prompt(text):
+  with pytest.raises(ValueError, match='is none of Countdown') as error:
+    countdown.parse_prompt(tokenizer.encode(text))
+  assert '\n' not in str(error.value)
+  with pytest.raises(ValueError, match='is none of Countdown'):
+    countdown.parse_prompt([])

@@ -18,7 +18,9 @@ ROUNDS = [
 ]
 
 # A pytree that has rewards.
-Measured = collections.namedtuple('Measured', 'rewards problem')
+Measured = collections.namedtuple(
+  'Measured', 'rewards problem valid', defaults=(None,)
+)
 
 
 class Rounds:
@@ -178,6 +180,15 @@ def test_what_differs_is_decided_group_by_group():
   assert found.tolist() == [False, True, False, True]
 
 
+def test_a_trace_without_a_reward_makes_no_group_differ():
+  rewards = np.float32([0, 1, 5, 2, 2, 7, 3, 4, 5])
+  valid = np.asarray([1, 1, 0, 1, 1, 0, 0, 1, 0], bool)
+  found = dynamic_sampling.varied_groups(rewards, 3, valid)
+  assert found.tolist() == [True, False, False]
+  none = dynamic_sampling.varied_groups(rewards, 3, np.zeros(9, bool))
+  assert not none.any()
+
+
 @pytest.mark.parametrize(
   'max_rounds, group_size, message',
   [
@@ -239,6 +250,7 @@ def run(kind):
 
   class Measured(dict):
     rewards = property(lambda self: self['rewards'])
+    valid = None
   jax.tree_util.register_pytree_node(
     Measured, lambda x: ((dict(x),), None), lambda _, x: Measured(x[0]))
 

@@ -20,17 +20,17 @@ LAYERS = [
   'models cache scoring decode rollout probes prover algorithms update value',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
   'answers statistics eval_figures study_statistics signals workdir files '
-  'leaves chat profiler',
+  'leaves chat profiler rewards external',
   'steps compiled dynamic_sampling',
-  'setup_run check_config command_line held_out evaluate plots headline runs '
-  'report report_page report_style report_traces',
+  'setup_run setup_own check_config command_line held_out evaluate plots '
+  'headline runs report report_page report_style report_traces',
   'train sft study plan export generate',
 ]
 LAYERS = [row.split() for row in LAYERS]
 PURE = LAYERS[1]
 # These read a ConfigDict; all others take keyword arguments.
 COMMANDS = [*LAYERS[-1], 'setup_run', 'check_config', 'command_line']
-COMMANDS += ['evaluate', 'report']
+COMMANDS += ['setup_own', 'evaluate', 'report']
 MODULES = sorted(PACKAGE.rglob('*.py'))
 
 

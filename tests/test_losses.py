@@ -214,6 +214,157 @@ def test_sequence_ratio_is_one_number_a_row_and_keeps_token_credit():
   np.testing.assert_allclose(metrics['ratio_mean'].value, np.exp(0.2), 1e-5)
 
 
+# ---- importance weights
+
+# π/b of two traces: .5 1.5 4 (and a masked token), and .5 .5.
+RATIOS = np.array([[0.5, 1.5, 4.0, np.nan], [0.5, 0.5, 9.0, 9.0]], np.float32)
+DRAWN = np.array([[1, 1, 1, 0], [1, 1, 0, 0]], bool)
+SAMPLER = np.full((2, 4), -1.5, np.float32)
+TRAINER = SAMPLER + np.log(RATIOS)
+
+
+def test_truncated_importance_weights_by_hand():
+  weights = losses.truncated_importance_weights(TRAINER, SAMPLER, DRAWN)
+  want = [[0.5, 1.5, 2, 1], [0.5, 0.5, 1, 1]]
+  np.testing.assert_allclose(weights, want, rtol=1e-6)
+  # Traces: .5·1.5·4 = 3, above the cap of 2, and .5·.5.
+  weights = losses.truncated_importance_weights(
+    TRAINER, SAMPLER, DRAWN, level='sequence'
+  )
+  want = [[2, 2, 2, 1], [0.25, 0.25, 1, 1]]
+  np.testing.assert_allclose(weights, want, rtol=1e-6)
+  weights = losses.truncated_importance_weights(
+    TRAINER, SAMPLER, DRAWN, level='sequence', cap=10.0
+  )
+  np.testing.assert_allclose(weights[0, 0], 3, rtol=1e-6)
+
+
+def test_importance_metrics_by_hand():
+  got = losses.importance_metrics(TRAINER, SAMPLER, DRAWN)
+  # |log| of .5 1.5 4 .5 .5: (3·log 2 + log 1.5 + log 4)/5. One of five above 2.
+  # ess (.5 + 1.5 + 4 + .5 + .5)²/(5·(.25 + 2.25 + 16 + .25 + .25)) = 49/95.
+  want = {
+    'mismatch_mean': (5 * np.log(2) + np.log(1.5)) / 5,
+    'mismatch_max': np.log(4),
+    'capped_share': 0.2,
+    'ess': 49 / 95,
+  }
+  assert set(got) == set(want)
+  for name, value in want.items():
+    np.testing.assert_allclose(got[name], value, rtol=1e-5, err_msg=name)
+  got = losses.importance_metrics(TRAINER, SAMPLER, DRAWN, level='sequence')
+  # Weights 3 and .25: (3.25)²/(2·(9 + .0625)); one of two is above 2.
+  np.testing.assert_allclose(got['ess'], 3.25**2 / (2 * 9.0625), rtol=1e-5)
+  assert got['capped_share'] == 0.5
+  empty = losses.importance_metrics(TRAINER, SAMPLER, np.zeros_like(DRAWN))
+  assert {k: float(v) for k, v in empty.items()} == {
+    'mismatch_mean': 0,
+    'mismatch_max': 0,
+    'capped_share': 0,
+    'ess': 1,
+  }
+
+
+@pytest.mark.parametrize('level', losses.LEVELS)
+def test_log_ratios_that_would_overflow(level):
+  """exp(200) is infinite in f32; the weight is the cap, and ess a number."""
+  far = SAMPLER + np.float32(200) * DRAWN
+  args = far, SAMPLER, DRAWN
+  weights = losses.truncated_importance_weights(*args, level=level)
+  np.testing.assert_allclose(weights[DRAWN], 2.0, rtol=1e-6)
+  weights = losses.truncated_importance_weights(
+    SAMPLER, far, DRAWN, level=level
+  )
+  np.testing.assert_array_equal(weights[DRAWN], 0)
+  found = losses.importance_metrics(*args, level=level)
+  assert all(np.isfinite(value) for value in found.values())
+  assert 0 < found['ess'] <= 1
+
+
+def test_the_weighted_gradient_is_that_of_the_policy():
+  """E_b[w ∇loss] = E_π[∇loss], summed over all tokens of one step; a cap gives
+  the share of it that is under the cap."""
+  rng = np.random.default_rng(2)
+  policy, sampler = jax.nn.log_softmax(rng.standard_normal((2, 6)))
+  advantages = rng.standard_normal(6).astype(np.float32)
+  column = lambda x: jnp.asarray(x, jnp.float32)[:, None]
+  mask = jnp.ones((6, 1), bool)
+
+  def gradient(chances, **options):
+    """Of each token's loss, weighed with its chance to be drawn."""
+
+    def total(log_probs):
+      loss, _ = losses.policy_gradient(
+        log_probs,
+        column(policy),
+        column(advantages * chances),
+        mask,
+        **options,
+      )
+      return loss.total
+
+    return jax.grad(total)(column(policy))[:, 0]
+
+  wanted = gradient(np.exp(policy))
+  weights = losses.truncated_importance_weights(
+    column(policy), column(sampler), mask, cap=100.0
+  )
+  got = gradient(np.exp(sampler), weights=weights)
+  np.testing.assert_allclose(got, wanted, rtol=1e-4)
+  assert not np.allclose(gradient(np.exp(sampler)), wanted, rtol=0.1)
+  capped = losses.truncated_importance_weights(
+    column(policy), column(sampler), mask, cap=1.0
+  )
+  got = gradient(np.exp(sampler), weights=capped)
+  share = np.minimum(1, np.exp(sampler - policy))
+  np.testing.assert_allclose(got, wanted * share, rtol=1e-4)
+
+
+@EACH_OPTION
+def test_weights_scale_the_loss_of_their_token_alone(index):
+  option = OPTIONS[index]
+  batch = _batch()
+  weights = np.random.default_rng(5).random(MASK.shape).astype(np.float32)
+  call = functools.partial(losses.policy_gradient, *batch, MASK, **option)
+  loss, metrics = call(weights=np.where(MASK, weights, np.nan))
+  plain, plain_metrics = call()
+  # -min(rA, clip(r)A)·w is the same with A·w in the place of A, for w > 0.
+  moved = [*batch[:2], batch[2] * weights]
+  want, _ = losses.policy_gradient(*moved, MASK, **option)
+  np.testing.assert_allclose(loss.total, want.total, rtol=1e-4, atol=1e-5)
+  assert loss.weight == plain.weight
+  # Ratio, clip and KL are about the trainer's own move.
+  jax.tree.map(np.testing.assert_array_equal, metrics, plain_metrics)
+  ones, _ = call(weights=np.ones(MASK.shape, np.float32))
+  jax.tree.map(np.testing.assert_array_equal, ones, plain)
+
+
+def test_importance_weights_are_constants():
+  def total(trainer):
+    return losses.truncated_importance_weights(
+      trainer, SAMPLER, DRAWN, cap=9.0
+    ).sum()
+
+  grad = jax.grad(total)(np.where(DRAWN, TRAINER, 0).astype(np.float32))
+  np.testing.assert_array_equal(grad, 0)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'level': 'row'}, r"level must be one of \['token', 'sequence'\]"),
+    ({'cap': 0.0}, 'cap must be > 0'),
+    ({'mask': DRAWN[:1]}, 'must have shape'),
+    ({'behavior_log_probs': DRAWN}, 'behavior_log_probs must hold float'),
+  ],
+)
+def test_rejects_wrong_importance_options(changes, message):
+  given = {'behavior_log_probs': SAMPLER, 'mask': DRAWN} | changes
+  for call in (losses.truncated_importance_weights, losses.importance_metrics):
+    with pytest.raises(ValueError, match=message):
+      call(TRAINER, **given)
+
+
 @pytest.mark.parametrize('estimator', losses.KL_ESTIMATORS)
 @pytest.mark.parametrize('aggregate', losses.AGGREGATES)
 def test_kl_penalty_against_numpy(estimator, aggregate):
@@ -354,6 +505,8 @@ def test_rejects_wrong_arrays():
     call(log_probs, behavior[:, 1:], advantages, MASK)
   with pytest.raises(ValueError, match='advantages must have shape'):
     call(log_probs, behavior, advantages[:, 0], MASK)
+  with pytest.raises(ValueError, match='weights must have shape'):
+    call(log_probs, behavior, advantages, MASK, weights=advantages[:1])
   with pytest.raises(ValueError, match='log_probs must hold float'):
     call(MASK.astype(np.int32), behavior, advantages, MASK)
   with pytest.raises(ValueError, match=r"estimator must be one of \['k1', 'k2"):

@@ -241,3 +241,22 @@ def test_a_step_without_the_metric_neither_counts_nor_resets():
 def test_patience_is_checked():
   with pytest.raises(ValueError, match='patience=0'):
     metrics.Watchdog(0)
+
+
+def test_the_mean_of_a_metric_is_over_the_rows_that_have_it():
+  rows = [{'a': 1.0, 'b': 4.0}, {'a': 3.0}]
+  assert metrics.mean_rows(rows) == {'a': 2.0, 'b': 4.0}
+  assert metrics.mean_rows([]) == {}
+
+
+def test_a_mismatch_beyond_the_limit_stops():
+  row = {
+    'external/mismatch_mean': 0.5,
+    'external/mismatch_max': 2.0,
+    'external/ess': 0.25,
+  }
+  metrics.check_mismatch(3, row, 0.5)
+  for gap in (0.51, math.nan):
+    with pytest.raises(ValueError, match='step 3: .* nats a token') as error:
+      metrics.check_mismatch(3, row | {'external/mismatch_mean': gap}, 0.5)
+    assert 'effective share 0.25' in str(error.value)

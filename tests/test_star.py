@@ -1,5 +1,6 @@
 """Tests of meta_rl.algorithms.star: which traces are imitated, and how."""
 
+import dataclasses
 import functools
 
 import jax
@@ -227,3 +228,17 @@ def test_nothing_right_is_a_loss_of_nothing():
 def test_bad_options_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
     kept(**options)
+
+
+@pytest.mark.parametrize('select', ['any', 'progress'])
+def test_a_trace_without_a_reward_is_not_imitated(select):
+  """Row 0 is the best and has none: its place goes to the next."""
+  valid = jnp.arange(8) != 0
+  measured = dataclasses.replace(MEASURED, valid=valid)
+  found = star(
+    measured, 4, group_size=4, horizon=HORIZON, select=select, max_kept=1
+  )
+  # 'any' takes the first right trace that is left, 'progress' the one of the
+  # least regret: .38 of row 3 is below .66 of row 2.
+  place = {'any': 2, 'progress': 3}[select]
+  assert np.flatnonzero(found.keep).tolist() == [place]

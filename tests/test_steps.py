@@ -411,6 +411,25 @@ def test_rollout_metrics_by_hand():
   assert not [name for name in found if not name.startswith('rollout/')]
 
 
+def test_rewards_of_the_traces_that_have_one():
+  # Groups [1, -, 3], [2, -, 2] and [5, -, -]: mean 13/5; the last two groups
+  # have nothing to compare.
+  measured = Measured(
+    rewards=jnp.array([1, 9, 3, 2, 9, 2, 5, 9, 9], jnp.float32),
+    success=jnp.zeros((9, 2)),
+    episodes=Episodes(jnp.zeros((9, 2), jnp.int32), jnp.zeros(9, jnp.int32)),
+    stop_index=jnp.zeros(9, jnp.int32),
+    answered=jnp.ones(9, bool),
+    valid=jnp.array([1, 0, 1, 1, 0, 1, 1, 0, 0], bool),
+  )
+  traces = rollout(np.ones((9, 2)), np.zeros((9, 2)), np.ones((9, 2)))
+  found = steps.rollout_metrics(
+    traces, measured, group_size=3, horizon=1, has_success=False
+  )
+  assert float(found['rollout/reward_mean']) == pytest.approx(13 / 5)
+  assert float(found['rollout/zero_variance_share']) == pytest.approx(2 / 3)
+
+
 def test_training_batch_holds_a_reference_only_if_there_is_one():
   measured = Measured(*[None] * 5)
   ones = lambda measured, length: jnp.ones((4, length))

@@ -53,7 +53,7 @@ class Measured:
   """What an algorithm may look at.
 
   Attributes:
-    rewards: f32[B], r, the outcome of each trace's own answer.
+    rewards: f32[B], r, the outcome of each trace's own answer, plus `extra`.
     success: f32[B,K+1], J at every boundary; past count it repeats.
     episodes: the boundaries.
     stop_index: i32[B], column of the token that ended thinking (the answer
@@ -68,6 +68,10 @@ class Measured:
     inside: bool[B], thinking ended inside its last episode and not at a
       boundary; None: it never does.
     summaries: forced answers to train on; None: none.
+    valid: bool[B], the trace has a reward; None: all have. The others are in no
+      baseline and in no update.
+    extra: f32[B], the part of `rewards` that the task's own outcome, of which J
+      is the chance, does not account for; None: nothing.
   """
 
   rewards: Array
@@ -81,6 +85,8 @@ class Measured:
   prover_tokens: Array | None = None
   inside: Array | None = None
   summaries: Summaries | None = None
+  valid: Array | None = None
+  extra: Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -100,6 +106,11 @@ class Selected:
 def at(values: Array, index: Array) -> Array:
   """Returns values[b, index[b]], [B,N] and i32[B] -> [B]."""
   return jnp.take_along_axis(values, index[:, None], axis=1)[:, 0]
+
+
+def grouped(values: Array | None, group_size: int) -> Array | None:
+  """Returns values [B] with one group a row, [P,G]; None stays None."""
+  return None if values is None else values.reshape(-1, group_size)
 
 
 def spread(

@@ -8,7 +8,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from meta_rl import advantages, masked, regret
-from meta_rl.algorithms.base import Measured, at, spread
+from meta_rl.algorithms.base import Measured, at, grouped, spread
 from meta_rl.algorithms.outcome import outcome
 from meta_rl.types import Array
 
@@ -52,13 +52,17 @@ def mrt(
   (`advantages.bootstrapped`). Nothing is divided by a batch standard
   deviation: the weights would lose their meaning.
 
+  J is the chance of the task's own outcome and knows nothing of a reward that
+  is added to it (`measured.extra`): that part is credited to all tokens of the
+  trace, leave-one-out within the group.
+
   Departs from MRT v0.1: J is exact by default and not a mean of 4 branches, the
   baseline is fitted on J itself, and stopping is an action with an advantage.
 
   Args:
     measured: rewards, J and boundaries.
     length: T.
-    group_size: G; used by 'immediate' alone.
+    group_size: G; used by 'immediate' and for `measured.extra`.
     horizon: H, tokens.
     credit: 'token_weighted', 'return_to_go' or 'immediate'.
     alpha: weight of the progress term; 'token_weighted' is scaled by it.
@@ -96,6 +100,8 @@ def mrt(
   progress = regret.progress(success, count)
   final = at(success, count)
   answer = measured.rewards - final
+  if measured.extra is not None:
+    answer -= measured.extra
   if credit == 'immediate':
     own = outcome(
       measured, length, group_size=group_size, baseline='leave_one_out'
@@ -121,10 +127,10 @@ def mrt(
   base = jnp.zeros_like(returns)
   if baseline == 'prover':
     base = advantages.prover_baseline(
-      returns, success, count, axis_name=axis_name
+      returns, success, count, axis_name=axis_name, valid=measured.valid
     )
   earned = scale * advantages.bootstrapped(returns, base, count, decay=decay)
-  return spread(
+  credited = spread(
     measured,
     length,
     earned[:, :-1],
@@ -133,3 +139,10 @@ def mrt(
     inside=scale * at(returns - base, jnp.maximum(count - 1, 0)),
     answer=answer,
   )
+  if measured.extra is None:
+    return credited
+  own = advantages.leave_one_out(
+    grouped(measured.extra, group_size),
+    valid=grouped(measured.valid, group_size),
+  )
+  return credited + own.reshape(-1, 1)

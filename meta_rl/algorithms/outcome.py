@@ -3,12 +3,14 @@
 Axes: P prompts, G group, B = P * G traces, T tokens.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from meta_rl import advantages, masked
 from meta_rl import shaping as shapings
-from meta_rl.algorithms.base import Measured
+from meta_rl.algorithms.base import Measured, grouped
 from meta_rl.types import Array
 
 # These compare no trace with its group: one trace a prompt is enough for them.
@@ -43,7 +45,8 @@ def outcome(
   scales the gradient by 1 - 1/B and does not turn it.
 
   Args:
-    measured: rewards f32[B], and the ends of the episodes for the lengths.
+    measured: rewards f32[B], the ends of the episodes for the lengths, and
+      `valid`: traces without a reward are in no mean.
     length: T.
     group_size: G traces of each prompt, one after the other.
     baseline: one of the five.
@@ -55,7 +58,7 @@ def outcome(
     axis_name: of a mapped data axis; the batch's mean is then that of all rows.
 
   Returns:
-    f32[B,T].
+    f32[B,T]; 0 for traces that are not valid.
 
   Raises:
     ValueError: an unknown baseline or shaping, an option that the shaping has
@@ -63,9 +66,10 @@ def outcome(
   """
   masked.check_choice('baseline', baseline, [*UNGROUPED, *_GROUP_BASELINES])
   ends = measured.episodes.ends
+  valid = grouped(measured.valid, group_size)
   rewards = shapings.shape(
-    measured.rewards.reshape(-1, group_size),
-    (ends[:, -1] - ends[:, 0]).reshape(-1, group_size),
+    grouped(measured.rewards, group_size),
+    grouped(ends[:, -1] - ends[:, 0], group_size),
     kind=shaping,
     alpha=alpha,
     target_length=target_length,
@@ -73,23 +77,30 @@ def outcome(
     cache_length=cache_length,
   )
   if baseline in _GROUP_BASELINES:
-    rewards = _GROUP_BASELINES[baseline](rewards)
+    rewards = _GROUP_BASELINES[baseline](rewards, valid=valid)
   elif baseline == 'batch_mean':
-    rewards = rewards - _batch_mean(rewards, axis_name)
+    rewards = rewards - _batch_mean(rewards, valid, axis_name)
+  if valid is not None:
+    rewards = masked.select(valid, rewards)
   advantage = rewards.reshape(-1)
   return jnp.broadcast_to(advantage[:, None], (advantage.shape[0], length))
 
 
-def _batch_mean(rewards: Array, axis_name: str | None) -> Array:
-  """Returns f32[], the mean over all rows of all devices."""
-  total, size = jnp.sum(rewards), jnp.asarray(rewards.size, rewards.dtype)
+def _batch_mean(
+  rewards: Array, valid: Array | None, axis_name: str | None
+) -> Array:
+  """Returns f32[], the mean over all valid rows of all devices."""
+  if valid is None:
+    valid = jnp.ones(rewards.shape, bool)
+  total = masked.masked_sum(rewards, valid)
+  size = jnp.sum(valid, dtype=rewards.dtype)
   if axis_name is not None:
     total, size = jax.lax.psum((total, size), axis_name)
-  return total / size
+  return masked.safe_divide(total, size)
 
 
 _GROUP_BASELINES = {
-  'mean_std': lambda r: advantages.group_normalize(r, scale='std'),
-  'mean': lambda r: advantages.group_normalize(r, scale='none'),
+  'mean_std': functools.partial(advantages.group_normalize, scale='std'),
+  'mean': functools.partial(advantages.group_normalize, scale='none'),
   'leave_one_out': advantages.leave_one_out,
 }

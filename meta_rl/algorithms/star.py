@@ -8,7 +8,7 @@ import math
 import jax.numpy as jnp
 
 from meta_rl import masked, regret
-from meta_rl.algorithms.base import Measured, Selected
+from meta_rl.algorithms.base import Measured, Selected, grouped
 
 SELECTS = ('any', 'progress')
 
@@ -45,7 +45,8 @@ def star(
   right trace. Departs from RFT: equal traces are not merged into one.
 
   Args:
-    measured: rewards in [0, 1], right is 1; J and boundaries for 'progress'.
+    measured: rewards, right is 1 or more; J and boundaries for 'progress'. Of
+      traces without a reward (`valid`) none is right.
     length: T.
     group_size: G traces of each prompt, one after the other.
     horizon: H, tokens, of the regret; used by 'progress' alone.
@@ -79,7 +80,9 @@ def star(
       f'keeps every right trace of {group_size}: lower one of them, or set '
       "select='any'."
     )
-  right = (measured.rewards >= 1).reshape(-1, group_size)
+  right = grouped(measured.rewards >= 1, group_size)
+  if measured.valid is not None:
+    right &= grouped(measured.valid, group_size)
   order = jnp.zeros(right.shape, jnp.float32)
   if select == 'progress':
     order = regret.token_weighted(

@@ -2,7 +2,8 @@
 
     generate   prompts -> traces and their KV cache
     prove      traces -> rewards, episode boundaries, J at each boundary
-    score      traces -> log-probs under other parameters (the reference)
+    score      traces -> log-probs under other parameters (the reference), or
+               under the policy's own for traces that another engine sampled
     value      traces -> the critic's values, of algorithms that have one
     update     traces and what was measured -> new parameters
 
@@ -21,6 +22,12 @@ from meta_rl.steps.branches import (
 from meta_rl.steps.generate import make_generate
 from meta_rl.steps.metrics import rollout_metrics
 from meta_rl.steps.prove import PROVERS, answers_of, make_prove, per_trace
+from meta_rl.steps.replay import (
+  CORRECTIONS,
+  make_correction,
+  replay,
+  with_given_rewards,
+)
 from meta_rl.steps.summaries import (
   join_rows,
   sample_summaries,
@@ -39,6 +46,7 @@ from meta_rl.steps.value import make_value, make_value_term
 
 __all__ = [
   'BOUNDARIES',
+  'CORRECTIONS',
   'PREFIX_POLICIES',
   'PREFIX_SUCCESS',
   'PROVERS',
@@ -49,6 +57,7 @@ __all__ = [
   'make_advantages',
   'make_branch_prove',
   'make_branches',
+  'make_correction',
   'make_generate',
   'make_loss',
   'make_prove',
@@ -58,8 +67,10 @@ __all__ = [
   'make_value',
   'make_value_term',
   'per_trace',
+  'replay',
   'rollout_metrics',
   'sample_summaries',
   'summary_rows',
   'training_batch',
+  'with_given_rewards',
 ]

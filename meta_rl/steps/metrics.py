@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from meta_rl import algorithms, regret
+from meta_rl import algorithms, masked, regret
 from meta_rl.steps import branches
 from meta_rl.types import Array, Rollout
 
@@ -15,15 +15,17 @@ def rollout_metrics(
   horizon: int,
   has_success: bool,
 ) -> dict[str, Array]:
-  """Returns scalars of a batch of traces, f32[] each, names slash-grouped."""
-  rewards = measured.rewards.reshape(-1, group_size)
+  """Returns scalars of a batch of traces, f32[] each, names slash-grouped.
+
+  Rewards are those of the traces that have one (`measured.valid`).
+  """
   tokens = sampled = traces.mask.sum(1)
   if traces.side_tokens is not None:
     sampled = sampled + traces.side_tokens
   ends, count = measured.episodes.ends, measured.episodes.count
   mean = lambda x: x.astype(jnp.float32).mean()
   metrics = {
-    'rollout/reward_mean': mean(rewards),
+    **_reward_metrics(measured, group_size),
     'rollout/truncation_rate': mean(traces.truncated),
     'rollout/forced_rate': mean(traces.forced),
     'rollout/tokens_mean': mean(tokens),
@@ -31,9 +33,6 @@ def rollout_metrics(
     'rollout/thinking_tokens_mean': mean(traces.thinking_mask.sum(1)),
     'rollout/episodes_mean': mean(count),
   }
-  if group_size > 1:  # a group of one is constant by definition
-    constant = rewards.max(1) == rewards.min(1)
-    metrics['rollout/zero_variance_share'] = mean(constant)
   if has_success:
     success = measured.success
     final = jnp.take_along_axis(success, count[:, None], 1)[:, 0]
@@ -48,6 +47,24 @@ def rollout_metrics(
     }
   if measured.continues is not None:
     metrics |= branches.branch_metrics(traces, measured)
+  return metrics
+
+
+def _reward_metrics(measured, group_size):
+  """Returns the mean of the rewards, and the share of groups with equal ones.
+
+  A group without two rewards has nothing to compare: it is one of these.
+  """
+  rewards = measured.rewards.reshape(-1, group_size)
+  valid = jnp.ones(rewards.shape, bool)
+  if measured.valid is not None:
+    valid = measured.valid.reshape(-1, group_size)
+  metrics = {'rollout/reward_mean': masked.masked_mean(rewards, valid)}
+  if group_size > 1:  # a group of one is constant by definition
+    low = rewards.min(1, where=valid, initial=jnp.inf)
+    high = rewards.max(1, where=valid, initial=-jnp.inf)
+    constant = (low >= high).astype(jnp.float32)
+    metrics['rollout/zero_variance_share'] = constant.mean()
   return metrics
 
 

@@ -58,8 +58,9 @@ def make_loss(
 
     policy_gradient + kl_coef * kl_penalty - entropy_coef * entropy + value_term
 
-  The batch holds tokens, token_mask, mask, behavior_log_probs, advantages, and
-  ref_log_probs where kl_coef is not 0. All terms share one weight, so that
+  The batch holds tokens, token_mask, mask, behavior_log_probs, advantages,
+  ref_log_probs where kl_coef is not 0, and weights of the policy gradient where
+  the traces have some. All terms share one weight, so that
   their sums may be added before the division. `value_term`, of
   `make_value_term`, reads the features of the same forward pass.
   """
@@ -90,6 +91,7 @@ def make_loss(
       clip_high=clip_high,
       surrogate=surrogate,
       ratio=ratio,
+      weights=batch.get('weights'),
       **shared,
     )
     total = loss.total
@@ -136,7 +138,10 @@ def training_batch(
 ) -> dict[str, Array]:
   """Returns the arrays that the loss reads, one row a trace.
 
-  Of `algorithms.Selected`, rows that are not kept have no action left.
+  Of `algorithms.Selected`, rows that are not kept have no action left; nor has
+  a trace without a reward (`measured.valid`): it adds nothing to the loss. With
+  aggregate 'constant' its row still counts in the denominator, the number of
+  rows.
   """
   credit = advantage_fn(measured, traces.tokens.shape[1])
   batch = {
@@ -150,6 +155,10 @@ def training_batch(
     batch['advantages'] = credit.advantages
     batch['kept'] = credit.keep
     batch['mask'] &= credit.keep[:, None]
+  if measured.valid is not None:
+    batch['mask'] &= measured.valid[:, None]
+  if traces.weights is not None:
+    batch['weights'] = traces.weights
   if ref_log_probs is not None:
     batch['ref_log_probs'] = ref_log_probs
   if measured.critic is not None:

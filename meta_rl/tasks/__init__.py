@@ -53,6 +53,7 @@ TASKS = {
     max_trace_length=traces.longest,
     decode=tokenizer.decode,
     vote=verify.postfix_value,
+    make_problem_fn=builder.make_problem_fn,
   ),
   'hidden': TaskKit(
     make_task=lambda **options: hidden_task(

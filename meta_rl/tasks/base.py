@@ -79,6 +79,9 @@ class TaskKit:
     decode: `ids -> str`.
     vote: `answer ids -> hashable | None`, what an answer votes for under maj@k:
       equal for answers that are one; None for what is no answer.
+    make_problem_fn: `(**options) -> (prompt ids -> dict)`, the arrays of the
+      problem that a prompt states, as in `record_arrays` but for the prompt's
+      own; one that is none raises ValueError. None: a prompt does not say all.
   """
 
   make_task: Callable[..., Task]
@@ -90,6 +93,7 @@ class TaskKit:
   max_trace_length: Callable[..., int]
   decode: Callable[[Iterable[int]], str]
   vote: Callable[[Sequence[int]], Hashable | None]
+  make_problem_fn: Callable[..., Callable] | None = None
 
 
 def verifier(task: Task, rows: dict[str, Array]) -> Callable:

@@ -5,7 +5,7 @@ How a dataset is built and read is said in meta_rl/tasks/sources.py.
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -156,6 +156,33 @@ def record_problem(
     ops,
     max_value,
   )
+
+
+def make_problem_fn(**config) -> Callable:
+  """Returns prompt ids -> the arrays of the problem that the prompt states.
+
+  Args:
+    **config: fields of `CountdownConfig`. The function raises ValueError for a
+      prompt that no dataset of these fields could hold.
+  """
+  made = make_config(**config)
+
+  def problem_fn(prompt):
+    numbers, target = countdown.parse_prompt(prompt)
+    problem = countdown.make_problem(numbers, target, made.ops, made.max_value)
+    count = len(problem.answers)
+    if len(numbers) != made.n or not 1 <= count <= made.max_answers:
+      raise ValueError(
+        f'the prompt has {len(numbers)} numbers and {count} accepted answers '
+        f'with task.ops={made.ops!r}; the config has task.n={made.n} and '
+        f'1..task.max_answers={made.max_answers}'
+      )
+    arrays = countdown.problem_arrays(
+      [problem], max_answers=made.max_answers, num_numbers=made.n
+    )
+    return {k: x[0] for k, x in arrays.items() if not k.startswith('prompt')}
+
+  return problem_fn
 
 
 def load_source(

@@ -35,6 +35,7 @@ __all__ = [
   'expression_table',
   'hit_rate',
   'make_problem',
+  'parse_prompt',
   'problem_arrays',
   'problem_set',
   'prompt_orders',
@@ -213,6 +214,26 @@ def prompt_tokens(numbers: Sequence[int], target: int) -> list[int]:
   shown = [tokenizer.integer(number) for number in numbers]
   tail = [tokenizer.EQUALS, tokenizer.integer(target), tokenizer.THINK]
   return [tokenizer.BOS, *shown, *tail]
+
+
+def parse_prompt(tokens: Sequence[int]) -> tuple[Tokens, int]:
+  """Returns (numbers, target) of a prompt; `prompt_tokens` inverts it.
+
+  Raises:
+    ValueError: the tokens are no prompt of Countdown.
+  """
+  ids = [int(token) for token in tokens]
+  values = [
+    token - tokenizer.FIRST_INTEGER for token in (*ids[1:-3], *ids[-2:-1])
+  ]
+  inside = all(0 <= value <= tokenizer.MAX_INTEGER for value in values)
+  numbers, target = tuple(values[:-1]), values[-1] if values else 0
+  if not numbers or not inside or prompt_tokens(numbers, target) != ids:
+    raise ValueError(
+      f'the prompt {tokenizer.decode(ids)[:80]!r} is none of Countdown: give '
+      '"<bos> n1 ... nn = target <think>"'
+    )
+  return numbers, target
 
 
 def problem_arrays(

@@ -1,0 +1,254 @@
+"""Rollouts as JSONL, in and out: one JSON object a line is one trace.
+
+    {"prompt": "<bos> 1 2 3 = 6 <think>", "response": "1 2 + ... <eos>",
+     "log_probs": [-0.1, null, ...], "reward": 1.0}
+
+prompt_ids or prompt: token ids, or text for our tokenizer; where both are there
+  the ids count. response_ids or response: the same; its end-of-text, if it
+  came, is its last token.
+log_probs (optional): one a response token, nats under the distribution that it
+  was drawn from; null for a token that was not drawn but put there.
+mask (optional): one a response token, 0 where it was put there, for files
+  without log_probs.
+reward (optional): the trace's own reward.
+
+Other keys are left alone.
+"""
+
+import dataclasses
+import json
+import math
+import numbers
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from meta_rl import tokenizer
+from meta_rl.files import one_line
+from meta_rl.types import Rollout
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One trace of a file.
+
+  Attributes:
+    line: of the file, from 1.
+    prompt: token ids.
+    response: i32[N], N >= 1.
+    mask: bool[N], drawn by the sampler: the actions.
+    log_probs: f32[N], nats, NaN at every action of a file without them, 0 where
+      the mask is False.
+    reward: of the row, NaN without one.
+  """
+
+  line: int
+  prompt: tuple[int, ...]
+  response: np.ndarray
+  mask: np.ndarray
+  log_probs: np.ndarray
+  reward: float
+
+
+def read_rows(
+  path: str | os.PathLike,
+  *,
+  vocab_size: int,
+  eos_id: int,
+  encode: Callable[[str], Sequence[int]] = tokenizer.encode,
+) -> list[Row]:
+  """Returns the traces of a file, each of them checked.
+
+  Args:
+    path: JSONL, UTF-8; blank lines are passed over.
+    vocab_size: ids are below it.
+    eos_id: ends a response; nothing may come behind it.
+    encode: text -> ids; what it raises is said with the line.
+
+  Raises:
+    ValueError: naming the file and the line: not JSON, a key that is missing or
+      of another type, an unknown token, log_probs of another number than the
+      tokens, NaN, infinite or above 0; or a file without a row.
+  """
+  rows = []
+  for number, line in enumerate(_lines(path), start=1):
+    if not line.strip():
+      continue
+    try:
+      row = _row(number, _parse(line), vocab_size, encode)
+      ends = np.flatnonzero(row.response == eos_id)
+      if len(ends) and ends[0] + 1 < len(row.response):
+        raise ValueError(
+          f'response token {ends[0]} is the end-of-text and '
+          f'{len(row.response) - 1 - ends[0]} tokens come behind it: cut them '
+          'off, with their log_probs'
+        )
+    except ValueError as error:
+      raise ValueError(f'{path}, line {number}: {error}') from error
+    rows.append(row)
+  if not rows:
+    raise ValueError(f'{path} has no row: give one JSON object a line')
+  return rows
+
+
+def _lines(path: str | os.PathLike) -> list[str]:
+  try:
+    text = pathlib.Path(path).read_text(encoding='utf-8')
+  except UnicodeDecodeError as error:
+    raise ValueError(f'{path} is not UTF-8: {error}') from error
+  return text.split('\n')  # a JSON string may hold U+2028 and its kin
+
+
+def _parse(line: str) -> dict[str, Any]:
+  try:
+    record = json.loads(line)
+  except (json.JSONDecodeError, RecursionError) as error:
+    raise ValueError(f'not JSON: {error}') from error
+  if not isinstance(record, dict):
+    raise ValueError(f'a JSON {type(record).__name__}: give an object')
+  return record
+
+
+def _row(number: int, record, vocab_size: int, encode) -> Row:
+  prompt = _ids(record, 'prompt', vocab_size, encode)
+  response = np.asarray(_ids(record, 'response', vocab_size, encode), np.int32)
+  mask, log_probs = _actions(record, len(response))
+  reward = record.get('reward')
+  if reward is not None and not _is_finite(reward):
+    raise ValueError(
+      f'"reward" is {_short(reward)}: give a finite number, or none'
+    )
+  return Row(
+    line=number,
+    prompt=tuple(prompt),
+    response=response,
+    mask=mask,
+    log_probs=log_probs,
+    reward=math.nan if reward is None else float(reward),
+  )
+
+
+def _ids(record, name: str, vocab_size: int, encode) -> list[int]:
+  """Returns the ids of 'prompt' or 'response'."""
+  given = record.get(f'{name}_ids')
+  if given is None:
+    text = record.get(name)
+    if not isinstance(text, str):
+      raise ValueError(
+        f'keys {_short(sorted(record))}: give "{name}_ids", a list of token '
+        f'ids, or "{name}", a string'
+      )
+    given = list(encode(text))
+  whole = lambda x: isinstance(x, int) and not isinstance(x, bool)
+  if not isinstance(given, list) or not all(map(whole, given)):
+    raise ValueError(f'"{name}_ids" must be a list of whole numbers')
+  if not given:
+    raise ValueError(f'the {name} has no tokens')
+  unknown = [x for x in given if not 0 <= x < vocab_size]
+  if unknown:
+    raise ValueError(
+      f'the {name} has token {_short(unknown[0])}: the vocabulary is '
+      f'0..{vocab_size - 1}'
+    )
+  return given
+
+
+def _actions(record, size: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the mask and the log-probs of a response of `size` tokens."""
+  given = record.get('log_probs')
+  known = given is not None
+  if known:
+    _check_list(given, 'log_probs', size)
+    for i, value in enumerate(given):
+      if value is not None and not (_is_finite(value) and value <= 0):
+        raise ValueError(
+          f'"log_probs" has {_short(value)} for token {i}: give nats, finite '
+          'and at most 0, or null for a token that was not drawn'
+        )
+    mask = np.asarray([value is not None for value in given])
+  else:
+    mask = np.ones(size, bool)
+  if record.get('mask') is not None:
+    _check_list(record['mask'], 'mask', size)
+    if any(value not in (0, 1) for value in record['mask']):
+      raise ValueError('"mask" must hold 0 and 1')
+    own = np.asarray(record['mask'], bool)
+    if known and (own & ~mask).any():
+      raise ValueError(
+        f'"log_probs" is null for token {int(np.argmax(own & ~mask))}, which '
+        '"mask" says was drawn'
+      )
+    mask = mask & own
+  if not mask.any():
+    raise ValueError('no token of the response was drawn: nothing is learnt')
+  log_probs = np.full(size, np.nan, np.float32)
+  if known:
+    log_probs[mask] = [v for v, drawn in zip(given, mask) if drawn]
+  return mask, np.where(mask, log_probs, np.float32(0))
+
+
+def _check_list(given, name: str, size: int):
+  if not isinstance(given, list):
+    raise ValueError(f'"{name}" must be a list, one entry a response token')
+  if len(given) != size:
+    raise ValueError(
+      f'"{name}" has {len(given)} entries for {size} response tokens: give one '
+      'a token'
+    )
+
+
+def _short(value: Any) -> str:
+  return one_line(repr(value), 80)
+
+
+def _is_finite(value: Any) -> bool:
+  """Whether a JSON value is a number that f32 holds."""
+  real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+  # NaN compares as False, and ints of any size as what they are.
+  return real and abs(value) <= _LARGEST
+
+
+def rows_of(
+  traces: Rollout,
+  *,
+  prompt_length: int,
+  rewards: Sequence[float] | None = None,
+  decode: Callable[[Sequence[int]], str] = tokenizer.decode,
+) -> list[dict[str, Any]]:
+  """Returns traces as JSON objects that `read_rows` takes in (host).
+
+  A log-prob is written with all the digits that a float has, so that it comes
+  back as it was.
+
+  Args:
+    traces: numpy arrays, B rows.
+    prompt_length: Tp, columns of the prompts.
+    rewards: f32[B].
+    decode: token ids -> text; the texts are for people.
+  """
+  rows = []
+  columns = np.arange(traces.tokens.shape[1])
+  for b, tokens in enumerate(traces.tokens):
+    real = traces.token_mask[b]
+    prompt = tokens[real & (columns < prompt_length)].tolist()
+    place = real & (columns >= prompt_length)
+    response = tokens[place].tolist()
+    pairs = zip(
+      traces.behavior_log_probs[b, place].tolist(), traces.mask[b, place]
+    )
+    row = {
+      'prompt': decode(prompt),
+      'response': decode(response),
+      'prompt_ids': prompt,
+      'response_ids': response,
+      'log_probs': [value if drawn else None for value, drawn in pairs],
+    }
+    if rewards is not None:
+      row['reward'] = float(rewards[b])
+    rows.append(row)
+  return rows
