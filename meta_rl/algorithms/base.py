@@ -68,6 +68,8 @@ class Measured:
     inside: bool[B], thinking ended inside its last episode and not at a
       boundary; None: it never does.
     summaries: forced answers to train on; None: none.
+    before_stop: f32[B], the value at the last boundary before the choice to
+      stop, of a prover that may go on there; None: J of the stop itself.
   """
 
   rewards: Array
@@ -81,6 +83,7 @@ class Measured:
   prover_tokens: Array | None = None
   inside: Array | None = None
   summaries: Summaries | None = None
+  before_stop: Array | None = None
 
 
 @jax.tree_util.register_dataclass
