@@ -265,6 +265,7 @@ def test_choosing_is_paid_for(straight):
   assert result.rows[0][costs.CURRICULUM] > 16 * 8
 
 
+@pytest.mark.full
 def test_the_budget_survives_a_stop(small, straight, tmp_path, monkeypatch):
   """3 + 1 steps are 4, bit for bit; nothing is chosen where it goes on."""
   wanted, config, _ = straight
