@@ -61,13 +61,24 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'dynamic_sampling': {'max_rounds': 0},
   }
   config.prover = {
-    'kind': 'exact',  # or 'sampled', 'none'
+    # or 'sampled', 'control_variate', 'continued' (of 'segment'), 'none'
+    'kind': 'exact',
     'max_episodes': 12,
     # J after every attempt; or 'budgets': after every token budget.
     'boundaries': 'delimiters',
     # None: max_episodes budgets at equal distances.
     'budgets': config_dict.placeholder(tuple),
-    'num_branches': 8,  # of the sampled prover
+    'num_branches': 8,  # of the provers that sample
+    # Of 'control_variate': how many accepted answers are taken exactly; None:
+    # all.
+    'num_enumerated': config_dict.placeholder(int),
+  }
+  config.curriculum = {
+    # Thinking budgets to choose from while training, the last of them
+    # rollout.thinking_budget (meta_rl/curriculum.py); (): that one alone.
+    'budgets': (),
+    'kappa': 1.2,  # > 1: a doubling that brings less is not worth it
+    'every': 25,  # steps between two choices, a multiple of eval.every
   }
   config.algorithm = {
     'name': 'mrt',
@@ -142,6 +153,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     config.rollout.thinking_budget = 27
     config.prover.max_episodes = 3
     config.batching.micro_batches = 1
+    config.curriculum.every = 2
     config.eval.update({'every': 2, 'num_problems': 16, 'batch_size': 16})
     config.checkpoint.every = 2
     config.log.update({'samples_every': 2, 'print_every': 1})

@@ -36,6 +36,7 @@ _COUNTS = (
   'rollout.group_size',
   'prover.max_episodes',
   'prover.num_branches',
+  'curriculum.every',
   'batching.mini_batches',
   'batching.epochs',
   'batching.micro_batches',
@@ -56,12 +57,14 @@ _NOT_NEGATIVE = (
 )
 _CHOICES = {
   'algorithm.name': (*algorithms.ALGORITHMS, 'sft'),
+  'algorithm.counted': algorithms.COUNTED,
   'algorithm.credit': algorithms.CREDITS,
   'algorithm.form': algorithms.FORMS,
   'algorithm.select': algorithms.SELECTS,
   'algorithm.prefix_policy': steps.PREFIX_POLICIES,
   'algorithm.prefix_success': steps.PREFIX_SUCCESS,
   'algorithm.summary': algorithms.SUMMARIES,
+  'algorithm.transform': algorithms.TRANSFORMS,
   'prover.boundaries': steps.BOUNDARIES,
   'loss.surrogate': losses.SURROGATES,
   'loss.ratio': losses.RATIOS,
@@ -108,9 +111,11 @@ def check(config: ml_collections.ConfigDict):
   setup_own.check(config)
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
-  setup_own.make_training_calls(config, model, task)
-  if config.algorithm.name != 'sft':
-    check_rl(config)
+  check_curriculum(config)
+  for stage in setup_run.stages(config).values():
+    setup_own.make_training_calls(stage, model, task)
+    if config.algorithm.name != 'sft':
+      check_rl(stage)
 
 
 def note_on_saving(config: ml_collections.ConfigDict) -> str:
@@ -196,6 +201,8 @@ def check_rl(config: ml_collections.ConfigDict):
       config.algorithm.name == 'outcome'
       and config.algorithm.baseline not in algorithms.UNGROUPED
     )
+    or config.algorithm.get('outcome_baseline')
+    not in (None, *algorithms.UNGROUPED)
     or config.algorithm.name == 'brpo'
     or config.algorithm.get('credit') == 'immediate'
   )
@@ -219,11 +226,12 @@ def check_rl(config: ml_collections.ConfigDict):
       'of mini_batches, and all rows of their product.'
     )
   name = config.algorithm.name
-  if name in ('mrt', 'brpo') and config.prover.kind == 'none':
+  if name in ('mrt', 'brpo', 'segment', 'rl2') and config.prover.kind == 'none':
     raise ValueError(
       f"algorithm.name={name!r} needs a prover: set prover.kind to 'exact' or "
       "'sampled'."
     )
+  check_prover(config)
   if name == 'ppo':
     check_critic(config)
   elif 'critic' in config:
@@ -276,6 +284,47 @@ def check_critic(config: ml_collections.ConfigDict):
     raise ValueError(
       f'critic.value_j_coef={config.critic.value_j_coef} needs a prover that '
       "teaches: set prover.kind to 'exact' or 'sampled', or value_j_coef to 0."
+    )
+
+
+def check_curriculum(config: ml_collections.ConfigDict):
+  """Raises ValueError for a curriculum that cannot be followed."""
+  own = config.curriculum
+  if not own.budgets:
+    return
+  budgets = f'curriculum.budgets={tuple(own.budgets)}'
+  if config.algorithm.name == 'sft':
+    raise ValueError(
+      f"{budgets} is of reinforcement: algorithm.name='sft' has no thinking "
+      'budget; set it to ().'
+    )
+  if own.every % config.eval.every:
+    raise ValueError(
+      f'curriculum.every={own.every} is no multiple of eval.every='
+      f'{config.eval.every}: a budget is chosen by what is measured there.'
+    )
+  for name in ('max_length', 'target_length'):
+    if config.algorithm.get(name) is not None:
+      raise ValueError(
+        f'{budgets} with algorithm.{name}={config.algorithm[name]}: a length '
+        'that is fixed does not fit budgets that change; use one of them.'
+      )
+
+
+def check_prover(config: ml_collections.ConfigDict):
+  """Raises ValueError for values that the algorithm would misread."""
+  name, kind = config.algorithm.name, config.prover.kind
+  if kind == 'continued' and name != 'segment':
+    raise ValueError(
+      "prover.kind='continued' gives the value of going on, not of stopping: "
+      f"it is for algorithm.name='segment', not {name!r}."
+    )
+  best_of = config.algorithm.get('transform') == 'best_of'
+  if kind == 'control_variate' and best_of:
+    raise ValueError(
+      "prover.kind='control_variate' may give values above 1, of which "
+      "algorithm.transform='best_of' makes no chance: use 'exact', 'sampled' "
+      "or 'continued'."
     )
 
 

@@ -12,7 +12,12 @@ Padding costs nothing, whatever the program does with it: the figure is about a
 method, not about how well its batches are packed. Methods are compared at equal
 cost, and the exact and the sampled prover are counted by one rule: the tokens
 of a probe that pass through the network. The last token of an answer never
-does: it is predicted or drawn, and nothing follows it.
+does: it is predicted or drawn, and nothing follows it. A probe that thinks on
+(meta_rl/continuations.py) feeds its prefix again.
+
+Held-out evaluation is no part of a method and costs nothing, except where the
+method acts on it: a curriculum pays for the traces and probes that it chooses
+its budget by.
 
 Axes: P prompts, G group, B = P * G traces, T tokens, K episodes, S accepted
 answers, A answer tokens, M branches.
@@ -28,6 +33,8 @@ from meta_rl.types import Array
 BACKWARD = 3  # a token that is trained on costs as much as three forward ones
 
 PARTS = ('cost/generate', 'cost/prove', 'cost/train')
+# What a curriculum measured to choose a budget, in rows where it did.
+CURRICULUM = 'cost/curriculum'
 
 # What a meter has counted, in the order of its budgets; kept in checkpoints.
 METER_STATE = ('cumulative_cost', 'cumulative_tokens')
@@ -165,9 +172,10 @@ class Meter:
     """Returns the metrics 'cost/total' and 'cost/cumulative' after a step.
 
     Args:
-      row: metrics of the step, PARTS and 'rollout/tokens_sum' among them.
+      row: metrics of the step, PARTS and 'rollout/tokens_sum' among them, and
+        CURRICULUM where a budget was chosen.
     """
-    total = sum(row[name] for name in PARTS)
+    total = sum(row[name] for name in PARTS) + row.get(CURRICULUM, 0.0)
     self.state['cumulative_cost'] += total
     self.state['cumulative_tokens'] += row['rollout/tokens_sum']
     return {

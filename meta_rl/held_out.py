@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meta_rl import episodes, prover, setup_run, statistics, tokenizer
+from meta_rl import costs, episodes, prover, setup_run, statistics, tokenizer
 from meta_rl.compiled import CountedJit
 
 BUDGET_POINTS = 4  # of the forced termination at fixed token budgets
@@ -70,7 +70,12 @@ def stack(records: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def make_calls(
-  config, model, task, *, factor: int | None = None
+  config,
+  model,
+  task,
+  *,
+  factor: int | None = None,
+  budgets: Sequence[int] | None = None,
 ) -> dict[str, CountedJit]:
   """Returns the jitted generate and prove for one trace a problem.
 
@@ -83,11 +88,18 @@ def make_calls(
     factor: traces are kept thinking for so many times the thinking budget
       (budget forcing), with so many times the episodes; None: they stop where
       the policy stops, or at the budget.
+    budgets: tokens at which `prove_budgets` measures; None: BUDGET_POINTS equal
+      shares of the budget.
   """
   exact = config.copy_and_resolve_references()
   exact.unlock()
   exact.prover.update(
-    {'kind': 'exact', 'boundaries': 'delimiters', 'budgets': None}
+    {
+      'kind': 'exact',
+      'boundaries': 'delimiters',
+      'budgets': None,
+      'num_enumerated': None,
+    }
   )
   exact.rollout.thinking_budget *= factor or 1
   exact.prover.max_episodes *= factor or 1
@@ -95,13 +107,14 @@ def make_calls(
   generate, prove = setup_run.make_calls(
     exact, model, task, group_size=1, min_thinking=factor and budget
   )
-  budgets = tuple(
-    round(budget * (i + 1) / BUDGET_POINTS) for i in range(BUDGET_POINTS)
+  points = tuple(
+    budgets
+    or (round(budget * (i + 1) / BUDGET_POINTS) for i in range(BUDGET_POINTS))
   )
 
   def prove_budgets(params, batch, traces, cache):
     found = episodes.from_budgets(
-      traces.thinking_mask, budgets=budgets, start=batch['prompts'].shape[1] - 1
+      traces.thinking_mask, budgets=points, start=batch['prompts'].shape[1] - 1
     )
     success = prover.exact(
       model,
@@ -117,7 +130,10 @@ def make_calls(
       top_k=config.rollout.top_k,
       cache=cache,
     )
-    return success, found
+    fed = costs.exact_tokens(
+      found.count, batch['answer_mask'], len(task.stop_ids)
+    )
+    return success, found, fed
 
   return {
     'generate': CountedJit(generate),
@@ -151,8 +167,9 @@ def measure(
   Returns:
     tokens i32[N,T], mask, thinking_mask bool[N,T], rewards f32[N], success
     f32[N,K+1], ends i32[N,K+1], count i32[N], forced, truncated bool[N],
-    problem i32[N]; with at_budgets also budget_success and budget_ends, with
-    base_params base_success f32[N,K+1].
+    problem i32[N]; with at_budgets also budget_success f32[N,S+1], budget_ends
+    i32[N,S+1] and budget_tokens i32[N], fed for these; with base_params
+    base_success f32[N,K+1].
   """
   parts = []
   for index, batch in enumerate(batches):
@@ -174,8 +191,9 @@ def measure(
       'stop_index': found.stop_index,
     }
     if at_budgets:
-      success, cut = calls['prove_budgets'](params, arrays, traces, cache)
+      success, cut, fed = calls['prove_budgets'](params, arrays, traces, cache)
       part |= {'budget_success': success, 'budget_ends': cut.ends}
+      part['budget_tokens'] = fed
     if base_params is not None:
       # The cache holds the policy's own keys and values.
       frozen = calls['prove'](base_params, arrays, traces, None, key)
@@ -200,6 +218,19 @@ def final_success(measured: dict[str, np.ndarray]) -> np.ndarray:
   """Returns f32[N], J at each trace's own stop."""
   rows = np.arange(len(measured['count']))
   return measured['success'][rows, measured['count']]
+
+
+def budget_success(measured: dict[str, np.ndarray]) -> list[float]:
+  """Returns J at each of the S budgets of `make_calls`, mean over traces."""
+  return measured['budget_success'][:, 1:].mean(0, np.float64).tolist()
+
+
+def budget_cost(measured: dict[str, np.ndarray]) -> float:
+  """Returns the forward tokens that `budget_success` took: traces and probes.
+
+  Every trace is of a prompt of its own (meta_rl/costs.py).
+  """
+  return float(measured['token_mask'].sum() + measured['budget_tokens'].sum())
 
 
 def summary(measured: dict[str, np.ndarray], horizon: int) -> dict[str, float]:

@@ -242,7 +242,8 @@ def control_variate(
   cache: TraceCache | None = None,
   row_offset: int | Array = 0,
   block_rows: int = 16,
-) -> Array:
+  return_mask: bool = False,
+) -> Array | tuple[Array, Array]:
   """Returns J f32[B,K+1]: listed answers exactly, the others by sampling.
 
   J_j = sum_{s<n} mu(a_s | c_j)
@@ -258,6 +259,7 @@ def control_variate(
     num_enumerated: n, how many of the S answers count as listed, the first
       ones; None for all.
     max_answer_len: at least A, so that whatever is listed can be sampled.
+    return_mask: also return bool[B,K+1,M,A], the tokens that were drawn.
     Others: as in `exact` and `sample_answers`.
 
   Raises:
@@ -300,7 +302,7 @@ def control_variate(
     same &= mask[..., None, :] == inside
     return jnp.where(same.all(-1).any(-1), 0.0, verify_fn(found, mask))
 
-  others = sampled(
+  others, mask = sampled(
     *given,
     verify_others,
     key,
@@ -308,11 +310,13 @@ def control_variate(
     max_answer_len=max_answer_len,
     eos_id=eos_id,
     row_offset=row_offset,
+    return_mask=True,
     **shared,
   )
-  if not listed:
-    return others
-  return exact(*given, answers, answer_mask, **shared) + others
+  success = others
+  if listed:
+    success += exact(*given, answers, answer_mask, **shared)
+  return (success, mask) if return_mask else success
 
 
 def sample_answers(

@@ -203,6 +203,21 @@ def generate(
   return rollout, TraceCache(feed(state)[1], used + 1)
 
 
+def answers_of(
+  traces: Rollout, stop_index: Array, length: int
+) -> tuple[Array, Array]:
+  """Returns what follows column `stop_index`, i32[B,A], and its mask bool[B,A].
+
+  That is the last token of the stop: only what comes after it is graded, and an
+  answer inside the thought does not count.
+  """
+  columns = stop_index[:, None] + 1 + jnp.arange(length)
+  inside = columns < traces.tokens.shape[1]
+  columns = jnp.minimum(columns, traces.tokens.shape[1] - 1)
+  take = lambda x: jnp.take_along_axis(x, columns, axis=1)
+  return take(traces.tokens), take(traces.token_mask) & inside
+
+
 def _last_logits(model, params, prompts, positions, cache):
   """Returns the logits f32[P,V] after each prompt; [P,Tp,V] is not built."""
   if model.features_fn is None:

@@ -14,6 +14,7 @@ import ml_collections
 
 from meta_rl import (
   algorithms,
+  curriculum,
   episodes,
   models,
   optimizers,
@@ -201,6 +202,8 @@ def make_calls(
     boundaries=config.prover.boundaries,
     budgets=budgets_of(config),
     num_branches=config.prover.num_branches,
+    num_enumerated=config.prover.num_enumerated,
+    thinking_budget=rollout.thinking_budget,
     summaries_per_trace=summaries_of(config) if kind == 'sampled' else 0,
     temperature=rollout.temperature,
     top_p=rollout.top_p,
@@ -240,6 +243,7 @@ def make_training_calls(config, model: Model, task: Task):
     task,
     prefix_success=config.algorithm.prefix_success,
     num_branches=config.prover.num_branches,
+    num_enumerated=config.prover.num_enumerated,
     **shared,
   )
   return generate, prove
@@ -269,6 +273,55 @@ def budgets_of(config: ml_collections.ConfigDict) -> tuple[int, ...] | None:
       f'rollout.thinking_budget={total}.'
     )
   return tuple(budgets)
+
+
+def make_curriculum(
+  config: ml_collections.ConfigDict,
+) -> curriculum.Curriculum:
+  """Returns the curriculum of `config.curriculum`, of one budget if it is off.
+
+  Raises:
+    ValueError: budgets that cannot be chosen from.
+  """
+  own, total = config.curriculum, config.rollout.thinking_budget
+  budgets = tuple(own.budgets) or (total,)
+  if own.budgets and (len(budgets) < 2 or budgets[-1] != total):
+    raise ValueError(
+      f'curriculum.budgets={budgets}: give at least two, the last of them '
+      f'rollout.thinking_budget={total}, or () for no curriculum.'
+    )
+  return curriculum.Curriculum(budgets, kappa=own.kappa, every=own.every)
+
+
+def stages(
+  config: ml_collections.ConfigDict,
+) -> dict[int, ml_collections.ConfigDict]:
+  """Returns the config of each budget that training may choose, by tokens.
+
+  A smaller budget has as many fewer episodes, and of `prover.budgets` those up
+  to it. Without a curriculum there is the config itself alone.
+
+  Raises:
+    ValueError: a budget at which `prover.budgets` measure nothing.
+  """
+  total, given = config.rollout.thinking_budget, config.prover.budgets
+  found = {}
+  for budget in make_curriculum(config).budgets:
+    stage = config.copy_and_resolve_references()
+    stage.unlock()
+    stage.rollout.thinking_budget = budget
+    stage.prover.max_episodes = -(-config.prover.max_episodes * budget // total)
+    if given is not None:
+      if budget not in given:
+        raise ValueError(
+          f'curriculum.budgets hold {budget} and prover.budgets={tuple(given)} '
+          'do not: J at the end of thinking would not be measured; add it.'
+        )
+      stage.prover.budgets = tuple(b for b in given if b <= budget)
+    stage.curriculum.budgets = ()
+    stage.lock()
+    found[budget] = stage
+  return found
 
 
 def summaries_of(config: ml_collections.ConfigDict) -> int:

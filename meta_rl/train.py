@@ -51,6 +51,8 @@ from meta_rl import (
 from meta_rl.compiled import CountedJit
 
 FLAGS = flags.FLAGS
+# Of the curriculum, beside the data iterator's state in a checkpoint.
+CURRICULUM = 'curriculum'
 
 
 def define_flags():
@@ -102,12 +104,22 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   )
   optimizer = setup_run.make_optimizer(config)
 
-  # ---- the jitted calls, each traced once a shape
-  parallel = make_parallel(config, model, task, optimizer)
-  summarize = make_summarize(config, task)
+  # ---- the jitted calls, each traced once a shape: once a thinking budget, of
+  # which there is one but under a curriculum
+  plan = setup_run.make_curriculum(config)
+  calls = {
+    budget: (
+      make_parallel(stage, model, task, optimizer),
+      make_summarize(stage, task),
+    )
+    for budget, stage in setup_run.stages(config).items()
+  }
+  parallel, _ = calls[plan.budgets[-1]]
   reward_fn = setup_own.make_reward_fn(config, task, parallel.get)
   correct = setup_own.make_correct(config)
-  eval_calls = held_out.make_calls(config, model, task)
+  eval_calls = held_out.make_calls(
+    config, model, task, budgets=plan.points or None
+  )
 
   # ---- where it stands: a checkpoint's state beats init_from and the seed
   saver = checkpoint.Checkpointer(
@@ -125,6 +137,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       first, state, data_state = restored
       # What was spent lies beside the state of the data iterator.
       spent = {k: data_state.pop(k, 0.0) for k in costs.METER_STATE}
+      plan.set_state(data_state.pop(CURRICULUM, {}))
       problems.set_state(data_state)
       print(f'resuming after step {first} of {config.total_steps}')
     else:
@@ -137,7 +150,10 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       base_params = setup_run.reference_params(config, folder)
       base_params = parallel.put_params(base_params)
     if config.algorithm.get('prefix_policy') == 'reference':
-      parallel = with_reference(parallel, base_params)
+      calls = {
+        budget: (with_reference(call, base_params), summarize)
+        for budget, (call, summarize) in calls.items()
+      }
     stop = stack.enter_context(signals.GracefulExit())
     writer = stack.enter_context(
       metrics.MetricsWriter(folder, resume_step=first if restored else None)
@@ -158,11 +174,24 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
 
     resample = make_resample(config, parallel, next_batch)
 
+    def measure(at_budgets=False):
+      return held_out.measure(
+        eval_calls,
+        state.params,
+        eval_batches,
+        jax.random.key(config.seed),
+        at_budgets=at_budgets,
+      )
+
     # ---- the loop
     stop_at = first if meter.reached else config.total_steps
+    begun = {}  # what is known of the first step before it
+    if plan.budget is None and first < stop_at:
+      begun = choose_budget(plan, measure(at_budgets=True))
     for step in range(first + 1, stop_at + 1):
       began = time.perf_counter()
       tracer.before(step)
+      parallel, summarize = calls[plan.budget]
       state, row, samples = rl_step(
         parallel,
         summarize,
@@ -178,20 +207,28 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       tracer.after(step)
       row['time/step_s'] = time.perf_counter() - began
       row['time/tokens_per_s'] = row['rollout/tokens_sum'] / row['time/step_s']
-      row |= metrics.phase_speeds(timer.metrics(), row) | meter.add(row)
+      row |= metrics.phase_speeds(timer.metrics(), row)
       metrics.check_finite(step, row, saver.latest_step())
       metrics.check_gap(step, row, config.max_log_prob_gap)
       if correct is not None:
         metrics.check_mismatch(step, row, config.external.max_mismatch)
 
+      measured = None
+      if plan.points:
+        row |= {'curriculum/budget': float(plan.budget)} | begun
+        begun = {}
+      if plan.due(step):
+        measured = measure(at_budgets=True)
+        paid = row.get(costs.CURRICULUM, 0.0)
+        row |= choose_budget(plan, measured, paid=paid)
+      row |= meter.add(row)
       last = step == config.total_steps or bool(meter.reached)
-      if last or step % config.eval.every == 0:
-        measured = held_out.measure(
-          eval_calls, state.params, eval_batches, jax.random.key(config.seed)
-        )
+      if measured is None and (last or step % config.eval.every == 0):
+        measured = measure()
+      if measured is not None:
         row |= held_out.summary(measured, config.rollout.thinking_budget)
       row['compile/count'] = count_traces(
-        parallel, summarize, eval_calls, resample, correct
+        calls.values(), eval_calls, resample, correct
       )
       writer.write(step, row)
       bar.update(step, row)
@@ -207,6 +244,8 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       leave = last or bool(stop)
       if leave or step % config.checkpoint.every == 0:
         saved = data_state | meter.state
+        if plan.points:
+          saved[CURRICULUM] = plan.get_state()
         saver.save(step, state, saved, row, wait=leave)
       if last and step < config.total_steps:
         budget = meter.reached
@@ -309,7 +348,8 @@ def make_summarize(config, task) -> CountedJit:
       measured,
       group_size=group_size,
       horizon=config.rollout.thinking_budget,
-      has_success=config.prover.kind != 'none',
+      # Values of thinking on are no J: they say nothing about regret.
+      has_success=config.prover.kind not in ('none', 'continued'),
     )
     cost = costs.step_costs(
       traces.token_mask,
@@ -328,6 +368,19 @@ def make_summarize(config, task) -> CountedJit:
     return row | cost
 
   return CountedJit(summarize)
+
+
+def choose_budget(plan, measured, *, paid: float = 0.0) -> dict[str, float]:
+  """Chooses the thinking budget of the next steps; returns metrics.
+
+  Args:
+    plan: the curriculum.
+    measured: of `held_out.measure` at the budgets of `plan.points`.
+    paid: what a choice has cost in this step already.
+  """
+  success = dict(zip(plan.points, held_out.budget_success(measured)))
+  row = plan.update(success)
+  return row | {costs.CURRICULUM: paid + held_out.budget_cost(measured)}
 
 
 def make_resample(config, parallel, next_batch):
@@ -425,16 +478,24 @@ def rl_step(
   return state, row | update.to_scalars(sums), (traces, measured)
 
 
-def count_traces(
-  parallel, summarize, eval_calls, resample=None, correct=None
-) -> int:
-  """Returns how often the run's jitted calls were traced, evaluation's too."""
-  calls = [summarize, *eval_calls.values()]
+def count_traces(calls, eval_calls, resample=None, correct=None) -> int:
+  """Returns how often the run's jitted calls were traced, evaluation's too.
+
+  Args:
+    calls: (parallel, summarize) of each thinking budget.
+    eval_calls: of `held_out.make_calls`.
+    resample: of `make_resample`.
+    correct: of `setup_own.make_correct`.
+  """
+  counted = list(eval_calls.values())
   if resample is not None:
-    calls.append(resample.merge)
+    counted.append(resample.merge)
   if correct is not None:
-    calls.append(correct)
-  return sum(parallel.traces.values()) + sum(call.traces for call in calls)
+    counted.append(correct)
+  total = sum(call.traces for call in counted)
+  for parallel, summarize in calls:
+    total += sum(parallel.traces.values()) + summarize.traces
+  return total
 
 
 def run(config, folder: str, *, allow_change='', profile_steps='') -> int:

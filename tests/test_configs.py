@@ -13,6 +13,7 @@ from meta_rl.configs import (
   brpo_countdown,
   cispo_countdown,
   dapo_countdown,
+  e3_countdown,
   external_countdown,
   grpo_countdown,
   gspo_countdown,
@@ -20,10 +21,13 @@ from meta_rl.configs import (
   length_penalty_countdown,
   mrt_countdown,
   mrt_rl_countdown,
+  pav_countdown,
   ppo_countdown,
   reinforce_countdown,
+  rl2_countdown,
   sft_countdown,
   star_countdown,
+  vineppo_countdown,
 )
 from meta_rl.tasks import countdown
 
@@ -68,6 +72,13 @@ BUILT = [
     (brpo_countdown, arg)
     for arg in ('', 'hard', 'tiny', 'linear', 'base', 'base,tiny')
   ),
+  *(
+    (module, arg)
+    for module in (vineppo_countdown, pav_countdown)
+    for arg in ('', 'hard', 'tiny')
+  ),
+  *((rl2_countdown, arg) for arg in ('', 'all,hard', 'last', 'last,tiny')),
+  *((e3_countdown, arg) for arg in ('', 'hard', 'tiny', 'mrt', 'mrt,tiny')),
 ]
 MODULES = sorted({module for module, _ in BUILT}, key=lambda m: m.__name__)
 
@@ -123,6 +134,22 @@ def test_the_controls_differ_in_credit_alone():
   changed = workdir.difference(mrt.to_dict(), ppo.to_dict())
   groups = {key.partition('.')[0] for key in changed}
   assert groups == {'name', 'algorithm', 'critic'}
+
+
+@pytest.mark.parametrize(
+  'base, own, groups',
+  [
+    (mrt_countdown, rl2_countdown, {'algorithm'}),
+    (mrt_countdown, vineppo_countdown, {'algorithm', 'prover'}),
+    (vineppo_countdown, pav_countdown, {'algorithm'}),
+    (grpo_countdown, e3_countdown, {'curriculum'}),
+  ],
+)
+@pytest.mark.parametrize('scale', ['', 'hard', 'tiny'])
+def test_what_a_config_changes_in_another(base, own, groups, scale):
+  one, other = base.get_config(scale), own.get_config(scale)
+  changed = workdir.difference(one.to_dict(), other.to_dict())
+  assert {key.partition('.')[0] for key in changed} == groups | {'name'}
 
 
 # What each outcome-reward config changes in GRPO's, and nothing more.
@@ -191,12 +218,18 @@ def test_names_tell_runs_apart():
   # One name a file and one more a variant; `exact` is LCPO's default.
   variants = ['dr', 'rloo', 'plain', 'max']
   variants += ['difference', 'mrt', 'linear', 'base', 'grpo', 'row']
+  variants += ['last', 'mrt']  # of RL^2 and e3
   assert len(names) == len(MODULES) + len(variants)
 
 
 def test_lcpo_is_one_of_its_two():
   with pytest.raises(ValueError, match='give one of exact and max'):
     lcpo_countdown.get_config('exact,max')
+
+
+def test_rl2_is_one_of_its_two():
+  with pytest.raises(ValueError, match='give one of all and last'):
+    rl2_countdown.get_config('all,last')
 
 
 def test_mrt_rl_differs_from_mrt_in_its_algorithm_alone():
@@ -292,6 +325,19 @@ VARIANTS = {
     'tiny',
     {'prover__kind': 'sampled', 'prover__num_branches': 2},
   ),
+  'VinePPO': ('vineppo', 'tiny', {}),
+  'PAV': ('pav', 'tiny', {}),
+  'RL^2': ('rl2', 'tiny', {}),
+  'E-RL^2': ('rl2', 'last,tiny', {}),
+  'control variate': (
+    'mrt',
+    'tiny',
+    {
+      'prover__kind': 'control_variate',
+      'prover__num_branches': 2,
+      'prover__num_enumerated': 1,
+    },
+  ),
   'MRT-RL': ('mrt_rl', 'tiny', {}),
   'MRT-RL, current': (
     'mrt_rl',
@@ -312,7 +358,7 @@ VARIANTS = {
 
 
 # Beyond these, an update of its own compiles: several seconds each.
-SHORT = ('grpo', 'sampled', 'MRT-RL')
+SHORT = ('grpo', 'sampled', 'MRT-RL', 'VinePPO')
 
 
 @pytest.mark.parametrize(
@@ -323,7 +369,7 @@ SHORT = ('grpo', 'sampled', 'MRT-RL')
   ],
 )
 def test_two_steps(variant, small, tmp_path):
-  """`:tiny` of mrt, sft and ppo runs in test_train, test_sft, test_value."""
+  """`:tiny` of mrt, sft, ppo and e3 runs in the tests of their modules."""
   name, arg, changes = VARIANTS[variant]
   config = small.config(name, arg, total_steps=2, **changes)
   result = small.run(config, tmp_path / 'run')
@@ -339,8 +385,12 @@ def test_two_steps(variant, small, tmp_path):
     # Forced answers that are trained on are scored as they were sampled too.
     assert row['policy/log_prob_gap'] < 1e-4
     assert ('loss/kl' in row) == (variant == 'KL and entropy')
-    # Measured on the rollout, whatever trains.
-    assert 0 <= row['regret/token_weighted'] <= 1
+    # Measured on the rollout, whatever trains; values of thinking on tell
+    # nothing of it.
+    if config.prover.kind == 'continued':
+      assert 'regret/token_weighted' not in row
+    else:
+      assert 0 <= row['regret/token_weighted'] <= 1
   assert 'eval/regret_token_weighted' in result.rows[-1]
 
 

@@ -157,8 +157,19 @@ def traces():
   return params, *jax.jit(generate)(params, BATCH, jax.random.key(1))
 
 
-@pytest.mark.parametrize('kind', ['exact', 'sampled'])
-def test_the_prover_counts_what_it_feeds(kind, traces):
+@pytest.mark.parametrize(
+  'kind, options',
+  [
+    ('exact', {}),
+    ('sampled', {}),
+    ('control_variate', {'num_enumerated': 1}),
+    pytest.param('control_variate', {}, marks=pytest.mark.full),
+    pytest.param(
+      'control_variate', {'num_enumerated': 0}, marks=pytest.mark.full
+    ),
+  ],
+)
+def test_the_prover_counts_what_it_feeds(kind, options, traces):
   """The oracle: tokens with a position, seen by the network itself."""
   params, rollout, cache = traces
   seen = []
@@ -174,6 +185,7 @@ def test_the_prover_counts_what_it_feeds(kind, traces):
     max_episodes=3,
     kind=kind,
     num_branches=2,
+    **options,
   )
   found = jax.jit(prove)(params, BATCH, rollout, cache, jax.random.key(2))
   jax.effects_barrier()

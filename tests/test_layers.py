@@ -16,8 +16,9 @@ PACKAGE = ROOT / 'meta_rl'
 # A new module needs a place here; a package (`models`) counts as one module.
 LAYERS = [
   'types masked env',
-  'episodes regret advantages shaping losses sampling costs',
-  'models cache scoring decode rollout probes prover algorithms update value',
+  'episodes regret advantages shaping losses sampling costs curriculum',
+  'models cache scoring decode rollout probes prover continuations algorithms '
+  'update value',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
   'answers statistics eval_figures study_statistics signals workdir files '
   'leaves chat profiler rewards external',

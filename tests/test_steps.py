@@ -1,5 +1,6 @@
 """Tests of meta_rl.steps: the training step, piece by piece and as a whole."""
 
+import dataclasses
 import functools
 
 import chex
@@ -115,6 +116,12 @@ def test_a_budget_below_one_episode_is_refused():
         MODEL, TASK, group_size=1, max_episodes=1, kind='guess'
       ),
       "'guess' is unknown",
+    ),
+    (
+      lambda: steps.make_prove(
+        MODEL, TASK, group_size=1, max_episodes=1, num_enumerated=1
+      ),
+      "num_enumerated=1 is of prover kind 'control_variate'",
     ),
     (lambda: steps.make_advantages('a2c'), "'a2c' is unknown"),
   ],
@@ -233,6 +240,53 @@ def test_prove_by_sampling():
     assert (gap < 4 * sigma[boundaries]).all()
   assert not found.success[2:].any()
   np.testing.assert_array_equal(found.success[1, 1:], found.success[1, 1])
+
+
+def test_prove_with_the_only_answer_listed_is_exact():
+  found = prove_toy('control_variate', num_branches=2)
+  np.testing.assert_allclose(found.success[0], J[[0, 1, 2, 2]], rtol=1e-5)
+  np.testing.assert_allclose(found.success[1], J[[0, 1, 1, 1]], rtol=1e-5)
+
+
+def test_prove_with_some_answers_listed_is_unbiased():
+  """3 and 1 are right, 3 alone is listed; sampling adds the chance of 1."""
+
+  def verify(answers, mask, batch):
+    right = (answers[..., 0] == 3) | (answers[..., 0] == 1)
+    return (right & (answers[..., 1] == EOS) & mask.all(-1)).astype(jnp.float32)
+
+  rows = 64
+  prove = steps.make_prove(
+    counting_model(),
+    dataclasses.replace(toy_task(), verify=verify),
+    group_size=2 * rows,
+    max_episodes=3,
+    kind='control_variate',
+    num_enumerated=1,
+    num_branches=8,
+  )
+  many = jax.tree.map(
+    lambda x: jnp.tile(x[:2], (rows, *[1] * (x.ndim - 1))), TOY
+  )
+  problem = {k: v[:1] for k, v in PROBLEMS.items()}
+  # A second answer beside it, which is not listed.
+  both = jnp.array([[[3, EOS], [1, EOS]]])
+  problem |= {'answers': both, 'answer_mask': jnp.ones(both.shape, bool)}
+  found = jax.jit(
+    lambda p: prove(p, problem, many, None, jax.random.key(1)).success
+  )(toy_params())
+  mean = np.asarray(found)[::2, :3].mean(0)
+  # EOS has 1/4 in either case: J = (CHANCE + .75 - CHANCE) / 4 = .1875, of
+  # which (.75 - CHANCE) / 4 is sampled.
+  rest = (0.75 - CHANCE) / 4
+  sigma = np.sqrt(rest * (1 - rest) / (8 * rows))
+  assert (np.abs(mean - 0.1875) < 4 * sigma).all(), mean
+  # The listed one alone, or what is sampled alone, would be told apart.
+  assert (rest > 4 * sigma).all()
+  assert (CHANCE[1:] / 4 > 4 * sigma[1:]).all()
+  # Less noise than a sampled J, whose variance is J (1 - J) / 8 = .019.
+  spread = np.asarray(found)[::2, 2].var()
+  assert spread < 0.75 * 0.1875 * 0.8125 / 8
 
 
 def test_prove_without_a_prover_still_grades():

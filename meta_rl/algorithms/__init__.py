@@ -21,17 +21,21 @@ from meta_rl.algorithms.mrt import BASELINES, CREDITS, mrt
 from meta_rl.algorithms.outcome import UNGROUPED, outcome
 from meta_rl.algorithms.ppo import ppo, value_targets
 from meta_rl.algorithms.prefix import FORMS, prefix
+from meta_rl.algorithms.rl2 import COUNTED, rl2
+from meta_rl.algorithms.segment import TRANSFORMS, segment
 from meta_rl.algorithms.star import SELECTS, star
 
 __all__ = [
   'ALGORITHMS',
   'BASELINES',
+  'COUNTED',
   'CREDITS',
   'FORMS',
   'PRIORS',
   'SELECTS',
   'SUMMARIES',
   'SUMMARY_BASELINES',
+  'TRANSFORMS',
   'UNGROUPED',
   'Critic',
   'Measured',
@@ -42,6 +46,8 @@ __all__ = [
   'outcome',
   'ppo',
   'prefix',
+  'rl2',
+  'segment',
   'star',
   'summary_advantages',
   'value_targets',
@@ -54,4 +60,6 @@ ALGORITHMS = {
   'prefix': prefix,
   'star': star,
   'brpo': brpo,
+  'segment': segment,
+  'rl2': rl2,
 }

@@ -72,6 +72,8 @@ class Measured:
       baseline and in no update.
     extra: f32[B], the part of `rewards` that the task's own outcome, of which J
       is the chance, does not account for; None: nothing.
+    before_stop: f32[B], the value at the last boundary before the choice to
+      stop, of a prover that may go on there; None: J of the stop itself.
   """
 
   rewards: Array
@@ -87,6 +89,7 @@ class Measured:
   summaries: Summaries | None = None
   valid: Array | None = None
   extra: Array | None = None
+  before_stop: Array | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -12,6 +12,7 @@ Each `make_*` binds what is static and returns a pure function of arrays;
 Sharding, pmap and the host loop live with the callers.
 """
 
+from meta_rl.rollout import answers_of
 from meta_rl.steps.boundaries import BOUNDARIES, find_boundaries
 from meta_rl.steps.branches import (
   PREFIX_POLICIES,
@@ -21,7 +22,12 @@ from meta_rl.steps.branches import (
 )
 from meta_rl.steps.generate import make_generate
 from meta_rl.steps.metrics import rollout_metrics
-from meta_rl.steps.prove import PROVERS, answers_of, make_prove, per_trace
+from meta_rl.steps.prove import (
+  KINDS,
+  PROVERS,
+  make_prove,
+  per_trace,
+)
 from meta_rl.steps.replay import (
   CORRECTIONS,
   make_correction,
@@ -47,6 +53,7 @@ from meta_rl.steps.value import make_value, make_value_term
 __all__ = [
   'BOUNDARIES',
   'CORRECTIONS',
+  'KINDS',
   'PREFIX_POLICIES',
   'PREFIX_SUCCESS',
   'PROVERS',

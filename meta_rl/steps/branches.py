@@ -157,6 +157,7 @@ def make_branch_prove(
   group_size: int,
   prefix_success: str = 'exact',
   num_branches: int = 8,
+  num_enumerated: int | None = None,
   temperature: float = 1.0,
   top_p: float | None = None,
   top_k: int | None = None,
@@ -171,10 +172,11 @@ def make_branch_prove(
     prove: of `steps.make_prove`.
     model, task: the prover's network and the task.
     group_size: G = 2m.
-    prefix_success: 'exact' or 'sampled', the prover that measures J, or
-      'direct', the mean reward of the prefix's own Direct rollouts: any task
-      can do that, with a variance of J (1 - J) / m.
-    num_branches: M of the sampled prover.
+    prefix_success: 'exact', 'sampled' or 'control_variate', the prover that
+      measures J, or 'direct', the mean reward of the prefix's own Direct
+      rollouts: any task can do that, with a variance of J (1 - J) / m.
+    num_branches: M of the provers that sample.
+    num_enumerated: of 'control_variate'; None for all answers.
     temperature, top_p, top_k: at which the prover answers.
   """
   if prefix_success not in PREFIX_SUCCESS:
@@ -202,6 +204,7 @@ def make_branch_prove(
       key,
       task=task,
       num_branches=num_branches,
+      num_enumerated=num_enumerated,
       row_offset=row_offset // group_size,
       temperature=temperature,
       top_p=top_p,
