@@ -68,6 +68,9 @@ class Measured:
     inside: bool[B], thinking ended inside its last episode and not at a
       boundary; None: it never does.
     summaries: forced answers to train on; None: none.
+    answers: i32[B,S,A], accepted answers, for the pathwise prover term; None:
+      it is off.
+    answer_mask: bool[B,S,A]; None likewise.
   """
 
   rewards: Array
@@ -81,6 +84,8 @@ class Measured:
   prover_tokens: Array | None = None
   inside: Array | None = None
   summaries: Summaries | None = None
+  answers: Array | None = None
+  answer_mask: Array | None = None
 
 
 @jax.tree_util.register_dataclass

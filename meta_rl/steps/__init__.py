@@ -20,6 +20,12 @@ from meta_rl.steps.branches import (
 )
 from meta_rl.steps.generate import make_generate
 from meta_rl.steps.metrics import rollout_metrics
+from meta_rl.steps.pathwise import (
+  PATHWISE,
+  make_pathwise_term,
+  make_prepare,
+  with_answers,
+)
 from meta_rl.steps.prove import PROVERS, answers_of, make_prove, per_trace
 from meta_rl.steps.summaries import (
   join_rows,
@@ -39,6 +45,7 @@ from meta_rl.steps.value import make_value, make_value_term
 
 __all__ = [
   'BOUNDARIES',
+  'PATHWISE',
   'PREFIX_POLICIES',
   'PREFIX_SUCCESS',
   'PROVERS',
@@ -51,6 +58,8 @@ __all__ = [
   'make_branches',
   'make_generate',
   'make_loss',
+  'make_pathwise_term',
+  'make_prepare',
   'make_prove',
   'make_rows',
   'make_score',
@@ -62,4 +71,5 @@ __all__ = [
   'sample_summaries',
   'summary_rows',
   'training_batch',
+  'with_answers',
 ]
