@@ -1,7 +1,8 @@
 """What a training step costs, in tokens of one forward pass.
 
     generate  1 a response token (sampled or forced), and 1 a prompt token of
-              each problem: a group shares its prompt's forward pass
+              each problem: a group shares its prompt's forward pass; the same
+              for stale traces that groups branch off
     prove     1 a token fed for a probe, 3 where it is differentiated
     train     3 a token fed, prompts included, in every epoch (the backward pass
               is twice the forward one), and 1 for each scoring pass before it
@@ -27,6 +28,9 @@ from meta_rl.types import Array
 BACKWARD = 3  # a token that is trained on costs as much as three forward ones
 
 PARTS = ('cost/generate', 'cost/prove', 'cost/train')
+
+# What a meter has counted, in the order of its budgets; kept in checkpoints.
+METER_STATE = ('cumulative_cost', 'cumulative_tokens')
 
 
 def exact_tokens(count: Array, answer_mask: Array, stop_length: int) -> Array:
@@ -82,6 +86,7 @@ def step_costs(
   epochs: int = 1,
   scorings: int = 0,
   prover_gradient: bool = False,
+  side_tokens: Array | None = None,
 ) -> dict[str, Array]:
   """Returns what one step cost, f32[] each, by part.
 
@@ -89,13 +94,16 @@ def step_costs(
     token_mask: bool[B,T], everything but padding of the traces.
     prompt_ends: i32[B], last column of what each trace was sampled from, equal
       within a group.
-    prover_tokens: i32[B] of the prover; None: nothing was proved.
+    prover_tokens: i32[B] of the prover; None: nothing was proved, or for the
+      log alone.
     row_tokens: i32[] or i32[B], tokens of rows that are trained on beside the
       traces.
     group_size: G traces of each prompt.
     epochs: passes of the update over the traces.
     scorings: forward passes over the traces between sampling and training.
     prover_gradient: the prover is differentiated.
+    side_tokens: i32[B], response tokens sampled beside the traces, from the
+      same prompts; None: nothing was.
 
   Returns:
     'cost/generate', 'cost/prove', 'cost/train'.
@@ -115,8 +123,13 @@ def step_costs(
   if prover_tokens is not None:
     proved = masked.as_array('prover_tokens', prover_tokens, 'int[B]', dims)
     proved = proved.sum() * (BACKWARD if prover_gradient else 1)
+  prompts = prompt[::group_size].sum()
+  side = 0
+  if side_tokens is not None:
+    side = masked.as_array('side_tokens', side_tokens, 'int[B]', dims)
+    side = side.sum() + prompts
   costs = {
-    'cost/generate': mask.sum() - prompt.sum() + prompt[::group_size].sum(),
+    'cost/generate': mask.sum() - prompt.sum() + prompts + side,
     'cost/prove': proved,
     'cost/train': BACKWARD * epochs * (mask.sum() + jnp.sum(row_tokens))
     + scorings * mask.sum(),
@@ -125,29 +138,52 @@ def step_costs(
 
 
 class Meter:
-  """Adds up the cost of a run, and says when its budget is spent (host).
+  """Adds up what a run spends, and says when a budget is used up (host).
 
   Args:
-    total_cost: the budget, forward tokens; None: no end.
-    spent: cost so far, of the checkpoint that the run goes on from.
+    total_cost: budget of forward tokens of all kinds; None: no end.
+    total_tokens: budget of sampled response tokens; None: no end.
+    state: of an earlier meter's `state`, where a run goes on; it may hold other
+      keys.
   """
 
-  def __init__(self, total_cost: float | None, spent: float = 0.0):
-    if total_cost is not None:
-      masked.check_range('total_cost', total_cost, above=0)
-    self._budget, self.spent = total_cost, float(spent)
+  def __init__(
+    self,
+    total_cost: float | None = None,
+    total_tokens: float | None = None,
+    state: Mapping[str, float] | None = None,
+  ):
+    self._budgets = {'total_cost': total_cost, 'total_tokens': total_tokens}
+    for name, budget in self._budgets.items():
+      if budget is not None:
+        masked.check_range(name, budget, above=0)
+    self.state = {
+      name: float((state or {}).get(name, 0.0)) for name in METER_STATE
+    }
 
   def add(self, row: Mapping[str, float]) -> dict[str, float]:
-    """Returns 'cost/total' and 'cost/cumulative' after one more step.
+    """Returns the metrics 'cost/total' and 'cost/cumulative' after a step.
 
     Args:
-      row: metrics of the step, those of PARTS among them.
+      row: metrics of the step, PARTS and 'rollout/tokens_sum' among them.
     """
     total = sum(row[name] for name in PARTS)
-    self.spent += total
-    return {'cost/total': total, 'cost/cumulative': self.spent}
+    self.state['cumulative_cost'] += total
+    self.state['cumulative_tokens'] += row['rollout/tokens_sum']
+    return {
+      'cost/total': total,
+      'cost/cumulative': self.state['cumulative_cost'],
+    }
 
   @property
-  def reached(self) -> bool:
-    """Whether the budget is spent: the step that crossed it was the last."""
-    return self._budget is not None and self.spent >= self._budget
+  def reached(self) -> str:
+    """The budget that is used up, such as 'total_cost', else ''.
+
+    The step that crossed it was the last.
+    """
+    for (name, budget), spent in zip(
+      self._budgets.items(), self.state.values()
+    ):
+      if budget is not None and spent >= budget:
+        return name
+    return ''
