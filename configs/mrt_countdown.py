@@ -108,6 +108,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'kl_coef': 0.0,
     'kl_estimator': 'k2',
     'entropy_coef': 0.0,
+    # The gradient of J through how the policy answers: at 'all' boundaries or
+    # the 'last' one; `alone`: nothing but it. An ablation, off by default.
+    'pathwise': {'boundaries': 'none', 'coef': 1.0, 'alone': False},
     # None: all; else positions at a time through the vocabulary matrix.
     'chunk': config_dict.placeholder(int),
   }

@@ -69,6 +69,7 @@ _CHOICES = {
   'loss.surrogate': losses.SURROGATES,
   'loss.ratio': losses.RATIOS,
   'loss.aggregate': losses.AGGREGATES,
+  'loss.pathwise.boundaries': steps.PATHWISE,
   'loss.kl_estimator': tuple(losses.KL_ESTIMATORS),
 }
 
@@ -90,6 +91,8 @@ def check(config: ml_collections.ConfigDict):
     if size is not None and not (isinstance(size, int) and size >= 1):
       raise ValueError(f'{name}={size!r} is given; allowed is >= 1, or None.')
   check_buckets(config)
+  if 'pathwise' in config.get('loss', {}):
+    check_pathwise(config)
   if not config.rollout.temperature > 0:
     raise ValueError(
       f'rollout.temperature={config.rollout.temperature} is given; allowed is '
@@ -326,6 +329,34 @@ def check_prover(config: ml_collections.ConfigDict):
       "algorithm.transform='best_of' makes no chance: use 'exact', 'sampled' "
       "or 'continued'."
     )
+
+
+def check_pathwise(config: ml_collections.ConfigDict):
+  """Raises ValueError, in one line, where the pathwise term has no meaning."""
+  given = config.loss.pathwise
+  kind, name = given.boundaries, config.algorithm.name
+  where = f'loss.pathwise.boundaries={kind!r}'
+  if kind == 'none':
+    if given.coef != 1 or given.alone:
+      raise ValueError(
+        f'{where} is off, and loss.pathwise.coef={given.coef}, '
+        f"alone={given.alone} do nothing: set boundaries to 'all' or 'last', "
+        'or coef=1, alone=False.'
+      )
+    return
+  credit = config.algorithm.get('credit')
+  needed = ['token_weighted'] + ['return_to_go'] * (kind == 'last')
+  if name != 'mrt' or credit not in needed:
+    raise ValueError(
+      f"{where} is the other half of the gradient of algorithm.name='mrt' with "
+      f'credit {" or ".join(needed)}; got {name!r}, {credit!r}.'
+    )
+  if config.prover.kind != 'exact':
+    raise ValueError(
+      f"{where} differentiates the exact prover: set prover.kind='exact', not "
+      f'{config.prover.kind!r}.'
+    )
+  masked.check_range('loss.pathwise.coef', given.coef, above=0)
 
 
 def check_brpo(config: ml_collections.ConfigDict):

@@ -99,13 +99,34 @@ def token_weighted(
   dims = {}
   success = masked.as_array('success', success, 'float[B,K+1]', dims)
   ends = masked.as_array('ends', ends, 'int[B,K+1]', dims)
-  masked.check_range('horizon', horizon, above=0)
 
+  gap = _comparator(comparator, success) - success
+  return jnp.sum(shares(ends, horizon=horizon) * gap, axis=1)
+
+
+def shares(ends: Array, *, horizon: int | float | Array) -> Array:
+  """Returns the share of the horizon for which the J of a boundary holds.
+
+    s_j = (min(e_{j+1}, H) - min(e_j, H)) / H,   e_j = ends[j] - ends[0]
+
+  the last one until the horizon. They add up to 1; boundaries past the horizon
+  have none, nor have those that repeat, but for the very last.
+
+  Args:
+    ends: i32[B,K+1], tokens, nondecreasing along K.
+    horizon: H, tokens, > 0.
+
+  Returns:
+    f32[B,K+1].
+
+  Raises:
+    ValueError: wrong shape or dtype, or horizon <= 0.
+  """
+  ends = masked.as_array('ends', ends, 'int[B,K+1]')
+  masked.check_range('horizon', horizon, above=0)
   elapsed = jnp.minimum((ends - ends[:, :1]) / horizon, 1.0)
   horizon_end = jnp.ones_like(elapsed[:, :1])
-  width = jnp.diff(jnp.concatenate([elapsed, horizon_end], axis=1), axis=1)
-  gap = _comparator(comparator, success) - success
-  return jnp.sum(width * gap, axis=1)
+  return jnp.diff(jnp.concatenate([elapsed, horizon_end], axis=1), axis=1)
 
 
 def normalized(

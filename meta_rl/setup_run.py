@@ -220,6 +220,8 @@ def make_training_calls(config, model: Model, task: Task):
   takes the pair (policy, reference) for params.
   """
   generate, prove = make_calls(config, model, task)
+  if pathwise_of(config):
+    prove = steps.with_answers(prove, group_size=config.rollout.group_size)
   if config.algorithm.name != 'prefix':
     return generate, prove
   rollout = config.rollout
@@ -340,6 +342,49 @@ def make_rows(config: ml_collections.ConfigDict, task: Task):
     task,
     group_size=config.rollout.group_size,
     summary_baseline=config.algorithm.summary_baseline,
+  )
+
+
+def pathwise_of(config: ml_collections.ConfigDict) -> dict | None:
+  """Returns what `config.loss.pathwise` says, None where it is off."""
+  given = config.loss.get('pathwise')
+  if given is None or given.boundaries == 'none':
+    return None
+  return given.to_dict()
+
+
+def make_pathwise_term(config, model: Model, task: Task, *, constant=None):
+  """Returns the pathwise prover term of the loss, None where it is off.
+
+  Args:
+    config: an RL config.
+    model, task: the network and the task.
+    constant: that of the policy gradient's aggregate.
+  """
+  given = pathwise_of(config)
+  if given is None:
+    return None
+  return steps.make_pathwise_term(
+    model,
+    task,
+    coef=given['coef'],
+    temperature=config.rollout.temperature,
+    aggregate=config.loss.aggregate,
+    constant=constant,
+  )
+
+
+def make_prepare(config: ml_collections.ConfigDict, task: Task):
+  """Returns what the pathwise term adds to a batch, None where it is off."""
+  given = pathwise_of(config)
+  if given is None:
+    return None
+  return steps.make_prepare(
+    task,
+    boundaries=given['boundaries'],
+    alone=given['alone'],
+    horizon=config.rollout.thinking_budget,
+    outcome_mass=config.algorithm.outcome_mass,
   )
 
 

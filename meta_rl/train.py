@@ -289,11 +289,15 @@ def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
     value_term = steps.make_value_term(
       aggregate=loss['aggregate'], constant=constant, **config.critic.to_dict()
     )
+  loss.pop('pathwise', None)
   loss_fn = steps.make_loss(
     model,
     temperature=rollout.temperature,
     constant=constant,
     value_term=value_term,
+    pathwise_term=setup_run.make_pathwise_term(
+      config, model, task, constant=constant
+    ),
     **loss,
   )
 
@@ -303,6 +307,7 @@ def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
       optimizer,
       setup_run.make_advantages(config, axis_name=axis_name),
       rows_fn=setup_run.make_rows(config, task),
+      prepare=setup_run.make_prepare(config, task),
       axis_name=axis_name,
       **config.batching.to_dict(),
     )
@@ -361,6 +366,7 @@ def make_summarize(config, task) -> CountedJit:
       scorings=bool(config.loss.kl_coef)
       + (config.algorithm.name == 'ppo')
       + given,
+      prover_gradient=setup_run.pathwise_of(config) is not None,
       side_tokens=traces.side_tokens,
     )
     if given:  # by another engine, whose cost is not known here

@@ -69,6 +69,29 @@ SIZES = [
   ('mrt', {'algorithm__outcome_mass': 2.0}, 'outcome_mass', '<= 1'),
   ('mrt', {'algorithm__price': -1.0}, 'price', '>= 0'),
   ('mrt', {'prover__kind': 'none'}, "name='mrt' needs a prover", "'sampled'"),
+  *(
+    (name, {'loss__pathwise__boundaries': kind} | changes, kind, allowed)
+    for name, kind, changes, allowed in (
+      ('grpo', 'last', {}, "algorithm.name='mrt'"),
+      ('sft', 'last', {}, "algorithm.name='mrt'"),
+      (
+        'mrt',
+        'last',
+        {'algorithm__credit': 'immediate', 'algorithm__decay': 1.0},
+        'return_to_go',
+      ),
+      ('mrt', 'all', {'algorithm__credit': 'return_to_go'}, 'token_weighted'),
+      ('mrt', 'all', {'prover__kind': 'sampled'}, "prover.kind='exact'"),
+    )
+  ),
+  (
+    'mrt',
+    {'loss__pathwise__boundaries': 'all', 'loss__pathwise__coef': 0.0},
+    'loss.pathwise.coef',
+    '> 0',
+  ),
+  ('mrt', {'loss__pathwise__alone': True}, 'alone=True', 'alone=False'),
+  ('mrt', {'loss__pathwise__coef': 0.5}, 'coef=0.5', 'coef=1'),
   (
     'star',
     {'algorithm__select': 'progress'},
@@ -97,6 +120,7 @@ CHOICES = [
   ('mrt', {'algorithm__name': 'trpo'}, 'algorithm.name', "'sft'"),
   ('mrt', {'algorithm__credit': 'all'}, 'algorithm.credit', 'return_to_go'),
   ('mrt', {'algorithm__baseline': 'x'}, 'baseline', "'prover', 'none'"),
+  ('mrt', {'loss__pathwise__boundaries': 'x'}, 'pathwise.boundaries', 'last'),
   ('grpo', {'algorithm__baseline': 'x'}, 'baseline', 'leave_one_out'),
   ('dapo', {'algorithm__shaping': 'x'}, 'shaping', 'overlong'),
   ('mrt', {'prover__kind': 'oracle'}, "kind 'oracle'", "'exact', 'sampled'"),

@@ -20,6 +20,7 @@ from meta_rl.configs import (
   lcpo_countdown,
   length_penalty_countdown,
   mrt_countdown,
+  mrt_hidden,
   mrt_rl_countdown,
   pav_countdown,
   ppo_countdown,
@@ -79,6 +80,7 @@ BUILT = [
   ),
   *((rl2_countdown, arg) for arg in ('', 'all,hard', 'last', 'last,tiny')),
   *((e3_countdown, arg) for arg in ('', 'hard', 'tiny', 'mrt', 'mrt,tiny')),
+  *((mrt_hidden, arg) for arg in ('', 'sft', 'tiny', 'sft,tiny')),
 ]
 MODULES = sorted({module for module, _ in BUILT}, key=lambda m: m.__name__)
 
@@ -96,12 +98,13 @@ def test_built_locked_and_of_one_piece(module, arg):
   assert episodes == config.prover.max_episodes
   # Two calls share nothing.
   config.rollout.thinking_budget += 1
-  assert module.get_config(arg).rollout.thinking_budget % 9 == 0
+  again = module.get_config(arg).rollout.thinking_budget
+  assert again == config.rollout.thinking_budget - 1
 
 
 @pytest.mark.parametrize('module', MODULES)
 def test_an_unknown_argument_is_refused(module):
-  with pytest.raises(ValueError, match='unknown argument .*hard'):
+  with pytest.raises(ValueError, match='unknown argument .*tiny'):
     module.get_config('tinny')
 
 
@@ -113,7 +116,8 @@ def test_all_configs_are_here():
 @pytest.mark.parametrize('file', FILES, ids=lambda f: f.stem)
 def test_the_header_runs_its_own_file(file):
   doc = file.read_text('utf-8').split('"""')[1]
-  assert set(re.findall(r'--config=(\S+)', doc)) == {f'configs/{file.name}'}
+  named = re.findall(r'--config=([^\s:]+)', doc)
+  assert set(named) == {f'configs/{file.name}'}
   assert 'python -m meta_rl.train' in doc
   assert '--workdir=' in doc
 
@@ -219,6 +223,7 @@ def test_names_tell_runs_apart():
   variants = ['dr', 'rloo', 'plain', 'max']
   variants += ['difference', 'mrt', 'linear', 'base', 'grpo', 'row']
   variants += ['last', 'mrt']  # of RL^2 and e3
+  variants += ['sft']  # of the task hidden
   assert len(names) == len(MODULES) + len(variants)
 
 
@@ -250,9 +255,13 @@ def test_the_base_policy_fits_what_starts_from_it():
 
 
 @pytest.mark.parametrize(
-  'name', [file.stem.removesuffix('_countdown') for file in FILES]
+  'name, arg',
+  [
+    *((file.stem.removesuffix('_countdown'), 'tiny') for file in FILES),
+    ('mrt_hidden', 'sft,tiny'),
+  ],
 )
-def test_no_key_is_dead(name, small):
+def test_no_key_is_dead(name, arg, small):
   """Each key is read by the package: by itself, or with its whole group.
 
   A group that is taken whole (`config.loss.to_dict()`) goes into a function as
@@ -263,7 +272,7 @@ def test_no_key_is_dead(name, small):
   )
   dead = [
     key
-    for key in workdir.flatten(small.config(name).to_dict())
+    for key in workdir.flatten(small.config(name, arg).to_dict())
     if not is_read(key, text)
   ]
   assert dead == []
@@ -347,6 +356,7 @@ VARIANTS = {
       'algorithm__prefix_success': 'direct',
     },
   ),
+  'hidden': ('mrt_hidden', 'tiny', {}),
   'STaR': ('star', 'tiny', {}),
   'MRT-STaR': ('star', 'mrt,tiny', {'batching__epochs': 1}),
   'KL and entropy': (
@@ -392,6 +402,24 @@ def test_two_steps(variant, small, tmp_path):
     else:
       assert 0 <= row['regret/token_weighted'] <= 1
   assert 'eval/regret_token_weighted' in result.rows[-1]
+
+
+@pytest.mark.full
+def test_the_warm_start_of_hidden_is_what_its_config_starts_from(
+  small, tmp_path
+):
+  """The two commands of its header."""
+  sft = small.config('mrt_hidden', 'sft,tiny', total_steps=2)
+  result = small.run(sft, tmp_path / 'sft')
+  assert result.code == signals.EXIT_OK, result.err
+  assert 'eval/regret_token_weighted' in result.rows[1]
+  rl = small.config('mrt_hidden', init_from=str(tmp_path / 'sft'))
+  assert rl.model.to_dict() == sft.model.to_dict()
+  assert rl.task.to_dict() == sft.task.to_dict()
+  params = setup_run.initial_params(rl)
+  assert not small.equal(
+    params, setup_run.initial_params(small.config('mrt_hidden'))
+  )
 
 
 @pytest.mark.full

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from meta_rl import regret, steps, tokenizer
+from meta_rl import prover, regret, steps, tokenizer
 from meta_rl.tasks import hidden, hidden_data
 
 # Slow to compile.
@@ -381,6 +381,72 @@ def test_provers_and_estimators_are_unbiased(name, kind):
   if name == 'uniform, no stop':
     assert expected == pytest.approx(hidden.uniform_regret(N, K))
     assert expected > 0.4  # nothing that 2000 traces could miss
+
+
+@functools.cache
+def also_accepted(rows):
+  """J of the optimal policy where the option behind h is accepted too.
+
+  By the exact prover, which is told of both; by the sampled one; and by the
+  control variate, which is told of h alone and samples the other.
+  """
+  model, _ = POLICIES['optimal']
+  generate = steps.make_generate(
+    model, TASK, group_size=1, thinking_budget=BUDGET
+  )
+  batch = problems(rows)
+  other = (batch['hidden'] + 1) % N
+  both = np.repeat(batch['answers'], 2, axis=1)
+  both[:, 1, 0] = tokenizer.FIRST_INTEGER + other
+  given = np.ones(both.shape, bool)
+
+  def verify(answers, mask):
+    accepts = lambda h: hidden.verify_tokens(answers, mask, h[:, None, None])
+    return accepts(batch['hidden']) + accepts(other)
+
+  def run(key):
+    one, two, three = jax.random.split(key, 3)
+    traces, cache = generate(None, batch, one)
+    found, _, _ = steps.find_boundaries(
+      traces, start=3, delimiter_ids=TASK.delimiter_ids, max_episodes=K
+    )
+    prefixes = model, None, traces.tokens, traces.token_mask, found.ends
+    options = {'stop_ids': TASK.stop_ids, 'cache': cache}
+    drawn = options | {
+      'num_branches': 2,
+      'max_answer_len': TASK.answer_length,
+      'eos_id': TASK.eos_id,
+    }
+    return {
+      'exact': prover.exact(*prefixes, both, given, **options),
+      'sampled': prover.sampled(*prefixes, verify, two, **drawn),
+      'control variate': prover.control_variate(
+        *prefixes, both, given, verify, three, num_enumerated=1, **drawn
+      ),
+    }
+
+  return jax.device_get(jax.jit(run)(jax.random.key(9)))
+
+
+def test_all_provers_agree_with_a_closed_form_beyond_the_listed_answer():
+  """J_j = (j + 1)/n + (1 - j/(n - 1))/n: h, and the option behind h.
+
+  After j tries without a yes, of chance (n - j)/n, the other option is among
+  the n - j that are left with chance 1 - j/(n - 1), and guessed with chance
+  1/(n - j). After a yes it is never the answer.
+  """
+  tries = np.minimum(np.arange(K + 1), N - 1)
+  truth = BEST + (1 - tries / (N - 1)) / N
+  found = also_accepted(2000)
+  for values in found.values():
+    assert_unbiased(values, truth)
+  # What is not listed is all that is left to chance.
+  noise = {k: (v - found['exact']).std(0) for k, v in found.items()}
+  inside = slice(0, N - 1)  # from then on, every answer is certain
+  assert (noise['control variate'] > 0.05)[inside].all()
+  assert (noise['control variate'] < 0.95 * noise['sampled'])[inside].all()
+  with pytest.raises(AssertionError):
+    assert_unbiased(found['control variate'], BEST)
 
 
 def test_four_standard_errors_tell_the_policies_apart():

@@ -17,8 +17,8 @@ PACKAGE = ROOT / 'meta_rl'
 LAYERS = [
   'types masked env',
   'episodes regret advantages shaping losses sampling costs curriculum',
-  'models cache scoring decode rollout probes prover continuations algorithms '
-  'update value',
+  'models cache scoring decode rollout probes prover prover_gradient '
+  'continuations algorithms update value',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
   'answers statistics eval_figures study_statistics signals workdir files '
   'leaves chat profiler rewards external',

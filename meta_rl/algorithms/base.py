@@ -74,6 +74,9 @@ class Measured:
       is the chance, does not account for; None: nothing.
     before_stop: f32[B], the value at the last boundary before the choice to
       stop, of a prover that may go on there; None: J of the stop itself.
+    answers: i32[B,S,A], accepted answers, for the pathwise prover term; None:
+      it is off.
+    answer_mask: bool[B,S,A]; None likewise.
   """
 
   rewards: Array
@@ -90,6 +93,8 @@ class Measured:
   valid: Array | None = None
   extra: Array | None = None
   before_stop: Array | None = None
+  answers: Array | None = None
+  answer_mask: Array | None = None
 
 
 @jax.tree_util.register_dataclass

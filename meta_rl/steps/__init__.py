@@ -22,6 +22,12 @@ from meta_rl.steps.branches import (
 )
 from meta_rl.steps.generate import make_generate
 from meta_rl.steps.metrics import rollout_metrics
+from meta_rl.steps.pathwise import (
+  PATHWISE,
+  make_pathwise_term,
+  make_prepare,
+  with_answers,
+)
 from meta_rl.steps.prove import (
   KINDS,
   PROVERS,
@@ -54,6 +60,7 @@ __all__ = [
   'BOUNDARIES',
   'CORRECTIONS',
   'KINDS',
+  'PATHWISE',
   'PREFIX_POLICIES',
   'PREFIX_SUCCESS',
   'PROVERS',
@@ -67,6 +74,8 @@ __all__ = [
   'make_correction',
   'make_generate',
   'make_loss',
+  'make_pathwise_term',
+  'make_prepare',
   'make_prove',
   'make_rows',
   'make_score',
@@ -79,5 +88,6 @@ __all__ = [
   'sample_summaries',
   'summary_rows',
   'training_batch',
+  'with_answers',
   'with_given_rewards',
 ]

@@ -53,16 +53,20 @@ def make_loss(
   kl_estimator: str = 'k2',
   entropy_coef: float = 0.0,
   value_term: Callable | None = None,
+  pathwise_term: Callable | None = None,
 ) -> update.LossFn:
   """Returns `loss_fn(params, batch) -> (WeightedSum, metrics)`.
 
     policy_gradient + kl_coef * kl_penalty - entropy_coef * entropy + value_term
+      + pathwise_term
 
   The batch holds tokens, token_mask, mask, behavior_log_probs, advantages,
   ref_log_probs where kl_coef is not 0, and weights of the policy gradient where
   the traces have some. All terms share one weight, so that
   their sums may be added before the division. `value_term`, of
-  `make_value_term`, reads the features of the same forward pass.
+  `make_value_term`, reads the features of the same forward pass;
+  `pathwise_term`, of `make_pathwise_term`, has forward passes of its own, and
+  reads what `make_prepare`'s function adds to the batch.
   """
   shared = {'aggregate': aggregate, 'constant': constant}
 
@@ -125,6 +129,10 @@ def make_loss(
       critic, found = value_term(params, features, batch)
       total += critic.total
       metrics |= found
+    if pathwise_term is not None:
+      term, found = pathwise_term(params, batch)
+      total += term.total
+      metrics |= found
     return WeightedSum(total, loss.weight), metrics
 
   return loss_fn
@@ -171,6 +179,7 @@ def make_update(
   optimizer,
   advantage_fn: Callable,
   rows_fn: Callable | None = None,
+  prepare: Callable | None = None,
   **options,
 ) -> Callable:
   """Returns the function that takes all optimizer steps on one rollout.
@@ -184,12 +193,16 @@ def make_update(
       `make_advantages`.
     rows_fn: `(traces, measured) -> arrays [B,R,T]`, of `make_rows`: what is
       trained on beside the traces; None: nothing.
+    prepare: `(batch, traces, measured) -> batch`, of `make_prepare`: what else
+      the loss reads; None: nothing.
     **options: mini_batches, epochs, micro_batches, axis_name of
       `update.update`.
   """
 
   def run(state, traces, measured, ref_log_probs=None):
     batch = training_batch(traces, measured, advantage_fn, ref_log_probs)
+    if prepare is not None:
+      batch = prepare(batch, traces, measured)
     if rows_fn is not None:
       batch = join_rows(batch, rows_fn(traces, measured))
     return update.update(
