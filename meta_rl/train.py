@@ -178,6 +178,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
           eval_calls, state.params, eval_batches, jax.random.key(config.seed)
         )
         row |= held_out.summary(measured, config.rollout.thinking_budget)
+        row |= held_out.episode_shares(measured, config)
       row['compile/count'] = count_traces(
         parallel, summarize, eval_calls, resample
       )

@@ -1,0 +1,414 @@
+"""Backtracking search: generated traces, the checker, and the task."""
+
+import functools
+import hashlib
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from meta_rl import data, episodes, held_out, steps, tasks, tokenizer
+from meta_rl.configs import mrt_countdown
+from meta_rl.tasks import backtrack, check, countdown, expressions, traces
+
+EASY = countdown.make_problem((3, 5, 7), 9, '+-')
+FOUR = countdown.make_problem((1, 3, 4, 6), 24, '+-*/')
+
+
+def ids(text):
+  return tokenizer.encode(f'<bos> 3 5 7 = 9 <think> {text}')
+
+
+# ---- what a step is
+
+
+def test_steps_by_hand():
+  attempts = ['7 5 + 12 3 - 9', '7 5 3 - 2 + 9']
+  rows = np.array([tokenizer.encode(text) for text in attempts])
+  np.testing.assert_array_equal(
+    backtrack.step_ends(rows), [[0, 4, 7], [0, 5, 7]]
+  )
+  four = np.array([tokenizer.encode('6 4 * 24 3 1 - 2 / 12')])
+  np.testing.assert_array_equal(backtrack.step_ends(four), [[0, 4, 8, 10]])
+  two = np.array([tokenizer.encode('5 3 - 2')])
+  np.testing.assert_array_equal(backtrack.step_ends(two), [[0, 4]])
+
+
+# ---- the chain
+
+
+def shared(table, i, j, n):
+  """How many whole steps two attempts have in common, token by token."""
+  a, b = table.annotated[i].tolist(), table.annotated[j].tolist()
+  same = len([*itertools.takewhile(lambda ab: ab[0] == ab[1], zip(a, b))])
+  values = [k + 2 for k, t in enumerate(a) if t in tokenizer.OPERATORS.values()]
+  assert len(values) == n - 1
+  return sum(end <= same for end in values)
+
+
+@pytest.mark.parametrize('problem', [EASY, FOUR], ids=['three', 'four'])
+def test_each_attempt_keeps_what_it_says(problem):
+  numbers, n = tuple(sorted(problem.numbers)), len(problem.numbers)
+  rules = problem.ops, problem.max_value
+  table = expressions.expression_table(numbers, *rules)
+  rng = np.random.default_rng(0)
+  chosen, kept = backtrack.chain(numbers, *rules, rng, 600)
+  assert len(chosen) == len(kept) == 600
+  assert kept[0] == 0
+  assert set(kept[1:].tolist()) == set(range(n - 1))
+  for last, new, steps_kept in zip(chosen, chosen[1:], kept[1:]):
+    assert new != last
+    assert shared(table, last, new, n) >= steps_kept
+  if problem is EASY:  # earlier attempts come back
+    assert len(set(chosen.tolist())) < 60
+
+
+def test_the_choice_is_uniform():
+  """Over the legal numbers of steps, then over the attempts that share them."""
+  numbers, rules = (3, 5, 7), ('+-', 12)
+  table = expressions.expression_table(numbers, *rules)
+  size = len(table.values)
+  legal = {
+    (i, n): [j for j in range(size) if j != i and shared(table, i, j, 3) >= n]
+    for i in range(size)
+    for n in (0, 1)
+  }
+  # Both kinds of attempt occur: with and without another last operator.
+  assert {len(legal[i, 1]) for i in range(size)} == {0, 1}
+  rng = np.random.default_rng(1)
+  chosen, kept = backtrack.chain(numbers, *rules, rng, 30_000)
+  seen = {}
+  for last, new, n in zip(chosen, chosen[1:], kept[1:]):
+    seen.setdefault(int(last), []).append((int(n), int(new)))
+  assert set(seen) == set(range(size))
+  for last, moves in seen.items():
+    expected = {}
+    counts = [n for n in (0, 1) if legal[last, n]]
+    for n in counts:
+      for j in legal[last, n]:
+        expected[n, j] = 1 / len(counts) / len(legal[last, n])
+    found = {move: moves.count(move) for move in set(moves)}
+    assert set(found) <= set(expected)
+    for move, p in expected.items():
+      sigma = np.sqrt(len(moves) * p * (1 - p))
+      assert abs(found.get(move, 0) - len(moves) * p) < 5 * sigma + 1e-9
+
+
+def test_a_problem_with_one_attempt_has_nowhere_to_go():
+  only = countdown.make_problem((1, 1, 1), 3, '+')
+  assert countdown.hit_rate(only) == 1
+  rng = np.random.default_rng(0)
+  options = {'mode': 'backtrack', 'long_share': 1.0, 'direct_share': 0.0}
+  tokens, _ = traces.sample_trace(only, rng, **options)
+  assert tokenizer.decode(tokens) == (
+    '<bos> 1 1 1 = 3 <think> 1 1 + 2 1 + 3 yes ; </think> 1 1 + 1 + <eos>'
+  )
+
+
+# ---- traces
+
+
+@pytest.mark.parametrize(
+  'options',
+  [{'n': 3, 'ops': '+-'}, {'n': 3, 'ops': '+-*/'}, {'n': 4, 'ops': '+-*'}],
+  ids=['easy', 'all', 'four'],
+)
+def test_every_episode_of_a_warm_start_is_true(options):
+  problems = countdown.prompt_orders(
+    countdown.problem_set('train', high=8, max_multisets=60, **options)
+  )
+  rng = np.random.default_rng(2)
+  rules = {'ops': options['ops']}
+  lengths, words = [], set()
+  for _ in range(150):
+    problem = problems[rng.integers(len(problems))]
+    tokens, start = traces.sample_trace(
+      problem, rng, mode='backtrack', long_share=0.2, max_episodes=20
+    )
+    found = check.check_trace(tokens, mode='backtrack', **rules)
+    assert all(episode.valid for episode in found)
+    thought = tokens[start : tokens.tolist().index(tokenizer.END_THINK)]
+    ends = np.nonzero(thought == tokenizer.DELIMITER)[0]
+    assert len(found) == len(ends)
+    lengths += np.diff(ends, prepend=-1)[1:].tolist()
+    words |= set(thought[ends - 1].tolist())
+    # The answer is the latest success.
+    answer = tokens[start + len(thought) + 1 : -1].tolist()
+    hits = [k for k in range(len(ends)) if thought[ends[k] - 1] == 7]
+    assert not hits or tuple(answer) in problem.answers
+    # As restarts, the later episodes are of no form: the check can tell.
+    restarts = check.check_trace(tokens, mode='restart', **rules)
+    assert not any(episode.form for episode in restarts[1:])
+  assert words == {tokenizer.YES, tokenizer.NO}
+  n = options['n']
+  assert max(lengths) == backtrack.longest_episode(n) == 3 * n + 2
+  assert min(lengths) == backtrack.shortest_episode() == 6
+
+
+def test_restarts_are_what_they_were():
+  """Bit for bit: the shipped base policies were trained on them."""
+  rng, digest = np.random.default_rng(5), hashlib.sha256()
+  for _ in range(300):
+    tokens, _ = traces.sample_trace(EASY, rng)
+    digest.update(tokens.tobytes())
+  assert digest.hexdigest()[:16] == '231fc6dad1085d59'
+
+
+def test_the_search_stops_as_with_restarts():
+  """Only what is tried next is another matter, not when it is enough."""
+  options = {'direct_share': 0.0, 'long_share': 0.0, 'p_stop': 0.0}
+  rng = np.random.default_rng(3)
+  for _ in range(60):
+    tokens, _ = traces.sample_trace(
+      EASY, rng, mode='backtrack', p_continue=0.0, **options
+    )
+    verdicts = [t for t in tokens if t in (tokenizer.YES, tokenizer.NO)]
+    hits = [t == tokenizer.YES for t in verdicts]
+    assert hits.index(True) == len(hits) - 1 if any(hits) else len(hits) == 16
+
+
+def rebuilt(thought, n):
+  """The attempts of a thought in full, by its `back N` alone."""
+  whole, attempt = [], []
+  for episode in tokenizer.decode(thought).split(' ;')[:-1]:
+    *words, _ = episode.split()
+    kept = []
+    if words[0] == 'back':
+      operators = [i for i, w in enumerate(attempt) if w in '+-*/']
+      assert len(operators) == n - 1
+      steps_kept = int(words[1])
+      kept = attempt[: operators[steps_kept - 1] + 2] if steps_kept else []
+      words = words[2:]
+    attempt = kept + words
+    whole.append(tokenizer.encode(' '.join(attempt)))
+  return whole
+
+
+@pytest.mark.parametrize('problem', [EASY, FOUR], ids=['three', 'four'])
+def test_a_thought_says_which_attempts_it_is_of(problem):
+  numbers, n = tuple(sorted(problem.numbers)), len(problem.numbers)
+  rules = problem.ops, problem.max_value
+  table = expressions.expression_table(numbers, *rules)
+  right = table.values == problem.target
+  rng = np.random.default_rng(4)
+  for _ in range(20):
+    rows, kept = backtrack.chain(numbers, *rules, rng, 12)
+    thought = backtrack.episode_tokens(numbers, *rules, rows, kept, right[rows])
+    np.testing.assert_array_equal(rebuilt(thought, n), table.annotated[rows])
+    verdicts = [t for t in thought if t in (tokenizer.YES, tokenizer.NO)]
+    said = np.array(verdicts) == tokenizer.YES
+    np.testing.assert_array_equal(said, right[rows])
+    assert tokenizer.encode(tokenizer.decode(thought)) == thought
+
+
+def test_one_wrong_token_is_found():
+  """The steps kept, a value, a verdict: the checker says which is wrong."""
+  rng = np.random.default_rng(6)
+  found = {'kept': 0, 'value': 0, 'verdict': 0}
+  rules = {'mode': 'backtrack', 'ops': '+-'}
+  while min(found.values()) < 20:
+    tokens, start = traces.sample_trace(
+      EASY, rng, mode='backtrack', direct_share=0.0
+    )
+    episode, before, signs = 0, 0, (tokenizer.PLUS, tokenizer.MINUS)
+    for i in range(start, tokens.tolist().index(tokenizer.END_THINK)):
+      wrong, kind = tokens.copy(), None
+      if before == tokenizer.BACKTRACK:
+        kind, wrong[i] = 'kept', tokenizer.integer(1) - tokens[i] + 16
+      elif before in signs:
+        kind, wrong[i] = 'value', tokens[i] + (1 if tokens[i] < 50 else -1)
+      elif tokens[i] in (tokenizer.YES, tokenizer.NO):
+        kind, wrong[i] = 'verdict', 15 - tokens[i]
+      if kind:
+        found[kind] += 1
+        checked = check.check_trace(wrong, **rules)[episode]
+        assert checked.form == (kind != 'kept')
+        assert checked.values == (kind == 'verdict')
+        assert checked.verdict == (kind == 'value')
+        assert not checked.valid
+      episode += tokens[i] == tokenizer.DELIMITER
+      before = tokens[i]
+
+
+def test_longest_traces():
+  # 7 of prompt, 9 + 38·11 of thought, the marker, 5 of answer and EOS.
+  assert traces.max_trace_length(3, 39, 'backtrack') == 441
+  # 8, 12 + 14, the marker, 7 and EOS.
+  assert traces.max_trace_length(4, 2, 'backtrack') == 43
+  assert traces.max_trace_length(3, 0, 'backtrack') == 14
+  kits = [tasks.TASKS[f'countdown{name}'] for name in ('', '_backtrack')]
+  restart, back = (
+    functools.partial(
+      data.sft_batches,
+      [EASY],
+      sample_traces=kit.sample_traces,
+      max_trace_length=kit.max_trace_length,
+      batch_size=1,
+      length=446,
+    )
+    for kit in kits
+  )
+  restart()
+  with pytest.raises(ValueError, match='may have 540 tokens'):
+    back()
+  batch = next(back(max_episodes=39))
+  assert (batch['tokens'] == tokenizer.BACKTRACK).any()
+
+
+# ---- the checker, on traces by hand
+
+
+@pytest.mark.parametrize(
+  'text, flaws',
+  [
+    ('7 5 + 12 3 + 15 no ; back 1 - 9 yes ;', ['', 'form values verdict']),
+    ('7 5 + 12 3 + 15 no ; back 1 3 - 9 yes ;', ['', '']),
+    # The value is wrong, and what is claimed of the target is of the truth.
+    ('7 5 + 12 3 + 15 no ; back 1 3 - 8 no ;', ['', 'values verdict']),
+    ('7 5 + 13 3 - 9 yes ;', ['values']),
+    # A wrong value is judged where it is written, not where it is kept.
+    ('7 5 + 13 3 + 16 no ; back 1 3 - 10 yes ;', ['values', '']),
+    ('7 5 + 12 3 + 15 yes ;', ['verdict']),
+    ('7 5 + 12 3 - 9 no ;', ['verdict']),
+    # Nothing to go back to, too far, and back to the same.
+    ('back 0 7 5 + 12 3 - 9 yes ;', ['form values verdict']),
+    (
+      '7 5 + 12 3 + 15 no ; back 2 3 - 9 yes ;',
+      ['', 'form values reuse verdict'],
+    ),
+    ('7 5 + 12 3 + 15 no ; back 1 3 + 15 no ;', ['', 'reuse']),
+    ('7 5 + 12 3 + 15 no ; back 0 7 5 + 12 3 + 15 no ;', ['', 'reuse']),
+    ('7 5 + 12 3 + 15 no ; 7 5 + 12 3 - 9 yes ;', ['', 'reuse']),
+    (
+      '7 5 + 12 3 + 15 no ; back yes 3 - 9 yes ;',
+      ['', 'form values reuse verdict'],
+    ),
+    # Not canonical: the smaller first, a negative value, a number not given,
+    # one used twice, one left over.
+    ('5 7 + 12 3 - 9 yes ;', ['form values verdict']),
+    ('7 5 - 2 3 - 1 no ;', ['form values verdict']),
+    ('7 6 + 13 3 - 10 no ;', ['form values verdict']),
+    ('7 7 + 14 5 - 9 yes ;', ['form values verdict']),
+    ('7 5 + 12 no ;', ['form values verdict']),
+    # An operator that is not allowed, one without a value, words of no step.
+    ('7 5 * 35 3 - 32 no ;', ['form values verdict']),
+    ('7 5 + 3 - 9 yes ;', ['form values verdict']),
+    ('7 5 + 12 3 - 9 = yes ;', ['form verdict']),
+    # Cut off, and without a verdict.
+    ('7 5 + 12 3 - 9 yes', ['form values verdict']),
+    ('7 5 + 12 3 - 9 ;', ['form values verdict']),
+    (';', ['form values verdict']),
+    # What comes behind the marker or EOS is no thought.
+    ('7 5 + 12 3 - 9 yes ; </think> 7 5 + 3 - <eos>', ['']),
+    ('7 5 + 12 3 - 9 yes ; <eos> ; ;', ['']),
+    ('</think> 7', []),
+  ],
+)
+def test_flaws_by_hand(text, flaws):
+  found = check.check_trace(ids(text), mode='backtrack', ops='+-')
+  names = ('form', 'values', 'reuse', 'verdict')
+  shown = [
+    ' '.join(name for name in names if not getattr(episode, name))
+    for episode in found
+  ]
+  assert shown == flaws
+  assert [episode.valid for episode in found] == [not flaw for flaw in flaws]
+
+
+def test_restarts_are_checked_too():
+  text = '7 5 + 12 3 + 15 no ; 7 5 + 12 3 + 15 no ; back 1 3 - 9 yes ;'
+  found = check.check_trace(ids(text))
+  assert [episode.valid for episode in found] == [True, True, False]
+  # Division must be exact, values within the limit.
+  rules = {'ops': '+-*/', 'max_value': 30}
+  for text, good in (
+    ('7 5 / 1 3 - 0 no ;', False),
+    ('7 5 * 35 3 - 32 no ;', False),
+    ('7 5 3 / 1 + 8 no ;', False),
+    ('7 3 * 21 5 - 16 no ;', True),
+  ):
+    found = check.check_trace(ids(text), **rules)
+    assert [episode.valid for episode in found] == [good], text
+  padded = [0, 0, *ids('7 5 + 12 3 - 9 yes ;'), 0]
+  assert [e.valid for e in check.check_trace(padded)] == [True]
+  # Padding that a policy writes into its thought is a word like any other.
+  padded.insert(padded.index(tokenizer.DELIMITER), 0)
+  assert [e.form for e in check.check_trace(padded)] == [False]
+
+
+@pytest.mark.parametrize(
+  'text',
+  ['7 5 +', '<bos> 3 5 9 <think> 7', '<bos> 3 + = 9 <think>', '<think> 3'],
+)
+def test_a_trace_without_its_prompt_is_refused(text):
+  with pytest.raises(ValueError, match='must begin with its prompt'):
+    check.check_trace(tokenizer.encode(text))
+
+
+def test_unknown_modes_are_refused():
+  for call in (
+    lambda: check.check_trace(ids(''), mode='forward'),
+    lambda: traces.sample_trace(EASY, np.random.default_rng(0), mode='forward'),
+    lambda: tasks.countdown_task(n=3, ops='+-', max_value=99, mode='forward'),
+  ):
+    with pytest.raises(ValueError, match=r"mode must be one of .*'backtrack'"):
+      call()
+
+
+# ---- the task
+
+
+def test_the_task_and_its_episodes():
+  task = tasks.countdown_task(n=3, ops='+-', max_value=99, mode='backtrack')
+  assert task.episode_length == 11
+  with pytest.raises(ValueError, match='thinking_budget=10 is below one'):
+    steps.make_generate(None, task, group_size=1, thinking_budget=10)
+  text = '7 5 + 12 3 + 15 no ; back 1 3 - 9 yes ; </think> 7 5 + 3 - <eos>'
+  tokens = jnp.asarray([ids(text)])
+  thinking = (jnp.arange(tokens.shape[1]) >= 7)[None]
+  thinking &= jnp.arange(tokens.shape[1]) < 7 + 9 + 7
+  found = episodes.from_delimiters(
+    tokens, thinking, delimiter_ids=task.delimiter_ids, max_episodes=4
+  )
+  np.testing.assert_array_equal(found.ends, [[6, 15, 22, 22, 22]])
+  assert found.count == 2
+  checked = tasks.TASKS['countdown_backtrack'].check_trace(tokens[0])
+  assert [e.valid for e in checked] == [True] * 2
+
+
+def test_shares_of_episodes_by_hand():
+  texts = [
+    '7 5 + 12 3 - 9 yes ; 7 5 + 12 3 - 9 yes ;',  # true, and not a going back
+    '7 5 + 12 3 + 15 no ; back 1 3 - 8 yes ; </think> 7',  # a value is wrong
+    '</think> 7',
+    '7 5 + 12 3 + 15 no ; back 1 3',  # the budget cut off the second
+    '7 ' * 20,  # it is longer than an episode can be
+  ]
+  rows = [ids(text) for text in texts]
+  tokens = np.zeros((len(rows), 40), np.int32)
+  for row, own in zip(tokens, rows):
+    row[40 - len(own) :] = own  # left-padded
+  spaces = np.cumsum(tokens == tokenizer.THINK, 1) > 0
+  spaces &= tokens != tokenizer.THINK
+  spaces &= np.cumsum(tokens == tokenizer.END_THINK, 1) == 0
+  found = {
+    'tokens': tokens,
+    'token_mask': tokens > 0,
+    'thinking_mask': spaces,
+    'forced': np.array([False, False, False, True, True]),
+  }
+  config = mrt_countdown.get_config('backtrack')
+  # Of 2 + 2 + 0 + 1 + 1 episodes 1 + 2 + 1 are well-formed, 1 + 1 + 1 true.
+  assert held_out.episode_shares(found, config) == pytest.approx(
+    {'eval/episodes_well_formed': 4 / 6, 'eval/episodes_true': 3 / 6}
+  )
+  # Stopped by itself, what was cut off counts.
+  found['forced'][:] = False
+  assert held_out.episode_shares(found, config) == pytest.approx(
+    {'eval/episodes_well_formed': 4 / 7, 'eval/episodes_true': 3 / 7}
+  )
+  third = {name: x[2:3] for name, x in found.items()}
+  assert held_out.episode_shares(third, config) == {}
+  config.task = {'name': 'hidden', 'n': 4}
+  assert held_out.episode_shares(found, config) == {}
