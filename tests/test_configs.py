@@ -277,7 +277,7 @@ def test_warm_start_traces_reach_four_times_the_budget(arg, small):
   prompt = config.task.n + 4
   last = prompt + 4 * config.rollout.thinking_budget
   assert max(batch['positions'].max() for batch in drawn) >= last
-  assert all((batch['positions'] >= 0).mean() > 0.85 for batch in drawn)
+  assert all((batch['positions'] >= 0).mean() > 0.75 for batch in drawn)
   found = {tokenizer.BACKTRACK in batch['tokens'] for batch in drawn}
   assert found == {arg == 'backtrack'}
 
