@@ -3,13 +3,29 @@
 import functools
 import hashlib
 import itertools
+import json
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import lively_params, tiny
 
-from meta_rl import data, episodes, steps, tasks, tokenizer
+from meta_rl import (
+  data,
+  episodes,
+  evaluate,
+  prover,
+  report,
+  scoring,
+  signals,
+  steps,
+  tasks,
+  tokenizer,
+)
+from meta_rl.models import make_model
 from meta_rl.tasks import backtrack, check, countdown, expressions, traces
+
+pytest_plugins = ['small_runs']
 
 EASY = countdown.make_problem((3, 5, 7), 9, '+-')
 FOUR = countdown.make_problem((1, 3, 4, 6), 24, '+-*/')
@@ -255,3 +271,77 @@ def test_the_task_and_its_episodes():
   assert found.count == 2
   checked = tasks.TASKS['countdown_backtrack'].check_trace(tokens[0])
   assert [e.valid for e in checked] == [True] * 2
+
+
+def test_exact_j_at_each_going_back():
+  """Against each prefix on its own, stopped, with each accepted answer."""
+  task = tasks.countdown_task(n=3, ops='+-', max_value=99, mode='backtrack')
+  config = tiny(vocab_size=128)
+  model, params = make_model(config), lively_params(config)
+  text = '7 5 + 12 3 + 15 no ; back 1 3 - 9 yes ; </think> 7 5 + 3 - <eos>'
+  tokens = jnp.asarray([ids(text)])
+  place = jnp.arange(tokens.shape[1])[None]
+  found = episodes.from_delimiters(
+    tokens,
+    (place >= 7) & (place < 7 + 9 + 7),
+    delimiter_ids=task.delimiter_ids,
+    max_episodes=3,
+  )
+  arrays = countdown.problem_arrays([EASY], max_answers=4)
+  success = prover.exact(
+    model,
+    params,
+    tokens,
+    jnp.ones(tokens.shape, bool),
+    found.ends,
+    arrays['answers'],
+    arrays['answer_mask'],
+    stop_ids=task.stop_ids,
+  )[0]
+  assert len(EASY.answers) > 1
+  for j, end in enumerate([6, 15, 22, 22]):
+    prefix = [*tokens[0, : end + 1].tolist(), tokenizer.END_THINK]
+    total = 0.0
+    for answer in EASY.answers:
+      whole = jnp.asarray([[*prefix, *answer, tokenizer.EOS]])
+      log_probs, _ = scoring.score(
+        model, params, whole, jnp.ones(whole.shape, bool)
+      )
+      total += float(jnp.exp(log_probs[0, len(prefix) :].sum()))
+    assert success[j] == pytest.approx(total, rel=1e-3)
+  assert len({round(float(x), 12) for x in success[:3]}) == 3
+
+
+@pytest.mark.full
+def test_from_a_warm_start_to_a_report(small, tmp_path):
+  config = small.config('sft', 'backtrack,tiny', total_steps=2)
+  start = small.run(config, tmp_path / 'base')
+  assert start.code == signals.EXIT_OK, start.err
+  # Nothing is learned in two steps: no episode is of the grammar.
+  assert start.rows[-1]['eval/episodes_well_formed'] == 0
+  config = small.config(
+    'mrt', 'backtrack,tiny', total_steps=2, init_from=str(tmp_path / 'base')
+  )
+  result = small.run(config, tmp_path / 'mrt')
+  assert result.code == signals.EXIT_OK, result.err
+  assert [row['step'] for row in result.rows] == [1, 2]
+  config, params = evaluate.policy(
+    str(tmp_path / 'mrt'), None, base=False, which='last'
+  )
+  found = evaluate.evaluate(
+    config,
+    params,
+    name='MRT',
+    algorithm='mrt',
+    num_problems=8,
+    batch_size=8,
+    samples=2,
+    sample_problems=4,
+    extrapolate=(2,),
+    extrapolate_problems=4,
+  )
+  assert found['scalars']['episodes_true'] == 0
+  assert found['extrapolation']['horizons'] == [27, 54]
+  (tmp_path / 'mrt' / 'eval.json').write_text(json.dumps(found))
+  page = report.build_report([tmp_path / 'mrt'], tmp_path / 'report.html').html
+  assert 'Sample traces' in page.read_text()

@@ -434,14 +434,3 @@ def test_mrt_and_grpo_see_the_same_problems(small):
     )
     batches.append([next(iterator)['prompts'] for _ in range(3)])
   assert np.array_equal(*batches)
-
-
-@pytest.mark.full
-def test_two_steps_of_a_warm_start_that_backtracks(small, tmp_path):
-  config = small.config('sft', 'backtrack,tiny', total_steps=2)
-  result = small.run(config, tmp_path / 'run')
-  assert result.code == signals.EXIT_OK, result.err
-  last = result.rows[-1]
-  assert 0 <= last['eval/regret_token_weighted'] <= 1
-  # Nothing is learned in two steps: no episode is of the grammar.
-  assert last['eval/episodes_well_formed'] == 0
