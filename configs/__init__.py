@@ -14,13 +14,13 @@ def split_argument(arg: str, *own: str) -> tuple[list[str], str]:
 
   Args:
     arg: words joined by commas.
-    *own: those that the config knows beside 'hard' and 'tiny'.
+    *own: those that the config knows beside 'hard', 'tiny' and 'backtrack'.
 
   Raises:
     ValueError: a word that is neither.
   """
   words = [word for word in arg.split(',') if word]
-  allowed = [*own, 'hard', 'tiny']
+  allowed = [*own, 'hard', 'tiny', 'backtrack']
   if unknown := sorted(set(words) - set(allowed)):
     raise ValueError(
       f'unknown argument {unknown}: allowed are {", ".join(allowed)}.'

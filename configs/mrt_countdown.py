@@ -1,4 +1,4 @@
-"""MRT on Countdown from the shipped base policy.
+r"""MRT on Countdown from the shipped base policy.
 
 Meta reinforcement fine-tuning (Qu et al. 2025, arXiv 2503.07572), online form:
 dense progress from the exact prover, token-weighted, the prover as critic.
@@ -10,6 +10,14 @@ tokens. 2 cores, from nothing to the last step: about 3 minutes.
 
 `:hard` adds products and has u < 1 expected hits a trace; `:tiny` runs in
 seconds. To train longer: --config.total_steps=200
+
+`:backtrack` is the paper's other search: an episode goes back to a step of the
+attempt before and goes on from there (meta_rl/tasks/backtrack.py). Alone it
+starts from the shipped base policy of that search, with `hard` from what
+`sft_countdown.py:backtrack,hard` leaves in runs/sft_backtrack_hard.
+
+    python -m meta_rl.train --config=configs/mrt_countdown.py:backtrack \
+      --workdir=runs/mrt_backtrack
 """
 
 import ml_collections
@@ -17,7 +25,10 @@ from ml_collections import config_dict
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  """Returns the config; `arg` is '', 'hard' or 'tiny'."""
+  """Returns the config; `arg` joins 'backtrack' and 'hard' or 'tiny'."""
+  words = arg.split(',')
+  backtrack = 'backtrack' in words
+  arg = ','.join(word for word in words if word != 'backtrack')
   config = ml_collections.ConfigDict()
   config.name = 'MRT'
   config.seed = 0
@@ -161,5 +172,18 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     config.checkpoint.every = 2
     config.log.update({'samples_every': 2, 'print_every': 1})
   elif arg:
-    raise ValueError(f'unknown argument {arg!r}: allowed are hard and tiny.')
+    raise ValueError(
+      f'unknown argument {arg!r}: allowed are hard or tiny, and backtrack.'
+    )
+  if backtrack:
+    config.task.name = 'countdown_backtrack'
+    if arg != 'tiny':
+      config.init_from = {
+        '': 'asset:countdown_backtrack',
+        'hard': 'runs/sft_backtrack_hard',
+      }[arg]
+    # The first episode is 9 tokens, later ones are 6 to 11, 9 on average: as
+    # many as the budget can hold have a boundary of their own.
+    later = config.rollout.thinking_budget - 9
+    config.prover.max_episodes = 1 + -(-later // 6)
   return config

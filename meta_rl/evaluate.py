@@ -154,6 +154,7 @@ def evaluate(
   total = regret_curve[:, -1]
   tokens = found['thinking_mask'].sum(1)
   cut = found['budget_ends'] - found['budget_ends'][:, :1]
+  shares = held_out.episode_shares(found, config)
   more = {}
   if extrapolate:
     more['extrapolation'] = extrapolated(
@@ -204,6 +205,7 @@ def evaluate(
       'tokens_to_accuracy': eval_figures.tokens_to_levels(grid, mean),
       'tokens_mean': float(tokens.mean()),
       'forced_rate': float(found['forced'].mean()),
+      **{k.removeprefix('eval/'): share for k, share in shares.items()},
       **several_samples(
         calls,
         params,

@@ -243,6 +243,40 @@ def summary(measured: dict[str, np.ndarray], horizon: int) -> dict[str, float]:
   }
 
 
+def episode_shares(measured: dict[str, np.ndarray], config) -> dict[str, float]:
+  """Returns which shares of the episodes are well-formed, and true.
+
+  What each episode claims is checked by the task. One that the budget cut off
+  claims nothing yet and is left out, unless it is longer than an episode can
+  be. Nothing is returned for a task without a check, nor without an episode.
+
+  Args:
+    measured: of `measure`.
+    config: whose task it was measured on.
+  """
+  kit = setup_run.task_kit(config)
+  if kit.check_trace is None:
+    return {}
+  task, options = setup_run.make_task(config), setup_run.task_options(config)
+  found = []
+  for i, tokens in enumerate(measured['tokens']):
+    real = tokens[measured['token_mask'][i]].tolist()
+    checked = kit.check_trace(real, **options)
+    thought = tokens[measured['thinking_mask'][i]]
+    ends = np.flatnonzero(np.isin(thought, task.delimiter_ids))
+    left = len(thought) - 1 - (ends[-1] if len(ends) else -1)
+    if measured['forced'][i] and 0 < left < task.episode_length:
+      checked = checked[:-1]
+    found += [(episode.well_formed, episode.valid) for episode in checked]
+  if not found:
+    return {}
+  well_formed, true = np.mean(found, 0).tolist()
+  return {
+    'eval/episodes_well_formed': well_formed,
+    'eval/episodes_true': true,
+  }
+
+
 def describe_traces(
   traces, measured, *, limit: int, decode: Callable = tokenizer.decode
 ) -> list[dict]:

@@ -239,6 +239,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
           eval_calls, state.params, eval_batches, jax.random.key(config.seed)
         )
         row |= held_out.summary(measured, config.rollout.thinking_budget)
+        row |= held_out.episode_shares(measured, config)
       calls = (step_fn, *eval_calls.values())
       row['compile/count'] = sum(call.traces for call in calls)
       writer.write(step, row)

@@ -13,6 +13,7 @@ from tokenizers import models, pre_tokenizers
 
 PAD, BOS, EOS, THINK, END_THINK, DELIMITER, EQUALS, YES, NO = range(9)
 PLUS, MINUS, TIMES, DIVIDE = range(9, 13)
+BACKTRACK = 13
 FIRST_INTEGER = 16
 MAX_INTEGER = 99
 OPERATORS = {'+': PLUS, '-': MINUS, '*': TIMES, '/': DIVIDE}
@@ -20,7 +21,7 @@ OPERATORS = {'+': PLUS, '-': MINUS, '*': TIMES, '/': DIVIDE}
 WORDS = (
   *('<pad>', '<bos>', '<eos>', '<think>', '</think>', ';', '=', 'yes', 'no'),
   *OPERATORS,
-  *('<r0>', '<r1>', '<r2>'),
+  *('back', '<r1>', '<r2>'),
   *(str(value) for value in range(MAX_INTEGER + 1)),
 )
 VOCAB_SIZE = len(WORDS)

@@ -227,6 +227,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
         measured = measure()
       if measured is not None:
         row |= held_out.summary(measured, config.rollout.thinking_budget)
+        row |= held_out.episode_shares(measured, config)
       row['compile/count'] = count_traces(
         calls.values(), eval_calls, resample, correct
       )

@@ -1,5 +1,7 @@
 """The shipped configs: each argument builds, runs, and says what it is."""
 
+import importlib
+import json
 import math
 import re
 
@@ -8,7 +10,17 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from meta_rl import check_config, data, env, setup_run, signals, workdir
+from meta_rl import (
+  check_config,
+  data,
+  env,
+  setup_run,
+  sft,
+  signals,
+  tokenizer,
+  weights,
+  workdir,
+)
 from meta_rl.configs import (
   brpo_countdown,
   cispo_countdown,
@@ -30,7 +42,7 @@ from meta_rl.configs import (
   star_countdown,
   vineppo_countdown,
 )
-from meta_rl.tasks import countdown
+from meta_rl.tasks import backtrack, countdown
 
 pytest_plugins = ['small_runs']
 
@@ -83,6 +95,14 @@ BUILT = [
   *((mrt_hidden, arg) for arg in ('', 'sft', 'tiny', 'sft,tiny')),
 ]
 MODULES = sorted({module for module, _ in BUILT}, key=lambda m: m.__name__)
+BUILT += [
+  (module, 'backtrack,tiny') for module in MODULES if module is not mrt_hidden
+]
+BUILT += [
+  (module, arg)
+  for module in (mrt_countdown, sft_countdown)
+  for arg in ('backtrack', 'hard,backtrack')
+]
 
 
 @pytest.mark.parametrize('module, arg', BUILT)
@@ -94,7 +114,11 @@ def test_built_locked_and_of_one_piece(module, arg):
   check_config.check(config)
   task = setup_run.make_task(config)
   # Every episode of a full budget is one of the prover's.
-  episodes = config.rollout.thinking_budget / task.episode_length
+  budget = config.rollout.thinking_budget
+  episodes = budget / task.episode_length
+  if 'backtrack' in arg:
+    shortest = backtrack.shortest_episode()
+    episodes = 1 + math.ceil((budget - 3 * config.task.n) / shortest)
   assert episodes == config.prover.max_episodes
   # Two calls share nothing.
   config.rollout.thinking_budget += 1
@@ -116,8 +140,10 @@ def test_all_configs_are_here():
 @pytest.mark.parametrize('file', FILES, ids=lambda f: f.stem)
 def test_the_header_runs_its_own_file(file):
   doc = file.read_text('utf-8').split('"""')[1]
-  named = re.findall(r'--config=([^\s:]+)', doc)
-  assert set(named) == {f'configs/{file.name}'}
+  named = re.findall(r'--config=([^\s:]+)(?::(\S+))?', doc)
+  assert {name for name, _ in named} == {f'configs/{file.name}'}
+  for _, arg in named:
+    importlib.import_module(f'meta_rl.configs.{file.stem}').get_config(arg)
   assert 'python -m meta_rl.train' in doc
   assert '--workdir=' in doc
 
@@ -217,7 +243,7 @@ def test_names_tell_runs_apart():
   names = {
     module.get_config(arg).name
     for module, arg in BUILT
-    if not {'hard', 'tiny'} & set(arg.split(','))
+    if not {'hard', 'tiny', 'backtrack'} & set(arg.split(','))
   }
   # One name a file and one more a variant; `exact` is LCPO's default.
   variants = ['dr', 'rloo', 'plain', 'max']
@@ -247,11 +273,56 @@ def test_mrt_rl_differs_from_mrt_in_its_algorithm_alone():
 
 def test_the_base_policy_fits_what_starts_from_it():
   for arg in ('', 'hard'):
-    rl, sft = mrt_countdown.get_config(arg), sft_countdown.get_config(arg)
-    assert rl.model.to_dict() == sft.model.to_dict()
-    assert rl.task.to_dict() == sft.task.to_dict()
+    rl, base = mrt_countdown.get_config(arg), sft_countdown.get_config(arg)
+    assert rl.model.to_dict() == base.model.to_dict()
+    assert rl.task.to_dict() == base.task.to_dict()
     assert rl.init_from.startswith('asset:')
-    assert sft.init_from == {'': '', 'hard': 'asset:countdown_easy'}[arg]
+    assert base.init_from == {'': '', 'hard': 'asset:countdown_easy'}[arg]
+  for arg, start, result in (
+    ('backtrack', 'asset:countdown_easy', 'asset:countdown_backtrack'),
+    ('hard,backtrack', 'asset:countdown_hard', 'runs/sft_backtrack_hard'),
+  ):
+    rl, base = mrt_countdown.get_config(arg), sft_countdown.get_config(arg)
+    assert rl.model.to_dict() == base.model.to_dict()
+    assert rl.task.to_dict() == base.task.to_dict()
+    assert (base.init_from, rl.init_from) == (start, result)
+
+
+@pytest.mark.parametrize('name', weights.asset_names())
+def test_an_asset_says_how_it_came_to_be(name):
+  arg = {'countdown_easy': ''}.get(name, name.removeprefix('countdown_'))
+  path = ROOT / 'meta_rl' / 'assets' / f'{name}.safetensors'
+  config = sft_countdown.get_config(arg)
+  _, metadata = weights.load_safetensors(
+    path, setup_run.abstract_params(config)
+  )
+  recorded = json.loads(metadata['config'])
+  assert recorded['task']['name'] == config.task.name
+  assert recorded['data']['traces'] == config.data.traces.to_dict()
+  assert int(metadata['step']) == recorded['total_steps'] == config.total_steps
+  assert json.loads(metadata['scores'])['eval/accuracy'] > 0.2
+
+
+@pytest.mark.parametrize('scale', ['', 'hard'])
+def test_another_search_is_all_that_backtracking_changes(scale):
+  plain = mrt_countdown.get_config(scale)
+  other = mrt_countdown.get_config(f'{scale},backtrack'.strip(','))
+  changed = workdir.difference(plain.to_dict(), other.to_dict())
+  assert set(changed) == {'init_from', 'task.name', 'prover.max_episodes'}
+
+
+@pytest.mark.parametrize('arg', ['', 'backtrack'])
+def test_warm_start_traces_reach_four_times_the_budget(arg, small):
+  """Budget forcing then meets no position that was never trained."""
+  config = small.config('sft', arg)
+  batches = sft.make_batches(config)
+  drawn = [next(batches) for _ in config.data.pattern]
+  prompt = config.task.n + 4
+  last = prompt + 4 * config.rollout.thinking_budget
+  assert max(batch['positions'].max() for batch in drawn) >= last
+  assert all((batch['positions'] >= 0).mean() > 0.75 for batch in drawn)
+  found = {tokenizer.BACKTRACK in batch['tokens'] for batch in drawn}
+  assert found == {arg == 'backtrack'}
 
 
 @pytest.mark.parametrize(
@@ -347,6 +418,7 @@ VARIANTS = {
       'prover__num_enumerated': 1,
     },
   ),
+  'backtrack': ('mrt', 'backtrack,tiny', {}),
   'MRT-RL': ('mrt_rl', 'tiny', {}),
   'MRT-RL, current': (
     'mrt_rl',
@@ -368,7 +440,7 @@ VARIANTS = {
 
 
 # Beyond these, an update of its own compiles: several seconds each.
-SHORT = ('grpo', 'sampled', 'MRT-RL', 'VinePPO')
+SHORT = ('grpo', 'sampled', 'backtrack', 'MRT-RL', 'VinePPO')
 
 
 @pytest.mark.parametrize(

@@ -239,6 +239,7 @@ def test_schema(result):
   assert set(scalars) == {
     *INTERVALS,
     *('tokens_mean', 'forced_rate', 'pass@k', 'maj@k'),
+    *('episodes_well_formed', 'episodes_true'),
     'tokens_to_accuracy',
   }
   for name in INTERVALS:
@@ -330,6 +331,7 @@ def measured_by_hand(rows, seed=0):
   success = np.take_along_axis(success, at, 1)
   ends = 6 + 9 * at
   tokens = np.full((rows, 7 + HORIZON + 7), tokenizer.YES)
+  tokens[:, :7] = tokenizer.encode('<bos> 3 5 7 = 9 <think>')
   return {
     'tokens': tokens,
     'token_mask': np.ones(tokens.shape, bool),
@@ -686,9 +688,11 @@ def test_training_logs_what_evaluate_measures(trained, small):
   key = jax.random.key(trained.config.seed)
   found = held_out.measure(calls, params_of(trained), batches, key)
   row = metrics.read_metrics(trained.folder / 'metrics.jsonl')[-1]
-  assert held_out.summary(found, HORIZON) == {
+  shares = held_out.episode_shares(found, trained.config)
+  assert held_out.summary(found, HORIZON) | shares == {
     k: v for k, v in row.items() if k.startswith('eval/')
   }
+  assert set(shares) == {'eval/episodes_well_formed', 'eval/episodes_true'}
   assert found['success'].shape == (16, 4)
   # The measured J is a probability at each boundary.
   values = statistics.success_at_budgets(

@@ -66,7 +66,7 @@ def test_parameters_of_a_file(small, tmp_path):
   assert small.equal(setup_run.initial_params(config), params)
 
 
-@pytest.mark.parametrize('arg', ['', 'hard'])
+@pytest.mark.parametrize('arg', ['', 'hard', 'backtrack'])
 def test_shipped_base_policies_fit_their_configs(arg, small):
   config = small.config('mrt', arg)
   name = config.init_from.removeprefix(weights.ASSET_PREFIX)

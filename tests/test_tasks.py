@@ -8,11 +8,13 @@ from meta_rl import data, tasks, tokenizer
 from meta_rl.tasks import builder, countdown, traces
 
 # Small options of each task.
+COUNTDOWN = {'n': 3, 'high': 6, 'ops': '+-', 'max_answers': 4, 'orders': 2}
 OPTIONS = {
-  'countdown': {'n': 3, 'high': 6, 'ops': '+-', 'max_answers': 4, 'orders': 2},
+  'countdown': COUNTDOWN,
+  'countdown_backtrack': COUNTDOWN,
   'hidden': {'n': 5, 'num_problems': 64},
 }
-SHOWN = {'countdown': 1, 'hidden': None}
+SHOWN = {'countdown': 1, 'countdown_backtrack': 1, 'hidden': None}
 
 
 @pytest.fixture(scope='module')
@@ -98,6 +100,41 @@ def test_unknown_options_are_refused(name, data_dir):
   ):
     with pytest.raises(ValueError, match=r'unknown .* options \[.colour'):
       call(colour=3)
+
+
+@pytest.mark.parametrize('name', ['countdown', 'countdown_backtrack'])
+def test_every_episode_of_a_warm_start_is_true(name, data_dir):
+  kit, options = tasks.TASKS[name], OPTIONS[name]
+  source = kit.load_source(data_dir, 'train', **options)
+  problems = kit.trace_problems(source, **options)
+  drawn = kit.sample_traces(problems, np.random.default_rng(1), 50)
+  checks = [kit.check_trace(tokens, **options) for tokens, _ in drawn]
+  assert sum(map(len, checks)) > 100
+  assert all(check.well_formed and check.valid for c in checks for check in c)
+  # As traces of the other form they are not: only first episodes are alike.
+  (other,) = {'countdown', 'countdown_backtrack'} - {name}
+  for tokens, _ in drawn:
+    first, *later = tasks.TASKS[other].check_trace(tokens, **options) or [None]
+    assert first is None or first.valid
+    assert not any(check.well_formed for check in later)
+  # Operators that the dataset does not have are not allowed in a trace.
+  none = [kit.check_trace(t, **options | {'ops': '*'}) for t, _ in drawn]
+  assert not any(check.well_formed for c in none for check in c)
+
+
+@pytest.mark.parametrize('split', ['train', 'validation', 'test'])
+def test_the_form_of_search_changes_no_problem(split, data_dir):
+  """Base policies and runs of both forms may be compared problem by problem."""
+  both = []
+  for name in ('countdown', 'countdown_backtrack'):
+    kit = tasks.TASKS[name]
+    source = kit.load_source(data_dir, split, **COUNTDOWN)
+    both.append([kit.record_arrays(source[i]) for i in range(len(source))])
+    assert kit.cluster_key(source[0])
+  assert len(both[0]) == len(both[1]) > 10
+  for one, other in zip(*both):
+    for key in one:
+      np.testing.assert_array_equal(one[key], other[key])
 
 
 # ---- Countdown's own

@@ -22,7 +22,8 @@ from meta_rl import tokenizer
     ('-', 10),
     ('*', 11),
     ('/', 12),
-    ('<r0>', 13),
+    ('back', 13),
+    ('<r1>', 14),
     ('<r2>', 15),
     ('0', 16),
     ('99', 115),
@@ -38,6 +39,7 @@ def test_constants_name_the_words():
   names = ['PAD', 'BOS', 'EOS', 'THINK', 'END_THINK', 'DELIMITER', 'EQUALS']
   names += ['YES', 'NO', 'PLUS', 'MINUS', 'TIMES', 'DIVIDE']
   assert [getattr(tokenizer, name) for name in names] == list(range(13))
+  assert tokenizer.BACKTRACK == 13
   assert tokenizer.VOCAB_SIZE == 116
   assert tokenizer.integer(7) == tokenizer.encode('7')[0]
 

@@ -2,8 +2,16 @@
 
 import functools
 
-from meta_rl import tokenizer
-from meta_rl.tasks import builder, countdown, hidden_data, traces, verify
+from meta_rl import masked, tokenizer
+from meta_rl.tasks import (
+  backtrack,
+  builder,
+  check,
+  countdown,
+  hidden_data,
+  traces,
+  verify,
+)
 from meta_rl.tasks.base import Task, TaskKit
 from meta_rl.tasks.expressions import verify_tokens
 from meta_rl.tasks.hidden import hidden_task
@@ -11,24 +19,33 @@ from meta_rl.tasks.hidden import hidden_task
 __all__ = ['TASKS', 'Task', 'TaskKit', 'countdown_task', 'hidden_task']
 
 
-def countdown_task(*, n: int, ops: str, max_value: int) -> Task:
+def countdown_task(
+  *, n: int, ops: str, max_value: int, mode: str = 'restart'
+) -> Task:
   """Returns the token task of Countdown with n numbers.
 
   Args:
     n: how many numbers are given.
     ops: allowed operators out of '+-*/'.
     max_value: largest value allowed anywhere in an expression.
+    mode: what an episode is: 'restart', a whole attempt, or 'backtrack', what
+      follows a step of the attempt before.
+
+  Raises:
+    ValueError: an unknown mode.
   """
+  masked.check_choice('mode', mode, check.MODES)
+  longest = {'restart': 3 * n, 'backtrack': backtrack.longest_episode(n)}
   verify = functools.partial(verify_tokens, ops=ops, max_value=max_value)
   return Task(
-    name='countdown',
+    name={'restart': 'countdown', 'backtrack': 'countdown_backtrack'}[mode],
     vocab_size=tokenizer.VOCAB_SIZE,
     pad_id=tokenizer.PAD,
     eos_id=tokenizer.EOS,
     think_end_id=tokenizer.END_THINK,
     stop_ids=(tokenizer.END_THINK,),
     delimiter_ids=(tokenizer.DELIMITER,),
-    episode_length=3 * n,
+    episode_length=longest[mode],
     answer_length=2 * n,
     verify=lambda answers, mask, batch: verify(
       answers, mask, batch['numbers'], batch['target']
@@ -36,25 +53,38 @@ def countdown_task(*, n: int, ops: str, max_value: int) -> Task:
   )
 
 
-def _countdown_task(**options) -> Task:
-  """Returns the task of a dataset's options."""
-  config = builder.make_config(**options)
-  return countdown_task(n=config.n, ops=config.ops, max_value=config.max_value)
+def _countdown_kit(mode: str) -> TaskKit:
+  """Returns the kit of Countdown with one form of search.
 
+  Problems, splits and answers are those of one dataset, whatever the form.
+  """
 
-TASKS = {
-  'countdown': TaskKit(
-    make_task=_countdown_task,
+  def rules(options):
+    config = builder.make_config(**options)
+    return {'ops': config.ops, 'max_value': config.max_value}
+
+  return TaskKit(
+    make_task=lambda **options: countdown_task(
+      n=builder.make_config(**options).n, mode=mode, **rules(options)
+    ),
     load_source=builder.load_source,
     record_arrays=countdown.record_arrays,
     cluster_key=countdown.cluster_key,
     trace_problems=builder.trace_problems,
-    sample_traces=traces.sample_traces,
-    max_trace_length=traces.longest,
+    sample_traces=functools.partial(traces.sample_traces, mode=mode),
+    max_trace_length=functools.partial(traces.longest, mode=mode),
     decode=tokenizer.decode,
     vote=verify.postfix_value,
     make_problem_fn=builder.make_problem_fn,
-  ),
+    check_trace=lambda tokens, **options: check.check_trace(
+      tokens, mode=mode, **rules(options)
+    ),
+  )
+
+
+TASKS = {
+  'countdown': _countdown_kit('restart'),
+  'countdown_backtrack': _countdown_kit('backtrack'),
   'hidden': TaskKit(
     make_task=lambda **options: hidden_task(
       n=hidden_data.make_config(**options).n

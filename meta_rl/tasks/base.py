@@ -29,7 +29,7 @@ class Task:
     think_end_id: the answer marker.
     stop_ids: tokens that forced termination puts after a prefix.
     delimiter_ids: tokens that end an episode.
-    episode_length: tokens of one attempt.
+    episode_length: tokens of the longest episode.
     answer_length: A, tokens of the longest answer, EOS included.
     verify: `(answers i32[...,A], mask bool[...,A], batch) -> f32[...]`, the
       reward; `batch` holds the arrays of the problems, whose leading axes
@@ -82,6 +82,9 @@ class TaskKit:
     make_problem_fn: `(**options) -> (prompt ids -> dict)`, the arrays of the
       problem that a prompt states, as in `record_arrays` but for the prompt's
       own; one that is none raises ValueError. None: a prompt does not say all.
+    check_trace: `(tokens of one trace, **options) -> list`, a check an episode,
+      each with the bools `well_formed` (it is one of the task's) and `valid`
+      (all that it claims is true); None where episodes claim nothing.
   """
 
   make_task: Callable[..., Task]
@@ -94,6 +97,7 @@ class TaskKit:
   decode: Callable[[Iterable[int]], str]
   vote: Callable[[Sequence[int]], Hashable | None]
   make_problem_fn: Callable[..., Callable] | None = None
+  check_trace: Callable[..., list] | None = None
 
 
 def verifier(task: Task, rows: dict[str, Array]) -> Callable:

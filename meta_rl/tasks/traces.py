@@ -3,9 +3,10 @@
 A trace is a prompt, episodes of trial and error, the answer marker and an
 answer: `<bos> 3 5 7 = 9 <think> 7 5 + 12 3 - 9 yes ; </think> 7 5 + 3 - <eos>`.
 Attempts are uniformly random with repeats, each with its own values and a
-truthful verdict. What is wrong is when the search stops: often too early, at
-times after it has found an answer and gone on. That is what reinforcement
-fine-tuning is to put right.
+truthful verdict; with `mode='backtrack'` an episode goes back to a step of the
+attempt before (meta_rl/tasks/backtrack.py). What is wrong is when the search
+stops: often too early, at times after it has found an answer and gone on. That
+is what reinforcement fine-tuning is to put right.
 """
 
 import functools
@@ -14,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from meta_rl import tokenizer
-from meta_rl.tasks import countdown
+from meta_rl import masked, tokenizer
+from meta_rl.tasks import backtrack, check, countdown
 
 # Four times an RL budget of 12 episodes: later extrapolation is then not into
 # positions that the base policy has never seen.
@@ -44,6 +45,7 @@ def sample_trace(
   long_share: float = 0.06,
   ordinary_episodes: int = 16,
   max_episodes: int = MAX_EPISODES,
+  mode: str = 'restart',
 ) -> tuple[np.ndarray, int]:
   """Returns (tokens i32[T], start): one trace, and where its loss begins.
 
@@ -64,13 +66,15 @@ def sample_trace(
     direct_share, long_share: shares of the two other kinds of trace.
     ordinary_episodes: most episodes of an ordinary trace.
     max_episodes: most episodes of a long trace.
+    mode: 'restart', every episode a whole attempt, or 'backtrack'.
 
   Returns:
     The tokens, prompt and EOS included, and the prompt's length: tokens from
     there on are the completion.
 
   Raises:
-    ValueError: a probability outside [0, 1], or episode limits out of order.
+    ValueError: a probability outside [0, 1], episode limits out of order, or an
+      unknown mode.
   """
   check_options(
     p_stop=p_stop,
@@ -81,12 +85,10 @@ def sample_trace(
     ordinary_episodes=ordinary_episodes,
     max_episodes=max_episodes,
   )
-  attempts, right = _attempts(
-    tuple(sorted(problem.numbers)),
-    problem.target,
-    problem.ops,
-    problem.max_value,
-  )
+  masked.check_choice('mode', mode, check.MODES)
+  numbers = tuple(sorted(problem.numbers))
+  rules = problem.ops, problem.max_value
+  attempts, right = _attempts(numbers, problem.target, *rules)
   length = draw_length(
     rng,
     direct_share=direct_share,
@@ -94,15 +96,24 @@ def sample_trace(
     ordinary_episodes=ordinary_episodes,
     max_episodes=max_episodes,
   )
-  chosen = rng.integers(len(attempts), size=length)
+  if mode == 'restart':
+    chosen = rng.integers(len(attempts), size=length)
+  else:
+    chosen, kept = backtrack.chain(numbers, *rules, rng, length)
   if length == ordinary_episodes:
-    kept = draw_stop(right[chosen], rng, p_stop=p_stop, p_continue=p_continue)
-    chosen = chosen[:kept]
+    stop = draw_stop(right[chosen], rng, p_stop=p_stop, p_continue=p_continue)
+    chosen = chosen[:stop]
+  if mode == 'restart':
+    thought = attempts[chosen].ravel()
+  else:
+    thought = backtrack.episode_tokens(
+      numbers, *rules, chosen, kept, right[chosen]
+    )
   answer = _answer(problem, rng, attempts, chosen[right[chosen]], p_informed)
   prompt = countdown.prompt_tokens(problem.numbers, problem.target)
   parts = (
     prompt,
-    attempts[chosen].ravel(),
+    thought,
     [tokenizer.END_THINK],
     answer,
     [tokenizer.EOS],
@@ -241,6 +252,7 @@ def longest(
   problems: Sequence[countdown.Problem],
   *,
   max_episodes: int = MAX_EPISODES,
+  mode: str = 'restart',
   **options,
 ) -> int:
   """Returns the tokens of the longest trace that `sample_traces` may give.
@@ -248,15 +260,22 @@ def longest(
   Args:
     problems: as there.
     max_episodes: most episodes of a trace.
+    mode: as in `sample_trace`.
     **options: the other options of `sample_trace`, which don't matter here.
   """
   del options
-  return max_trace_length(max(len(p.numbers) for p in problems), max_episodes)
+  most = max(len(p.numbers) for p in problems)
+  return max_trace_length(most, max_episodes, mode)
 
 
-def max_trace_length(n: int, max_episodes: int = MAX_EPISODES) -> int:
+def max_trace_length(
+  n: int, max_episodes: int = MAX_EPISODES, mode: str = 'restart'
+) -> int:
   """Returns the tokens of the longest trace over n numbers.
 
-  n + 4 of prompt, 3n an episode, the marker, and 2n of answer and EOS.
+  n + 4 of prompt, 3n an episode, the marker, and 2n of answer and EOS; with
+  backtracking 2 more of every episode but the first.
   """
-  return (n + 4) + 3 * n * max_episodes + 1 + 2 * n
+  later = 3 * n if mode == 'restart' else backtrack.longest_episode(n)
+  thought = 3 * n + later * (max_episodes - 1) if max_episodes else 0
+  return (n + 4) + thought + 1 + 2 * n
