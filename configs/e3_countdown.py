@@ -28,9 +28,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   base = mrt_countdown if own else grpo_countdown
   config = base.get_config(scale)
   config.name = 'e3, MRT credit' if own else 'e3'
-  config.curriculum.budgets = (27, 54, 108)
-  if 'hard' in scale:
-    config.curriculum.budgets = (18, 45, 90)
+  total = config.rollout.thinking_budget
+  config.curriculum.budgets = (total // 4, total // 2, total)
   if 'tiny' in scale:
-    config.curriculum.budgets = (9, 27)
+    config.curriculum.budgets = (total // 2, total)
   return config
