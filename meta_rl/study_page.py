@@ -1,0 +1,486 @@
+"""The page of a study: one self-contained HTML file in the report's style."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from meta_rl import plots, study_results, study_tables
+from meta_rl import study_statistics as stats
+from meta_rl.headline import NONE, fixed
+from meta_rl.report_parts import (
+  charts,
+  details,
+  document,
+  escape,
+  note,
+  pre,
+  pretty,
+  section,
+  table,
+)
+from meta_rl.study_results import FIGURES, Results
+
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of the cost, or the time, in the tables
+POINTS = 60  # of a curve's grid
+
+
+def page(results: Results, summary: Mapping, command: str) -> str:
+  """Returns the whole page.
+
+  Args:
+    results: what lies in the study's folder.
+    summary: of `study_report.summarize`.
+    command: what the reader types to go on; '' for none.
+  """
+  study = results.study
+  body = [
+    top(results),
+    predictions_section(results),
+    doses_section(results),
+    *(dose_section(results, dose) for dose in sorted(study.doses)),
+    variance_section(results),
+    missing_section(results),
+    made_section(results, summary, command),
+  ]
+  return document(study.name, ''.join(body), command='python -m meta_rl.study')
+
+
+def colors(study) -> dict[str, int]:
+  """Returns each method's palette index: base, reference, hero, the others."""
+  order = [study.base, study.reference, study.hero]
+  order += [m for m in (*study.core, *study.rest) if m not in order]
+  return {m: i % len(plots.LIGHT) for i, m in enumerate(order)}
+
+
+def short(study, method: str) -> str:
+  """Returns a method's name for the end of a line."""
+  return study.methods[method].get('short', study.methods[method].label)
+
+
+def shown(results: Results, dose: str, methods: Sequence[str]) -> list[str]:
+  """Returns the methods that a dose has results of."""
+  return [method for method in methods if results.of(dose, method)]
+
+
+def top(results: Results) -> str:
+  """Returns the page's head: what was asked, and the answer dose by dose."""
+  study = results.study
+  hero, reference = (
+    study.methods[name].label for name in (study.hero, study.reference)
+  )
+  tiles = []
+  for dose in sorted(study.doses):
+    found = study_results.difference(
+      results.of(dose, study.hero), results.of(dose, study.reference), 'regret'
+    )
+    if found is None:
+      continue
+    interval = found.difference
+    detail = f'{len(found.seeds)} seeds'
+    if math.isfinite(interval.low):
+      detail = (
+        f'95% interval {fixed(interval.low, 4)} to {fixed(interval.high, 4)}, '
+        f'{detail}'
+      )
+    tiles.append(
+      f'<div class="tile t2"><dt>{escape(study.doses[dose].label)}</dt>'
+      f'<dd class="figure">{escape(fixed(interval.mean, 4))}</dd>'
+      f'<dd class="detail">{escape(detail)}</dd></div>\n'
+    )
+  total = len(results.cells) + len(results.failures) + len(results.missing)
+  lead = (
+    f'{len(results.cells)} of {total} cells are done. A cell is one training '
+    'run and its evaluation; all methods of a dose may spend the same cost in '
+    'training. Regret is how far the chance of a right answer stays below 1, '
+    'averaged over the thinking budget. '
+  )
+  lead += (
+    f'Below: regret of {hero} minus regret of {reference}, paired by seed; '
+    f'below 0, {hero} is better.'
+    if tiles
+    else f'{hero} and {reference} were not run with equal seeds yet.'
+  )
+  tiles = f'<dl class="tiles">\n{"".join(tiles)}</dl>\n' if tiles else ''
+  return (
+    '<header class="top">\n<p class="kicker">meta_rl · study</p>\n'
+    f'<h1>{escape(study.name)}</h1>\n'
+    f'<p class="lead">{escape(lead)}</p>\n{tiles}</header>\n'
+  )
+
+
+def predictions_section(results: Results) -> str:
+  """Returns what was predicted before the seeds were run, and what came."""
+  study, lines = results.study, []
+  for entry in study.predictions.values():
+    found = study_results.outcome(results, entry)
+    figure = FIGURES[entry.figure]
+    a, b = (study.methods[m].label for m in (entry.method, entry.against))
+    measured = NONE
+    if found is not None:
+      measured = (
+        study_tables.interval_text(found.difference, figure.digits)
+        + f', {len(found.seeds)} seeds'
+      )
+    expected = {'none': 'no difference'}.get(entry.expect, entry.expect)
+    lines.append(
+      _row(
+        {
+          'prediction': entry.text,
+          'compared': f'{figure.title}: {a} − {b}',
+          'predicted': expected,
+          'measured': measured,
+          'outcome': study_results.reading(found, entry.expect),
+        }
+      )
+    )
+  if not lines:
+    return ''
+  header = ['prediction', 'compared', 'predicted', 'measured', 'outcome']
+  text = note(
+    'Written down before any seed was run. A prediction of no difference comes'
+    ' true if the interval holds 0, which few seeds make easy: look at its'
+    ' width.'
+  )
+  # Words, not figures: to the left.
+  words = f'<div class="words">{table(header, lines)}</div>\n'
+  return section('Predictions', text + words)
+
+
+def doses_section(results: Results) -> str:
+  """Returns the difference to the reference against the dose."""
+  study, lines = results.study, []
+  palette = colors(study)
+  for method in (*study.core, *study.rest):
+    if method in (study.base, study.reference):
+      continue
+    points = []
+    for dose in sorted(study.doses):
+      found = study_results.difference(
+        results.of(dose, method), results.of(dose, study.reference), 'regret'
+      )
+      if found is not None:
+        points.append((study.doses[dose].u, *found.difference))
+    if points and method in study.core:
+      x, mean, low, high = np.array(sorted(points)).T
+      band = np.isfinite(low).all()
+      lines.append(
+        plots.Line(
+          short(study, method),
+          palette[method],
+          x,
+          mean,
+          low=low if band else None,
+          high=high if band else None,
+        )
+      )
+  if not lines:
+    return ''
+  name = study.methods[study.reference].label
+  panel = plots.Panel(
+    f'Regret minus that of {name}',
+    'u, successes expected within the budget',
+    'difference of regret',
+    lines,
+    level=0.0,
+    level_label=name,
+  )
+  text = note(
+    f'Below 0 a method has less regret than {name} at equal training cost. '
+    "Bands: 95% intervals of the paired difference, Student's t over seeds."
+  )
+  return section(
+    'Against the dose', text + _charts_div(charts('doses', [panel]))
+  )
+
+
+def dose_section(results: Results, dose: str) -> str:
+  """Returns the tables and curves of one dose."""
+  study = results.study
+  entry = study.doses[dose]
+  methods = shown(results, dose, (*study.core, *study.rest))
+  if not methods:
+    return section(entry.label, note('No cell of this dose is done.'))
+  palette = colors(study)
+
+  def rows(make):
+    made = [make(results, dose, method) for method in methods]
+    lines = [_row(row, palette[m]) for row, m in zip(made, methods)]
+    return table(list(made[0]), lines)
+
+  parts = [
+    note(
+      f'{entry.total_cost:,.0f} forward tokens of training a cell '
+      f'({results.of(dose, methods[0])[0]["num_problems"]:,} test problems, '
+      'the same in all). Square brackets: 95% intervals over seeds.'
+    ),
+    rows(study_tables.main_row),
+    '<h3>Stopping, longer budgets, cost</h3>\n',
+    rows(study_tables.more_row),
+  ]
+  groups = [study.core]
+  if shown(results, dose, study.rest):
+    # Six colours: the others stand beside what they are compared with.
+    groups.append((study.reference, study.hero, *study.rest))
+  for i, group in enumerate(groups):
+    panels = dose_panels(results, dose, shown(results, dose, group))
+    parts.append(_charts_div(charts(f'{_plain(dose)}g{i}', panels)))
+  parts.append(learning_tables(results, dose, methods))
+  return section(entry.label, ''.join(parts))
+
+
+def dose_panels(results, dose, methods) -> list[plots.Panel]:
+  """Returns the charts of a dose for some methods."""
+  panels = [
+    (
+      'Accuracy when stopped at a budget',
+      'thinking tokens',
+      'success probability J',
+      lambda cells: _accuracy(cells, 'budgets', lambda c: c),
+    ),
+    (
+      'Kept thinking beyond the budget',
+      'thinking tokens',
+      'success probability J',
+      lambda cells: _accuracy(
+        cells, 'budgets', lambda c: c.get('extrapolation')
+      ),
+    ),
+    (
+      'Held-out regret against training cost',
+      'forward tokens',
+      'regret',
+      lambda cells: _learning(cells, 'cost'),
+    ),
+    (
+      'Held-out regret against training time',
+      'seconds of training steps',
+      'regret',
+      lambda cells: _learning(cells, 'seconds'),
+    ),
+  ]
+  drawn = []
+  for title, x_label, y_label, make in panels:
+    lines = _lines(results, dose, methods, make)
+    if lines:
+      drawn.append(plots.Panel(title, x_label, y_label, lines))
+  return drawn
+
+
+def _lines(results, dose, methods, make):
+  study, lines = results.study, []
+  palette = colors(study)
+  for method in methods:
+    found = make(results.of(dose, method))
+    if found is None:
+      continue
+    grid, mean, low, high = (np.asarray(x, float) for x in found)
+    keep = np.isfinite(mean)
+    if not keep.any():
+      continue
+    band = np.isfinite(low[keep]).all()
+    lines.append(
+      plots.Line(
+        short(study, method),
+        palette[method],
+        grid[keep],
+        mean[keep],
+        low=low[keep] if band else None,
+        high=high[keep] if band else None,
+      )
+    )
+  return lines
+
+
+def _accuracy(cells, x, part):
+  curves = [
+    (found[x], found['accuracy_at_budget'])
+    for found in map(part, cells.values())
+    if found
+  ]
+  if not curves:
+    return None
+  grid = curves[0][0]
+  return grid, *stats.mean_curve(curves, grid)
+
+
+def _learning(cells, x):
+  points = [cell['learning']['held_out'][x] for cell in cells.values()]
+  points = [p for p in points if p]
+  if not points:
+    return None
+  low, high = max(p[0] for p in points), min(p[-1] for p in points)
+  if low > high:
+    return None
+  grid = np.linspace(low, high, POINTS)
+  return grid, *study_results.learning_curve(cells, x, 'regret', grid)
+
+
+def learning_tables(results: Results, dose: str, methods) -> str:
+  """Returns held-out regret at equal cost, and at equal time, as two tables."""
+  study, parts = results.study, []
+  palette = colors(study)
+  name = study.methods[study.reference].label
+  for x, title, unit, what in (
+    (
+      'cost',
+      'Held-out regret at equal training cost',
+      'forward tokens',
+      'cost',
+    ),
+    ('seconds', 'The same at equal time', 'seconds', 'seconds'),
+  ):
+    end = study_results.shared_end(results, dose, x)
+    if not math.isfinite(end):
+      continue
+    grid = [share * end for share in SHARES]
+    lines, header = [], []
+    for method in methods:
+      cells = results.of(dose, method)
+      found = study_results.learning_curve(cells, x, 'regret', grid)
+      if found is None:
+        continue
+      row = {'method': study.methods[method].label}
+      for at, *ends in zip(grid, *found):
+        row[f'{plots.compact(float(f"{at:.3g}"))} {unit}'] = (
+          study_tables.interval_text(stats.Interval(*ends), 4)
+        )
+      row[f"{what} to {name}'s held-out accuracy"] = _reached(
+        study_results.training_to(cells, results.of(dose, study.reference), x)
+      )
+      header = list(row)
+      lines.append(_row(row, palette[method]))
+    if lines:
+      parts.append(f'<h3>{escape(title)}</h3>\n{table(header, lines)}')
+  if not parts:
+    return ''
+  explained = note(
+    'Measured on validation problems during training, read off between '
+    'measurements by straight lines; – where a seed was not measured so early.'
+    ' Seconds are those of training steps alone, without compiling.',
+    'small',
+  )
+  return ''.join(parts) + explained
+
+
+def _reached(found):
+  if found is None:
+    return NONE
+  digits = 0 if found.reached and abs(found.needed.mean) >= 100 else 1
+  return study_tables.reach_text(found, digits)
+
+
+def variance_section(results: Results) -> str:
+  """Returns the variance of the gradient by number of branches."""
+  if not results.variance:
+    return ''
+  parts = [
+    note(
+      'On the base policy and on one batch of traces a draw, the variance of '
+      'the policy gradient, summed over all parameters: the part between '
+      'batches of traces, and the part that the prover adds on given traces '
+      '(law of total variance). At equal cost: times the cost of one batch, '
+      'relative to the exact prover; what many cheap batches would average to.'
+    )
+  ]
+  for dose, found in results.variance.items():
+    rows = []
+    exact = next(r for r in found['rows'] if r['prover'] == 'exact')
+    for row in found['rows']:
+      rows.append(
+        _row(
+          {
+            'prover': row['prover'],
+            'between traces': f'{row["between"]:.3g}',
+            'of the prover': f'{row["within"]:.3g}',
+            'total': f'{row["total"]:.3g}',
+            'share of the prover': fixed(row['within'] / row['total'], 2),
+            'cost of a batch': fixed(row['cost'], 0),
+            'total at equal cost': fixed(
+              row['total'] * row['cost'] / (exact['total'] * exact['cost']), 2
+            ),
+          }
+        )
+      )
+    header = [
+      'prover', 'between traces', 'of the prover', 'total',
+      'share of the prover', 'cost of a batch', 'total at equal cost',
+    ]  # fmt: skip
+    label = results.study.doses[dose].label
+    sizes = f'{found["batches"]} batches of traces, {found["draws"]} draws each'
+    parts.append(
+      f'<h3>{escape(label)}</h3>\n{table(header, rows)}' + note(sizes, 'small')
+    )
+  return section('Variance of the gradient', ''.join(parts))
+
+
+def missing_section(results: Results) -> str:
+  """Returns the cells that failed or were not run, by name."""
+  items = [
+    f'{key.path} failed: {failure["error"]}'
+    for key, failure in results.failures.items()
+  ]
+  groups = {}
+  for key in results.missing:
+    groups.setdefault((key.dose, key.method), []).append(str(key.seed))
+  items += [
+    f'{dose}/{method} was not run with seed {", ".join(seeds)}'
+    for (dose, method), seeds in groups.items()
+  ]
+  if not items:
+    return section('What was not run', note('Nothing: every cell is done.'))
+  listed = ''.join(f'<li>{escape(item)}</li>\n' for item in items)
+  return section('What was not run', f'<ul class="notes">{listed}</ul>\n')
+
+
+def made_section(results: Results, summary: Mapping, command: str) -> str:
+  """Returns how the page was made: command, machines, settings."""
+  parts = []
+  if command:
+    parts.append(details('Command', pre(command)))
+  machines = '\n'.join(summary['machines']) or 'no cell is done'
+  parts.append(details('Machines', pre(machines)))
+  parts.append(details('The study', pre(pretty(results.study.to_dict()))))
+  return section('How this was made', ''.join(parts))
+
+
+def _row(columns: Mapping[str, str], color: int | None = None) -> str:
+  """Returns one row of a table; the first column is its name.
+
+  '0.3 [0.2, 0.4]' becomes a figure with its interval below.
+  """
+  (_, name), *rest = columns.items()
+  key = '' if color is None else _key(color)
+  cells = [
+    f'<th scope="row"><span class="policy">{key}<span>{escape(name)}</span>'
+    '</span></th>'
+  ]
+  for label, text in rest:
+    figure, space, detail = text.partition(' [')
+    detail = (
+      f'<span class="detail">{escape("[" + detail)}</span>' if space else ''
+    )
+    cells.append(
+      f'<td data-label="{escape(label)}"><span><span class="figure">'
+      f'{escape(figure)}</span>{detail}</span></td>'
+    )
+  return '<tr>' + ''.join(cells) + '</tr>\n'
+
+
+def _key(color):
+  dashes = plots.DASHES[color % len(plots.DASHES)]
+  dashes = ' '.join(str(2 * d) for d in dashes) if dashes else 'none'
+  return (
+    '<svg class="key" viewBox="0 0 26 8" aria-hidden="true"><line x1="1" y1="4"'
+    f' x2="25" y2="4" stroke="var(--s{color})" stroke-width="3"'
+    f' stroke-dasharray="{dashes}"/></svg>'
+  )
+
+
+def _charts_div(text):
+  return f'<div class="charts">{text}</div>\n' if text else ''
+
+
+def _plain(name):
+  """Returns a name as letters and digits, for the ids of a chart."""
+  return ''.join(c for c in name if c.isalnum())
