@@ -27,5 +27,6 @@ echo '== tests'
 # A test that is asked for by name runs, whatever its marks.
 case " $* " in
 *::* | *' -m '*) exec "$PY" -m pytest "$@" ;;
-*) exec "$PY" -m pytest -m 'not full' "$@" ;;
+# Two processes, a file to each at a time: most of a run is compiling.
+*) exec "$PY" -m pytest -m 'not full' -n 2 --dist loadfile "$@" ;;
 esac

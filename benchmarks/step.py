@@ -25,7 +25,16 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from meta_rl import data, env, models, setup_run, steps, train, update
+from meta_rl import (
+  check_config,
+  data,
+  env,
+  models,
+  setup_run,
+  steps,
+  train,
+  update,
+)
 
 FLAGS = flags.FLAGS
 
@@ -131,7 +140,7 @@ def with_answers(batch: dict, mean: int, width: int) -> dict:
 
 def run(config, pairs: int) -> dict:
   """Returns every figure of this benchmark as one dict."""
-  setup_run.check(config)
+  check_config.check(config)
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
   params = setup_run.initial_params(config)
@@ -141,6 +150,7 @@ def run(config, pairs: int) -> dict:
   )
   problems = data.problem_iterator(
     setup_run.load_problems(config, 'train'),
+    record_arrays=setup_run.task_kit(config).record_arrays,
     batch_size=config.rollout.num_prompts,
   )
   batch = jax.tree.map(jnp.asarray, next(problems))

@@ -14,26 +14,21 @@ several are joined by commas.
 
 import ml_collections
 
-from meta_rl.configs import mrt_countdown
+from meta_rl.configs import mrt_countdown, split_argument
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Returns the config; `arg` joins 'dr' or 'rloo' and 'hard' or 'tiny'."""
-  args = [a for a in arg.split(',') if a]
-  scale = [a for a in args if a in ('hard', 'tiny')]
-  config = mrt_countdown.get_config(','.join(scale))
+  own, scale = split_argument(arg, 'dr', 'rloo')
+  config = mrt_countdown.get_config(scale)
   config.name = 'GRPO'
   config.algorithm = {'name': 'outcome', 'baseline': 'mean_std'}
   config.loss.aggregate = 'sequence_mean'
-  if 'dr' in args:
+  if 'dr' in own:
     config.name = 'Dr. GRPO'
     config.algorithm.baseline = 'mean'
     config.loss.aggregate = 'constant'
-  if 'rloo' in args:
+  if 'rloo' in own:
     config.name = 'RLOO'
     config.algorithm.baseline = 'leave_one_out'
-  if unknown := set(args) - {'dr', 'rloo', 'hard', 'tiny'}:
-    raise ValueError(
-      f'unknown argument {sorted(unknown)}: allowed are dr, rloo, hard, tiny.'
-    )
   return config

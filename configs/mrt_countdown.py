@@ -31,7 +31,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'name': 'countdown',
     'n': 3,
     'low': 1,
-    'high': 12,
+    'high': 14,
     'ops': '+-',
     'max_answers': 4,  # problems with more accepted answers are left out
     'max_value': 99,
@@ -50,12 +50,19 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'group_size': 8,
     'thinking_budget': 108,  # tokens: 12 episodes of 9; the horizon of regret
     'temperature': 1.0,
-    'top_p': None,
-    'top_k': None,
+    'top_p': config_dict.placeholder(float),  # None: the whole support
+    'top_k': config_dict.placeholder(int),
+    # Rounds of further prompts in place of groups whose rewards are all equal;
+    # 0 is none.
+    'dynamic_sampling': {'max_rounds': 0},
   }
   config.prover = {
     'kind': 'exact',  # or 'sampled', 'none'
     'max_episodes': 12,
+    # J after every attempt; or 'budgets': after every token budget.
+    'boundaries': 'delimiters',
+    # None: max_episodes budgets at equal distances.
+    'budgets': config_dict.placeholder(tuple),
     'num_branches': 8,  # of the sampled prover
   }
   config.algorithm = {
@@ -65,6 +72,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'outcome_mass': 0.3,  # rho: share of the budget prior on the full budget
     'price': 0.0,  # lambda: of a horizon of thinking tokens
     'baseline': 'prover',
+    # Of GAE, with the prover as critic: 0 judges an episode by where it led,
+    # 1 by all that came later.
+    'decay': 0.5,
   }
   config.loss = {
     'clip_low': 0.2,
@@ -77,7 +87,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'kl_coef': 0.0,
     'kl_estimator': 'k2',
     'entropy_coef': 0.0,
-    'chunk': None,  # positions at a time through the vocabulary matrix
+    # None: all; else positions at a time through the vocabulary matrix.
+    'chunk': config_dict.placeholder(int),
   }
   config.batching = {
     'mini_batches': 2,  # optimizer steps a rollout

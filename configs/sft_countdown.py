@@ -14,6 +14,7 @@ seconds. The shipped results are meta_rl/assets/.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 from meta_rl.configs import mrt_countdown
 
@@ -29,8 +30,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'source': 'traces',  # or 'jsonl': chats or prompt/completion pairs
     'path': '',  # of the JSONL
     # Orders of a problem's numbers that the warm start shows; None: all, as in
-    # reinforcement. One leaves more to learn: other orders are then new to it.
-    'orders': 1,
+    # reinforcement.
+    'orders': config_dict.placeholder(int),
     'traces': {
       'max_episodes': 48,
       'ordinary_episodes': 16,
@@ -75,7 +76,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     # From the easy policy, which can add, subtract and copy already.
     config.init_from = 'asset:countdown_easy'
     config.total_steps = 500
-    config.data.orders = None
   elif arg == 'tiny':
     config.total_steps = 4
     config.data.buckets.short.batch_size = 8

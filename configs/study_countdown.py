@@ -68,6 +68,42 @@ METHODS = {
     'overrides': _NO_PROVER,
   },
   'brpo': {'label': 'BRPO', 'config': 'brpo_countdown'},
+  'immediate': {
+    # The literal gradient of the paper's objective.
+    'label': 'immediate credit',
+    'short': 'immediate',
+    'config': 'mrt_countdown',
+    'overrides': {'algorithm': {'credit': 'immediate', 'decay': 1.0}},
+  },
+  'price_01': {
+    'label': 'MRT, price 0.1',
+    'short': 'λ = 0.1',
+    'config': 'mrt_countdown',
+    'overrides': {'algorithm': {'price': 0.1}},
+  },
+  'price_03': {
+    'label': 'MRT, price 0.3',
+    'short': 'λ = 0.3',
+    'config': 'mrt_countdown',
+    'overrides': {'algorithm': {'price': 0.3}},
+  },
+  # The baseline that traces share against that of those that go on alone. Both
+  # judge an episode by all that came later: only then is the second unbiased.
+  **{
+    f'{baseline}_{name}': {
+      'label': f'{title}, price {price:g}',
+      'short': f'{baseline[:4]}. {price:g}',
+      'config': 'mrt_countdown',
+      'overrides': {
+        'algorithm': {'baseline': baseline, 'price': price, 'decay': 1.0}
+      },
+    }
+    for baseline, title in (
+      ('prover', 'shared baseline'),
+      ('continuing', 'continuing baseline'),
+    )
+    for name, price in (('0', 0.0), ('01', 0.1), ('03', 0.3))
+  },
 }
 CORE = ('base', 'grpo', 'length_penalty', 'mrt_rl', 'mrt_sampled', 'mrt_exact')
 
@@ -155,7 +191,14 @@ def _dose(u, label, arg, episodes, total_cost, extrapolate):
       'rollout': {'thinking_budget': 9 * episodes},
       'prover': {'max_episodes': episodes},
     },
+    'of_methods': {'brpo': {'prover': {'budgets': _budgets(episodes)}}},
   }
+
+
+def _budgets(episodes):
+  """Returns four token budgets at equal distances, or five."""
+  parts = 5 if episodes % 4 else 4
+  return tuple(9 * episodes * i // parts for i in range(1, parts + 1))
 
 
 def get_config(arg: str = '') -> ConfigDict:

@@ -21,6 +21,7 @@ Array = jax.Array
 
 SCALES = ('std', 'none')
 KINDS = ('immediate', 'return_to_go')
+BASELINE_ROWS = ('reaching', 'continuing')
 
 
 def group_normalize(
@@ -236,6 +237,7 @@ def prover_baseline(
   *,
   ridge: float = 1e-3,
   min_rows: int = 16,
+  rows: str = 'reaching',
   axis_name: str | None = None,
 ) -> Array:
   """Returns the baseline of every boundary, with the prover as the critic.
@@ -257,14 +259,18 @@ def prover_baseline(
     ridge: penalty on the squared slope, > 0; the intercept has none.
     min_rows: with fewer rows at a boundary the slope is 0: the mean of the
       other rows.
+    rows: 'reaching', or 'continuing': the baseline is fitted to, and given to,
+      the rows that go on from j alone (j < count). It is the mistake that is
+      spoken of above, kept as the control of an ablation.
     axis_name: mapped axis (shard_map, pmap, vmap) over which the rows are
       spread; the fit then takes in the rows of all of it.
 
   Returns:
-    f32[B,K+1]; 0 for j > count and for a row alone at its boundary.
+    f32[B,K+1]; 0 for j > count, for a row alone at its boundary and, of
+    'continuing', at count.
 
   Raises:
-    ValueError: wrong shape or dtype, ridge <= 0, or min_rows < 1.
+    ValueError: wrong shape or dtype, ridge <= 0, min_rows < 1, or other rows.
   """
   dims = {}
   returns = masked.as_array('returns', returns, 'float[B,K+1]', dims)
@@ -272,8 +278,11 @@ def prover_baseline(
   count = masked.as_array('count', count, 'int[B]', dims)
   masked.check_range('ridge', ridge, above=0)
   masked.check_range('min_rows', min_rows, low=1)
+  masked.check_choice('rows', rows, BASELINE_ROWS)
 
-  reached = jnp.arange(dims['K'] + 1) <= count[:, None]
+  index = jnp.arange(dims['K'] + 1)
+  last = count if rows == 'reaching' else count - 1
+  reached = index <= last[:, None]
 
   def total(x):
     x = masked.masked_sum(x, reached, axis=0)
@@ -295,6 +304,145 @@ def prover_baseline(
   baseline = jnp.where(size < min_rows, mean, fitted)
   baseline = masked.select(reached & (size > 1), baseline)
   return jax.lax.stop_gradient(baseline)
+
+
+def bootstrapped(
+  returns: Array, baseline: Array, count: Array, *, decay: float = 1.0
+) -> Array:
+  """Returns the advantage of what was done at every boundary of a trace.
+
+    δ_j = R_j - R_{j+1} + b_{j+1} - b_j   for j < count, going on
+    δ_k = 0 - b_k                         for k = count, stopping
+    A_j = Σ_{i=j..count} decay^(i-j)·δ_i
+
+  With decay = 1 it telescopes to R_j - b_j. With decay < 1 the baseline stands
+  in for what came later: an episode is judged by where it led (b_{j+1}) and not
+  by how later episodes turned out. The prover makes b a good critic, since J
+  says most of what matters about a prefix, so that nearly all of the noise of
+  later episodes goes and the bias is small. This is GAE with its λ = decay and
+  the prover's baseline as the value.
+
+  Args:
+    returns: f32[B,K+1], as from `returns`; 0 from count on.
+    baseline: f32[B,K+1], as from `prover_baseline`.
+    count: i32[B], number of episodes, 0..K.
+    decay: in [0, 1]; 1 is unbiased whatever the baseline.
+
+  Returns:
+    f32[B,K+1], of the tokens of episode j, and at count of the token that
+    stopped; 0 behind it.
+
+  Raises:
+    ValueError: wrong shape or dtype, or decay outside [0, 1].
+
+  Source: GAE (arXiv 1506.02438), equation 16.
+  """
+  dims = {}
+  returns = masked.as_array('returns', returns, 'float[B,K+1]', dims)
+  baseline = masked.as_array('baseline', baseline, 'float[B,K+1]', dims)
+  count = masked.as_array('count', count, 'int[B]', dims)
+  masked.check_range('decay', decay, low=0, high=1)
+  index = jnp.arange(dims['K'] + 1)
+  goes_on = index < count[:, None]
+  later = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
+  delta = returns - later(returns) + later(baseline) - baseline
+  delta = jnp.where(goes_on, delta, -baseline)
+  delta = masked.select(index <= count[:, None], delta)
+  ahead = index[:, None] - index  # [i,j], boundaries from j to i
+  powers = jnp.where(ahead < 0, 0.0, jnp.power(decay, jnp.maximum(ahead, 0)))
+  # HIGHEST: accelerators would multiply in bf16, and advantages are small.
+  earned = jnp.matmul(delta, powers, precision=jax.lax.Precision.HIGHEST)
+  return jax.lax.stop_gradient(earned)
+
+
+def gae(
+  rewards: Array,
+  values: Array,
+  mask: Array,
+  *,
+  discount: float | Array = 1.0,
+  decay: float | Array = 0.95,
+) -> Array:
+  """Returns generalised advantage estimates of the action tokens.
+
+    δ_i = r_i + γ·V_{i+1} - V_i,   A_i = δ_i + γλ·A_{i+1}
+
+  over a row's actions i = 1 … n, whatever lies between them: forced and
+  observed tokens are no steps, and the state behind action i is the one before
+  action i + 1. A + V is the λ-return that the value is trained on. λ = 1 is the
+  return minus V, unbiased with any V; λ = 0 is δ, with the least variance and
+  all of V's bias.
+
+  Args:
+    rewards: f32[B,T], of each action; a terminal reward at the last one, as
+      `terminal_rewards` puts it.
+    values: f32[B,T], V of the state before each action; the state behind the
+      last one is worth 0. f32[B,T+1]: column T is that state's value, for
+      traces that were cut off.
+    mask: bool[B,T], actions; elsewhere rewards and values may hold anything.
+    discount: γ in [0, 1].
+    decay: λ in [0, 1].
+
+  Returns:
+    f32[B,T]; 0 where the mask is False.
+
+  Raises:
+    ValueError: wrong shape or dtype, or a factor outside [0, 1].
+
+  Source: Schulman et al. 2016 (arXiv 1506.02438).
+  """
+  dims = {}
+  mask = masked.as_array('mask', mask, 'bool[B,T]', dims)
+  rewards = masked.as_array('rewards', rewards, 'float[B,T]', dims)
+  rows, length = mask.shape
+  bootstrap = jnp.shape(values)[-1:] == (length + 1,)
+  spec = f'float[B,{length + 1}]' if bootstrap else 'float[B,T]'
+  values = masked.as_array('values', values, spec, dims)
+  masked.check_range('discount', discount, low=0, high=1)
+  masked.check_range('decay', decay, low=0, high=1)
+
+  rewards = masked.select(mask, rewards)
+  final = values[:, length] if bootstrap else jnp.zeros(rows, values.dtype)
+  values = masked.select(mask, values[:, :length])
+  # The column of the next action; `length` behind the last.
+  own = jnp.where(mask, jnp.arange(length), length)
+  after = jnp.pad(own[:, 1:], ((0, 0), (0, 1)), constant_values=length)
+  after = jax.lax.cummin(after, axis=1, reverse=True)
+  extended = jnp.concatenate([values, final[:, None]], axis=1)
+  delta = rewards + discount * jnp.take_along_axis(extended, after, 1) - values
+  # Where there is no action, A passes through: A_t = 1·A_{t+1} + 0.
+  factor = jnp.where(mask, discount * decay, 1.0)
+  join = lambda late, early: (
+    early[0] * late[0],
+    early[0] * late[1] + early[1],
+  )
+  _, total = jax.lax.associative_scan(
+    join, (factor, masked.select(mask, delta)), reverse=True, axis=1
+  )
+  return masked.select(mask, total)
+
+
+def terminal_rewards(rewards: Array, mask: Array) -> Array:
+  """Returns each trace's reward at its last action, 0 elsewhere.
+
+    In:  reward 2, mask [0, 1, 1, 0, 1, 0]
+    Out: [0, 0, 0, 0, 2, 0]
+
+  Args:
+    rewards: f32[B].
+    mask: bool[B,T], actions; a row without one gets no reward.
+
+  Returns:
+    f32[B,T].
+
+  Raises:
+    ValueError: wrong shape or dtype.
+  """
+  dims = {}
+  rewards = masked.as_array('rewards', rewards, 'float[B]', dims)
+  mask = masked.as_array('mask', mask, 'bool[B,T]', dims)
+  last = masked.last_true_index(mask, axis=1)[:, None]
+  return jnp.where(jnp.arange(dims['T']) == last, rewards[:, None], 0.0)
 
 
 def to_tokens(

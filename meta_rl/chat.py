@@ -96,7 +96,7 @@ def _lines(path: str | os.PathLike) -> list[str]:
 def _parse(line: str) -> dict[str, Any]:
   try:
     record = json.loads(line)
-  except json.JSONDecodeError as error:
+  except (json.JSONDecodeError, RecursionError) as error:
     raise ValueError(f'not JSON: {error}') from error
   if not isinstance(record, dict):
     raise ValueError(f'a JSON {type(record).__name__}: give an object')

@@ -18,7 +18,7 @@ import json
 import logging as python_logging
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -331,12 +331,16 @@ class Checkpointer:
     steps = self._by_score(self.all_steps())
     return self._restore_first(steps, abstract_state, shardings)
 
-  def restore_params(self, like, *, which: str | None = None):
+  def restore_params(
+    self, like, *, which: str | None = None, optional: Sequence[str] = ()
+  ):
     """Returns `(step, params)`: `state['params']` alone, without the rest.
 
     Args:
       like: params or their `jax.ShapeDtypeStruct`s.
       which: 'best', 'last', or None for the best if there is one.
+      optional: names at the top of params that the checkpoint may lack, which
+        gives 0, or may have beside those of `like`, which are left out.
 
     Returns:
       None if there is no such checkpoint.
@@ -347,10 +351,14 @@ class Checkpointer:
     steps = [] if which == 'last' else self._by_score(last)
     if which != 'best':
       steps += [step for step in last if step not in steps]
-    found = self._restore_first(steps, {'params': like}, None, partial=True)
+    found = self._restore_first(
+      steps, {'params': like}, None, partial=True, optional=optional
+    )
     return found and (found[0], found[1]['params'])
 
-  def _restore_first(self, steps, abstract_state, shardings, partial=False):
+  def _restore_first(
+    self, steps, abstract_state, shardings, partial=False, optional=()
+  ):
     wanted = leaves_lib.place(abstract_state, shardings)
     problem = None
     for step in steps:
@@ -358,8 +366,8 @@ class Checkpointer:
       if problem is None:
         try:
           data = self._read_data(step)
-          self._check_fits(step, data, wanted, partial)
-          state = self._read_state(step, data, wanted, partial)
+          held = self._check_fits(step, data, wanted, partial, optional)
+          state = self._read_state(step, data, held, partial)
         except CheckpointError:
           raise  # it is whole, and of another structure
         except Exception as error:
@@ -368,7 +376,11 @@ class Checkpointer:
           problem = files.one_line(error)
         else:
           treedef = jax.tree_util.tree_structure(abstract_state)
-          return step, treedef.unflatten(state), data['data_state']
+          leaves = [
+            state[names] if names in state else _zeros(leaf)
+            for names, leaf in wanted.items()
+          ]
+          return step, treedef.unflatten(leaves), data['data_state']
       self._set_aside(step, problem)
     if problem is not None:
       raise CheckpointError(
@@ -423,17 +435,25 @@ class Checkpointer:
       (self.directory / str(step) / 'data' / 'metadata').read_text()
     )
 
-  def _check_fits(self, step: int, data: dict, wanted: dict, partial: bool):
+  def _check_fits(self, step, data, wanted, partial, optional) -> dict:
+    """Returns the wanted leaves that the step holds: all but optional ones."""
+    spare = lambda name: (
+      name.split('/')[:2] in [['params', o] for o in optional]
+    )
     saved, table = data['leaves'], leaves_lib.describe(wanted)
     if partial:
       saved = {k: v for k, v in saved.items() if k.startswith('params/')}
+    absent = {k for k in table if spare(k) and k not in saved}
+    saved = {k: v for k, v in saved.items() if k in table or not spare(k)}
+    table = {k: v for k, v in table.items() if k not in absent}
     if difference := leaves_lib.first_difference(saved, table):
       raise CheckpointError(
         f'checkpoint of step {step} in {self.directory} does not fit: '
         f'{difference}'
       )
+    return {k: v for k, v in wanted.items() if '/'.join(k) not in absent}
 
-  def _read_state(self, step, data, wanted: dict, partial: bool) -> list:
+  def _read_state(self, step, data, wanted: dict, partial: bool) -> dict:
     items = {names: leaves_lib.stored(leaf) for names, leaf in wanted.items()}
     args = {names: _restore_args(leaf) for names, leaf in items.items()}
     restored = self._manager.restore(
@@ -447,10 +467,17 @@ class Checkpointer:
       ),
     )
     flat = leaves_lib.flatten(restored['state'])
-    return [
-      leaves_lib.from_stored(flat[names], data['keys'].get('/'.join(names)))
+    return {
+      names: leaves_lib.from_stored(
+        flat[names], data['keys'].get('/'.join(names))
+      )
       for names in wanted
-    ]
+    }
+
+
+def _zeros(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+  """Returns zeros of a leaf's shape, where its sharding says."""
+  return jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
 
 
 def _restore_args(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
@@ -461,7 +488,9 @@ def _restore_args(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
   )
 
 
-def restore_params(folder, like, *, which: str | None = None):
+def restore_params(
+  folder, like, *, which: str | None = None, optional: Sequence[str] = ()
+):
   """Returns `(step, params)` of a run folder, or of its checkpoints folder.
 
   Nothing in the folder is changed: the run may be a live one.
@@ -470,6 +499,7 @@ def restore_params(folder, like, *, which: str | None = None):
     folder: a workdir, or a folder of checkpoints.
     like: params or their `jax.ShapeDtypeStruct`s.
     which: 'best', 'last', or None for the best if there is one.
+    optional: as in `Checkpointer.restore_params`.
 
   Returns:
     None if it holds no checkpoint.
@@ -478,4 +508,4 @@ def restore_params(folder, like, *, which: str | None = None):
   if (folder / CHECKPOINTS_DIR).is_dir():
     folder = folder / CHECKPOINTS_DIR
   with Checkpointer(folder, read_only=True) as checkpointer:
-    return checkpointer.restore_params(like, which=which)
+    return checkpointer.restore_params(like, which=which, optional=optional)

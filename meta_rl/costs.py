@@ -4,7 +4,8 @@
               each problem: a group shares its prompt's forward pass
     prove     1 a token fed for a probe, 3 where it is differentiated
     train     3 a token fed, prompts included, in every epoch (the backward pass
-              is twice the forward one), and 1 where a reference is scored
+              is twice the forward one), and 1 for each scoring pass before it
+              (of a reference, of a critic)
 
 Padding costs nothing, whatever the program does with it: the figure is about a
 method, not about how well its batches are packed. Methods are compared at equal
@@ -75,10 +76,11 @@ def step_costs(
   token_mask: Array,
   prompt_ends: Array,
   prover_tokens: Array | None,
+  row_tokens: Array | int = 0,
   *,
   group_size: int,
   epochs: int = 1,
-  scored: bool = False,
+  scorings: int = 0,
   prover_gradient: bool = False,
 ) -> dict[str, Array]:
   """Returns what one step cost, f32[] each, by part.
@@ -88,9 +90,11 @@ def step_costs(
     prompt_ends: i32[B], last column of what each trace was sampled from, equal
       within a group.
     prover_tokens: i32[B] of the prover; None: nothing was proved.
+    row_tokens: i32[] or i32[B], tokens of rows that are trained on beside the
+      traces.
     group_size: G traces of each prompt.
     epochs: passes of the update over the traces.
-    scored: a reference policy scored the traces.
+    scorings: forward passes over the traces between sampling and training.
     prover_gradient: the prover is differentiated.
 
   Returns:
@@ -114,7 +118,8 @@ def step_costs(
   costs = {
     'cost/generate': mask.sum() - prompt.sum() + prompt[::group_size].sum(),
     'cost/prove': proved,
-    'cost/train': mask.sum() * (BACKWARD * epochs + scored),
+    'cost/train': BACKWARD * epochs * (mask.sum() + jnp.sum(row_tokens))
+    + scorings * mask.sum(),
   }
   return {k: jnp.asarray(v, jnp.float32) for k, v in costs.items()}
 

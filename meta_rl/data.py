@@ -16,7 +16,7 @@ import numpy as np
 
 from meta_rl import tokenizer
 from meta_rl.chat import chat_jsonl
-from meta_rl.tasks import countdown, traces
+from meta_rl.tasks.base import Trace
 
 __all__ = [
   'CountedBatches',
@@ -25,35 +25,16 @@ __all__ = [
   'packed_batches',
   'packed_mask',
   'problem_iterator',
-  'record_arrays',
   'sft_batches',
 ]
 
-Trace = tuple[np.ndarray, 'int | np.ndarray']
 Batch = dict[str, np.ndarray]
-
-
-def record_arrays(record: Mapping[str, np.ndarray]) -> Batch:
-  """Returns the arrays of one record, `countdown.problem_arrays` without N."""
-  numbers = np.asarray(record['numbers'], np.int32)
-  shown = np.asarray(record['answers'], np.int32)
-  width = shown.shape[-1] + 1
-  mask = np.arange(len(shown)) < int(record['num_answers'])
-  eos = np.full((len(shown), 1), tokenizer.EOS, np.int32)
-  prompt = countdown.prompt_tokens(numbers.tolist(), int(record['target']))
-  return {
-    'prompts': np.asarray(prompt, np.int32),
-    'prompt_mask': np.ones(len(prompt), bool),
-    'numbers': numbers,
-    'target': np.asarray(record['target'], np.int32),
-    'answers': np.where(mask[:, None], np.hstack([shown, eos]), tokenizer.PAD),
-    'answer_mask': np.broadcast_to(mask[:, None], (len(shown), width)),
-  }
 
 
 def problem_iterator(
   source: Sequence[Mapping[str, np.ndarray]],
   *,
+  record_arrays: Callable[[Mapping[str, np.ndarray]], Batch],
   batch_size: int,
   seed: int = 0,
   shuffle: bool = True,
@@ -69,7 +50,8 @@ def problem_iterator(
   holds the same problems however many shards there are.
 
   Args:
-    source: random access to records, e.g. of `tasks.builder.load_source`.
+    source: random access to records, e.g. of `TaskKit.load_source`.
+    record_arrays: the arrays of one record, of the task's `TaskKit`.
     batch_size: N, problems a batch of this shard.
     seed: of the shuffles.
     shuffle: False keeps the order of the source.
@@ -78,9 +60,9 @@ def problem_iterator(
     num_epochs: None repeats forever.
 
   Returns:
-    An iterator of dicts as `countdown.problem_arrays` gives them. `get_state()`
-    is a small JSON-able dict; `set_state` on an equal iterator goes on exactly
-    where it was taken.
+    An iterator of dicts, the arrays of N records stacked. `get_state()` is a
+    small JSON-able dict; `set_state` on an equal iterator goes on exactly where
+    it was taken.
 
   Raises:
     ValueError: a size or shard out of range, or no complete batch.
@@ -113,13 +95,21 @@ def first_fit(lengths: Sequence[int], length: int) -> list[int]:
   At most one row stays half empty or worse, so rows <= 2 * sum(lengths)/length
   + 1.
   """
-  free, rows = [], []
+  # The room of every row that may be opened, as the leaves of a tree whose
+  # nodes hold the most room below them: the first row with room is found in
+  # log(N) steps, and an unopened one is always the last resort.
+  leaves = 1 << max(len(lengths) - 1, 0).bit_length()
+  room, rows = [length] * (2 * leaves), []
   for size in lengths:
-    row = next((r for r, room in enumerate(free) if room >= size), len(free))
-    if row == len(free):
-      free.append(length)
-    free[row] -= size
-    rows.append(row)
+    node = 1
+    while node < leaves:
+      node *= 2
+      node += room[node] < size
+    rows.append(node - leaves)
+    room[node] -= size
+    while node > 1:
+      node //= 2
+      room[node] = max(room[2 * node], room[2 * node + 1])
   return rows
 
 
@@ -240,8 +230,10 @@ class CountedBatches(Iterator[Batch]):
 
 
 def sft_batches(
-  problems: Sequence[countdown.Problem],
+  problems: Sequence[Any],
   *,
+  sample_traces: Callable[..., list[Trace]],
+  max_trace_length: Callable[..., int],
   batch_size: int,
   length: int,
   seed: int = 0,
@@ -256,27 +248,25 @@ def sft_batches(
   their lengths. (Drawing until one doesn't fit would drop the long ones.)
 
   Args:
-    problems: of the training split, numbers in the order to show.
+    problems: of the training split, as `sample_traces` takes them.
+    sample_traces, max_trace_length: of the task's `TaskKit`.
     batch_size: R, rows a batch.
     length: L, tokens a row; at least the longest trace.
     seed, shard_index: batch i depends on these two and i alone.
     fill: share of tokens that are not padding, in (0, 1).
-    **trace_options: as in `tasks.traces.sample_trace`.
+    **trace_options: of `sample_traces`.
 
   Raises:
     ValueError: `fill` out of range, no problem, or rows too short.
   """
   if not 0 < fill < 1:
     raise ValueError(f'fill {fill} must be in (0, 1)')
-  if not problems or batch_size < 1:
+  if not len(problems) or batch_size < 1:
     raise ValueError(
       f'{len(problems)} problems in batches of {batch_size} rows: give at '
       'least one of each'
     )
-  longest = traces.max_trace_length(
-    max(len(problem.numbers) for problem in problems),
-    trace_options.get('max_episodes', traces.MAX_EPISODES),
-  )
+  longest = max_trace_length(problems, **trace_options)
   if longest > length:
     raise ValueError(
       f'a trace may have {longest} tokens, a row holds {length}: raise length '
@@ -287,7 +277,7 @@ def sft_batches(
     rng = np.random.default_rng([seed, shard_index, index])
     drawn, total = [], 0
     while total < fill * batch_size * length:
-      drawn += traces.sample_traces(problems, rng, 1, **trace_options)
+      drawn += sample_traces(problems, rng, 1, **trace_options)
       total += len(drawn[-1][0])
     drawn.sort(key=lambda trace: -len(trace[0]))
     return pack(drawn, length, num_rows=batch_size)

@@ -137,8 +137,9 @@ def enable_compile_cache(path: str | os.PathLike | None = None) -> str | None:
   import jax
 
   root = path or os.environ.get('META_RL_CACHE') or '~/.cache/meta_rl/jax'
-  folder = pathlib.Path(root).expanduser().absolute() / _cpu_key()
+  folder = pathlib.Path(root)
   try:
+    folder = _expand(folder).absolute() / _cpu_key()
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
       raise PermissionError(f'{folder} is read-only')
@@ -152,6 +153,13 @@ def enable_compile_cache(path: str | os.PathLike | None = None) -> str | None:
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   return str(folder)
+
+
+def _expand(folder: pathlib.Path) -> pathlib.Path:
+  try:
+    return folder.expanduser()
+  except RuntimeError as error:  # a user without a home, as in many containers
+    raise FileNotFoundError(str(error)) from None
 
 
 def _dotted(version) -> str:

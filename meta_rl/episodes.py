@@ -187,7 +187,7 @@ def from_budgets(
   Source: AnytimeReasoner (arXiv 2505.13438).
   """
   mask = masked.as_array('thinking_mask', thinking_mask, 'bool[B,T]')
-  _check_budgets(budgets)
+  check_budgets(budgets)
   budgets = masked.as_array('budgets', budgets, 'int[S]').astype(jnp.int32)
 
   length = jnp.sum(mask, axis=1, dtype=jnp.int32)[:, None]
@@ -196,6 +196,20 @@ def from_budgets(
   before = jnp.concatenate([jnp.zeros((1,), jnp.int32), budgets[:-1]])
   count = jnp.sum(before < length, axis=1, dtype=jnp.int32)
   return Episodes(ends=ends, count=count)
+
+
+def equal_budgets(total: int, num: int) -> tuple[int, ...]:
+  """Returns `num` token budgets at equal distances, the last one `total`.
+
+    b_s = round(total·(s + 1)/num)
+
+  Args:
+    total: tokens, >= num.
+    num: S, at least 1.
+  """
+  masked.check_range('num', num, low=1)
+  masked.check_range('total', total, low=num)
+  return tuple(round(total * (s + 1) / num) for s in range(num))
 
 
 def token_ids(episodes: Episodes, length: int) -> Array:
@@ -231,7 +245,7 @@ def _before_thinking(mask: Array, start: int | Array) -> Array:
   return jnp.where(first < 0, start.astype(jnp.int32), first - 1)
 
 
-def _check_budgets(budgets: Sequence[int] | Array) -> None:
+def check_budgets(budgets: Sequence[int] | Array) -> None:
   """Raises ValueError unless the budgets are positive and increasing."""
   if isinstance(budgets, jax.Array):
     masked.check_shape('budgets', budgets, ('S',))

@@ -1,6 +1,6 @@
 """Figures of an evaluation beyond its headline: stopping, extrapolation.
 
-What happened is measured elsewhere (`evaluate.measure`); here it becomes
+What happened is measured elsewhere (`held_out.measure`); here it becomes
 numbers of an `eval.json`. Pure numpy on the host.
 
 Axes: N traces, K episodes, F horizons, M budgets.
@@ -91,7 +91,7 @@ def extrapolation(
 
   Args:
     found: success f32[N,K+1], ends i32[N,K+1], count i32[N] of
-      `evaluate.measure`.
+      `held_out.measure`.
     horizon: tokens of the training budget.
     factors: multiples of it, integers > 1.
     clusters: i[N], one id a problem.
@@ -99,8 +99,8 @@ def extrapolation(
 
   Returns:
     'num_problems', 'factors' and 'horizons' (1 first), 'budgets' and
-    'accuracy_at_budget' (M each), and one value a horizon: 'accuracy' and
-    'regret_token_weighted' (mean, low, high), 'regret_normalized' and
+    'accuracy_at_budget' (M each), and one value a horizon: 'accuracy',
+    'regret_token_weighted' and 'regret_normalized' (mean, low, high), and
     'per_problem' (token-weighted regret, F lists of N).
   """
   factors = [1, *sorted(set(factors) - {1})]
@@ -115,20 +115,20 @@ def extrapolation(
     statistics.regret_at_budgets(*args, budgets=[h], horizon=h)[:, 0]
     for h in horizons
   ]
-  every = list(range(longest + 1))
-  whole = statistics.success_at_budgets(*args, budgets=every).mean(0)
-  interval = lambda values: statistics.bootstrap_mean(
-    values, clusters=clusters
-  )._asdict()
+  whole = statistics.success_at_budgets(*args, budgets=range(longest + 1))
   return {
     'num_problems': len(found['count']),
     'factors': factors,
     'horizons': horizons,
     'budgets': grid,
     'accuracy_at_budget': curve.tolist(),
-    'accuracy': [interval(values) for values in at_end.T],
-    'regret_token_weighted': [interval(values) for values in weighted],
-    'regret_normalized': [normalized(whole, every, h) for h in horizons],
+    'accuracy': [interval(values, clusters) for values in at_end.T],
+    'regret_token_weighted': [
+      interval(values, clusters) for values in weighted
+    ],
+    'regret_normalized': [
+      normalized(whole[:, : h + 1], clusters) for h in horizons
+    ],
     'per_problem': [values.tolist() for values in weighted],
   }
 
@@ -164,12 +164,9 @@ def base_prover(
     success, ends, count, budgets=[horizon], horizon=horizon
   )[:, 0]
   last = np.asarray(success)[np.arange(len(count)), count]
-  interval = lambda values: statistics.bootstrap_mean(
-    values, clusters=clusters
-  )._asdict()
   return {
-    'accuracy': interval(last),
-    'regret_token_weighted': interval(total),
+    'accuracy': interval(last, clusters),
+    'regret_token_weighted': interval(total, clusters),
     'accuracy_at_budget': curves.mean(0).tolist(),
   }
 
@@ -185,13 +182,34 @@ def tokens_to_levels(
   return {k: None if np.isnan(v) else v for k, v in found.items()}
 
 
-def normalized(
-  curve: Sequence[float], budgets: Sequence[float], horizon: int
-) -> float:
-  """Returns a curve's normalised regret, the trapezoid through (0, 0).
+def interval(values: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
+  """Returns mean, low and high of a 95% bootstrap over problems.
 
-  The curve's own point at 0 tokens is measured; the official form is not.
+  Args:
+    values: f[N], one a trace.
+    clusters: i[N], problem of each trace.
   """
-  values = jnp.asarray(curve[1:], jnp.float32)
-  tokens = jnp.asarray(budgets[1:], jnp.float32)
-  return float(regret.normalized(values, tokens, horizon=horizon))
+  return statistics.bootstrap_mean(values, clusters=clusters)._asdict()
+
+
+def normalized(curves: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
+  """Returns the normalised regret, with a bootstrap interval over problems.
+
+  The trapezoid through (0, 0) and the accuracy after each of
+  `regret.NORMALIZED_POINTS` equal shares of the horizon, as training logs it.
+  The curve's own point at 0 tokens is measured; the official form is not.
+
+  Args:
+    curves: f[N,H+1], each trace's J at 0 ... H tokens; H is the horizon.
+    clusters: i[N], problem of each trace.
+  """
+  horizon, points = curves.shape[1] - 1, regret.NORMALIZED_POINTS
+  tokens = np.arange(1, points + 1) * horizon / points
+  values = np.asarray(curves)[:, np.floor(tokens).astype(int)]
+  # It is linear in the accuracy: the mean over traces is that of the mean.
+  rows = regret.normalized(
+    jnp.asarray(values, jnp.float32),
+    jnp.broadcast_to(jnp.asarray(tokens, jnp.float32), values.shape),
+    horizon=horizon,
+  )
+  return interval(np.asarray(rows, np.float64), clusters)

@@ -14,289 +14,61 @@ import math
 import os
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import config_dict, config_flags
+from ml_collections import config_flags
 
 from meta_rl import (
   checkpoint,
-  data,
+  command_line,
   env,
-  episodes,
   eval_figures,
+  held_out,
   metrics,
-  prover,
   setup_run,
   signals,
   statistics,
-  tokenizer,
   weights,
   workdir,
 )
 from meta_rl.answers import extract_boxed, maj_at_k, pass_at_k
-from meta_rl.compiled import CountedJit
 from meta_rl.files import atomic_write
 
 __all__ = [
-  'describe_traces',
   'evaluate',
   'extract_boxed',
   'maj_at_k',
-  'make_calls',
-  'measure',
   'pass_at_k',
-  'problem_batches',
-  'summary',
 ]
 
 FLAGS = flags.FLAGS
-BUDGET_POINTS = 4  # of the forced termination at fixed token budgets
-
-
-def problem_batches(
-  source, *, num_problems: int, batch_size: int, repeats: int = 1
-) -> list[dict[str, np.ndarray]]:
-  """Returns the first problems of a split in batches of one shape.
-
-  The last batch is filled up with the first problems again; `measure` drops
-  these rows.
-
-  Args:
-    source: records of `builder.load_source`.
-    num_problems: how many; more than there are raises ValueError.
-    batch_size: rows of each batch.
-    repeats: rows of each problem, one after the other, for pass@k.
-  """
-  if batch_size < 1 or repeats < 1:
-    raise ValueError(
-      f'batch_size={batch_size}, repeats={repeats}: both must be at least 1.'
-    )
-  if not 1 <= num_problems <= len(source):
-    raise ValueError(
-      f'num_problems={num_problems}: the split holds {len(source)} problems; '
-      f'give 1..{len(source)}.'
-    )
-  records = [data.record_arrays(source[i]) for i in range(num_problems)]
-  rows = [i for i in range(num_problems) for _ in range(repeats)]
-  filler = -len(rows) % batch_size
-  weights_ = [1] * len(rows) + [0] * filler
-  rows += [rows[i % len(rows)] for i in range(filler)]
-  batches = []
-  for start in range(0, len(rows), batch_size):
-    part = slice(start, start + batch_size)
-    batch = setup_run.stack([records[i] for i in rows[part]])
-    batch['problem'] = np.asarray(rows[part], np.int32)
-    batch['counts'] = np.asarray(weights_[part], bool)
-    batches.append(batch)
-  return batches
-
-
-def make_calls(
-  config, model, task, *, factor: int | None = None
-) -> dict[str, CountedJit]:
-  """Returns the jitted generate and prove for one trace a problem.
-
-  J is always the exact prover's here, whatever trains, and measured at episode
-  boundaries (`prove`) and at fixed token budgets (`prove_budgets`).
-
-  Args:
-    config: an RL config.
-    model, task: the network and the task.
-    factor: traces are kept thinking for so many times the thinking budget
-      (budget forcing), with so many times the episodes; None: they stop where
-      the policy stops, or at the budget.
-  """
-  exact = config.copy_and_resolve_references()
-  exact.unlock()
-  exact.prover.kind = 'exact'
-  exact.rollout.thinking_budget *= factor or 1
-  exact.prover.max_episodes *= factor or 1
-  budget = exact.rollout.thinking_budget
-  generate, prove = setup_run.make_calls(
-    exact, model, task, group_size=1, min_thinking=factor and budget
-  )
-  budgets = tuple(
-    round(budget * (i + 1) / BUDGET_POINTS) for i in range(BUDGET_POINTS)
-  )
-
-  def prove_budgets(params, batch, traces, cache):
-    found = episodes.from_budgets(
-      traces.thinking_mask, budgets=budgets, start=batch['prompts'].shape[1] - 1
-    )
-    success = prover.exact(
-      model,
-      params,
-      traces.tokens,
-      traces.token_mask,
-      found.ends,
-      batch['answers'],
-      batch['answer_mask'],
-      stop_ids=task.stop_ids,
-      temperature=config.rollout.temperature,
-      top_p=config.rollout.top_p,
-      top_k=config.rollout.top_k,
-      cache=cache,
-    )
-    return success, found
-
-  return {
-    'generate': CountedJit(generate),
-    'prove': CountedJit(prove),
-    'prove_budgets': CountedJit(prove_budgets),
-  }
-
-
-def measure(
-  calls,
-  params,
-  batches: Sequence[dict],
-  key,
-  *,
-  at_budgets: bool = False,
-  base_params=None,
-) -> dict[str, np.ndarray]:
-  """Returns what was measured on every trace, numpy, N rows (host).
-
-  Row i draws from fold_in(key, i): two policies evaluated with one key share
-  their random numbers, and the paired differences are the narrower for it.
-
-  Args:
-    calls: of `make_calls`.
-    params: the policy, its own prover.
-    batches: of `problem_batches`.
-    key: PRNG key.
-    at_budgets: also J at fixed token budgets.
-    base_params: of a second, frozen prover that answers from the same traces.
-
-  Returns:
-    tokens i32[N,T], mask, thinking_mask bool[N,T], rewards f32[N], success
-    f32[N,K+1], ends i32[N,K+1], count i32[N], forced, truncated bool[N],
-    problem i32[N]; with at_budgets also budget_success and budget_ends, with
-    base_params base_success f32[N,K+1].
-  """
-  parts = []
-  for index, batch in enumerate(batches):
-    offset = index * len(batch['problem'])
-    arrays = {k: v for k, v in batch.items() if k not in ('problem', 'counts')}
-    traces, cache = calls['generate'](params, arrays, key, offset)
-    found = calls['prove'](params, arrays, traces, cache, key)
-    part = {
-      'tokens': traces.tokens,
-      'token_mask': traces.token_mask,
-      'mask': traces.mask,
-      'thinking_mask': traces.thinking_mask,
-      'forced': traces.forced,
-      'truncated': traces.truncated,
-      'rewards': found.rewards,
-      'success': found.success,
-      'ends': found.episodes.ends,
-      'count': found.episodes.count,
-      'stop_index': found.stop_index,
-    }
-    if at_budgets:
-      success, cut = calls['prove_budgets'](params, arrays, traces, cache)
-      part |= {'budget_success': success, 'budget_ends': cut.ends}
-    if base_params is not None:
-      # The cache holds the policy's own keys and values.
-      frozen = calls['prove'](base_params, arrays, traces, None, key)
-      part['base_success'] = frozen.success
-    part = jax.device_get(part) | {'problem': batch['problem']}
-    parts.append({k: v[batch['counts']] for k, v in part.items()})
-  return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
-
-
-def regrets(measured: dict[str, np.ndarray], horizon: int) -> np.ndarray:
-  """Returns f64[N], each trace's token-weighted regret against 1."""
-  return statistics.regret_at_budgets(
-    measured['success'],
-    measured['ends'],
-    measured['count'],
-    budgets=[horizon],
-    horizon=horizon,
-  )[:, 0]
-
-
-def final_success(measured: dict[str, np.ndarray]) -> np.ndarray:
-  """Returns f32[N], J at each trace's own stop."""
-  rows = np.arange(len(measured['count']))
-  return measured['success'][rows, measured['count']]
-
-
-def summary(measured: dict[str, np.ndarray], horizon: int) -> dict[str, float]:
-  """Returns the scalars that training logs at a held-out evaluation."""
-  return {
-    'eval/accuracy': float(final_success(measured).mean()),
-    'eval/reward_mean': float(measured['rewards'].mean()),
-    'eval/regret_token_weighted': float(regrets(measured, horizon).mean()),
-    'eval/tokens_mean': float(measured['thinking_mask'].sum(1).mean()),
-  }
-
-
-def describe_traces(traces, measured, *, limit: int) -> list[dict]:
-  """Returns sampled traces of a training step as rows of text (host)."""
-  arrays = jax.device_get(
-    {
-      'tokens': traces.tokens[:limit],
-      'token_mask': traces.token_mask[:limit],
-      'forced': traces.forced[:limit],
-      'rewards': measured.rewards[:limit],
-      'success': measured.success[:limit],
-      'ends': measured.episodes.ends[:limit],
-      'count': measured.episodes.count[:limit],
-      'stop_index': measured.stop_index[:limit],
-    }
-  )
-  return [describe(arrays, i) for i in range(len(arrays['rewards']))]
-
-
-def describe(arrays: dict[str, np.ndarray], i: int) -> dict:
-  """Returns trace i as text with J before and after each of its episodes."""
-  tokens, real = arrays['tokens'][i], arrays['token_mask'][i]
-  ends, success = arrays['ends'][i].tolist(), arrays['success'][i].tolist()
-
-  def text(start, stop):
-    part = slice(max(start, 0), max(stop, 0))
-    return tokenizer.decode(tokens[part][real[part]].tolist())
-
-  found = [
-    {
-      'text': text(ends[j] + 1, ends[j + 1] + 1),
-      'success': success[j + 1],
-      'progress': success[j + 1] - success[j],
-      'tokens': ends[j + 1] - ends[j],
-    }
-    for j in range(int(arrays['count'][i]))
-  ]
-  return {
-    'prompt': text(0, ends[0] + 1),
-    'success_start': success[0],
-    'episodes': found,
-    'answer': text(int(arrays['stop_index'][i]) + 1, len(tokens)),
-    'reward': float(arrays['rewards'][i]),
-    'stopped': 'budget' if arrays['forced'][i] else 'policy',
-  }
 
 
 def several_samples(
-  calls, params, source, key, *, num_problems, samples, batch_size
+  calls, params, source, key, *, kit, num_problems, samples, batch_size
 ) -> dict[str, dict[str, float]]:
   """Returns pass@k and maj@k over `samples` traces of each problem.
 
-  All right answers of a problem vote as one; a wrong one votes for its own
-  tokens, and a trace without an answer for none.
+  A trace votes for what the kit's `vote` takes its answer to be; right answers
+  are one and the same, and an answer that is none votes for none.
   """
-  batches = problem_batches(
-    source, num_problems=num_problems, batch_size=batch_size, repeats=samples
+  batches = held_out.problem_batches(
+    source,
+    record_arrays=kit.record_arrays,
+    num_problems=num_problems,
+    batch_size=batch_size,
+    repeats=samples,
   )
-  found = measure(calls, params, batches, key)
+  found = held_out.measure(calls, params, batches, key)
   right = found['rewards'].reshape(num_problems, samples) >= 1
   votes = []
   for i, reward in enumerate(found['rewards']):
-    answer = describe(found, i)['answer']
-    votes.append('right' if reward >= 1 else answer or None)
+    columns = slice(int(found['stop_index'][i]) + 1, None)
+    answer = found['tokens'][i][columns][found['token_mask'][i][columns]]
+    votes.append('right' if reward >= 1 else kit.vote(answer.tolist()))
   votes = np.asarray(votes, object).reshape(num_problems, samples)
   sizes = [2**i for i in range(int(math.log2(samples)) + 1)]
   mean = lambda values: float(np.mean(list(values)))
@@ -309,12 +81,6 @@ def several_samples(
       str(k): mean(maj_at_k(list(v), k, 'right') for v in votes) for k in sizes
     },
   }
-
-
-def interval(values, clusters) -> dict[str, float]:
-  """Returns mean, low and high of a bootstrap over problems, as a dict."""
-  found = statistics.bootstrap_mean(values, clusters=clusters)
-  return {'mean': found.mean, 'low': found.low, 'high': found.high}
 
 
 def evaluate(
@@ -361,19 +127,23 @@ def evaluate(
     base_params: of the policy that training started from.
   """
   check_factors(extrapolate)
+  kit = setup_run.task_kit(config)
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
-  calls = make_calls(config, model, task)
+  calls = held_out.make_calls(config, model, task)
   source = setup_run.load_problems(config, 'test')
   key = jax.random.key(seed)
   horizon = config.rollout.thinking_budget
-  batches = problem_batches(
-    source, num_problems=num_problems, batch_size=batch_size
+  batches = held_out.problem_batches(
+    source,
+    record_arrays=kit.record_arrays,
+    num_problems=num_problems,
+    batch_size=batch_size,
   )
-  found = measure(
+  found = held_out.measure(
     calls, params, batches, key, at_budgets=True, base_params=base_params
   )
-  clusters = cluster_ids(source, num_problems)
+  clusters = cluster_ids(source, num_problems, kit.cluster_key)
   grid = list(range(horizon + 1))  # J is a step function: every token
   curve_args = found['success'], found['ends'], found['count']
   curves = statistics.success_at_budgets(*curve_args, budgets=grid)
@@ -388,8 +158,12 @@ def evaluate(
   if extrapolate:
     more['extrapolation'] = extrapolated(
       config,
+      model,
+      task,
       params,
+      source,
       key,
+      kit=kit,
       factors=extrapolate,
       num_problems=min(extrapolate_problems, num_problems),
       batch_size=batch_size,
@@ -407,10 +181,12 @@ def evaluate(
     'name': name,
     'algorithm': algorithm,
     'num_problems': num_problems,
+    'num_clusters': len(np.unique(clusters)),
     'horizon': horizon,
     'machine': env.machine_description(),
     'budgets': grid,
     'accuracy_at_budget': mean.tolist(),
+    'tokens_at_budget': np.minimum(tokens[:, None], grid).mean(0).tolist(),
     'accuracy_low': low.tolist(),
     'accuracy_high': high.tolist(),
     'regret_at_budget': regret_curve.mean(0).tolist(),
@@ -419,10 +195,12 @@ def evaluate(
       'accuracy': found['budget_success'].mean(0).tolist(),
     },
     'scalars': {
-      'accuracy': interval(final_success(found), clusters),
-      'reward': interval(found['rewards'], clusters),
-      'regret_token_weighted': interval(total, clusters),
-      'regret_normalized': eval_figures.normalized(mean, grid, horizon),
+      'accuracy': eval_figures.interval(
+        held_out.final_success(found), clusters
+      ),
+      'reward': eval_figures.interval(found['rewards'], clusters),
+      'regret_token_weighted': eval_figures.interval(total, clusters),
+      'regret_normalized': eval_figures.normalized(curves, clusters),
       'tokens_to_accuracy': eval_figures.tokens_to_levels(grid, mean),
       'tokens_mean': float(tokens.mean()),
       'forced_rate': float(found['forced'].mean()),
@@ -431,6 +209,7 @@ def evaluate(
         params,
         source,
         jax.random.fold_in(key, 1),
+        kit=kit,
         num_problems=min(sample_problems, num_problems),
         samples=samples,
         batch_size=batch_size,
@@ -438,7 +217,7 @@ def evaluate(
     },
     'per_problem': {
       'regret_token_weighted': total.tolist(),
-      'accuracy': final_success(found).tolist(),
+      'accuracy': held_out.final_success(found).tolist(),
       'reward': found['rewards'].tolist(),
       'tokens': tokens.tolist(),
       'cluster': clusters.tolist(),
@@ -447,7 +226,10 @@ def evaluate(
       found['success'], found['count'], found['forced']
     ),
     **more,
-    'traces': [describe(found, i) for i in range(min(12, num_problems))],
+    'traces': [
+      held_out.describe(found, i, kit.decode)
+      for i in range(min(12, num_problems))
+    ],
   }
 
 
@@ -461,39 +243,47 @@ def check_factors(factors: Sequence[int]):
 
 
 def extrapolated(
-  config, params, key, *, factors, num_problems, batch_size
+  config,
+  model,
+  task,
+  params,
+  source,
+  key,
+  *,
+  kit,
+  factors,
+  num_problems,
+  batch_size,
 ) -> dict:
   """Returns `eval_figures.extrapolation` of freshly sampled, kept traces."""
-  task = setup_run.make_task(config)
-  calls = make_calls(
-    config, setup_run.make_model(config, task), task, factor=max(factors)
-  )
-  source = setup_run.load_problems(config, 'test')
-  batches = problem_batches(
+  calls = held_out.make_calls(config, model, task, factor=max(factors))
+  batches = held_out.problem_batches(
     source,
+    record_arrays=kit.record_arrays,
     num_problems=num_problems,
     batch_size=min(batch_size, num_problems),
   )
   return eval_figures.extrapolation(
-    measure(calls, params, batches, key),
+    held_out.measure(calls, params, batches, key),
     horizon=config.rollout.thinking_budget,
     factors=factors,
-    clusters=cluster_ids(source, num_problems),
+    clusters=cluster_ids(source, num_problems, kit.cluster_key),
   )
 
 
-def cluster_ids(source, num_problems: int) -> np.ndarray:
-  """Returns i[N], one id for all prompts of the same numbers and target.
+def cluster_ids(source, num_problems: int, cluster_key: Callable) -> np.ndarray:
+  """Returns i[N], one id for all prompts of one and the same problem.
 
-  The id is a hash of these, so that equal ids in two evaluations mean equal
-  problems: the report pairs evaluations by them.
+  The id is a hash of `cluster_key`, so that equal ids in two evaluations mean
+  equal problems: the report pairs evaluations by them.
+
+  Args:
+    source: records of `TaskKit.load_source`.
+    num_problems: N, of the first.
+    cluster_key: of the task's `TaskKit`.
   """
-
-  def cluster(record):
-    numbers = sorted(np.asarray(record['numbers']).tolist())
-    return zlib.crc32(f'{numbers} = {int(record["target"])}'.encode())
-
-  return np.asarray([cluster(source[i]) for i in range(num_problems)])
+  keys = (cluster_key(source[i]) for i in range(num_problems))
+  return np.asarray([zlib.crc32(key.encode()) for key in keys])
 
 
 def training_tokens(folder: str) -> float:
@@ -541,14 +331,14 @@ def policy(folder: str, config, *, base: bool, which: str):
       f'{folder} holds no config.json: name a run folder of meta_rl.train, or '
       'give --config and --base.'
     )
-  config = config_dict.ConfigDict(recorded)
+  config = command_line.recorded_config(folder, recorded)
   like = setup_run.abstract_params(config)
   return config, weights.init_from(f'{folder}@{which}', like)
 
 
 def main(argv):
   """Runs the command."""
-  del argv
+  command_line.refuse_arguments(argv)
   logging.set_verbosity(logging.WARNING)
   env.enable_compile_cache()
   try:
@@ -595,4 +385,4 @@ def main(argv):
 if __name__ == '__main__':
   env.check_versions()
   define_flags()
-  app.run(main, flags_parser=setup_run.parse_flags)
+  app.run(main, flags_parser=command_line.parse_flags)

@@ -10,16 +10,30 @@ import json
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_dict
 
-from meta_rl import checkpoint, env, metrics, setup_run, signals, weights
+from meta_rl import (
+  checkpoint,
+  command_line,
+  env,
+  metrics,
+  setup_run,
+  signals,
+  value,
+  weights,
+)
 from meta_rl import workdir as workdirs
 
 FLAGS = flags.FLAGS
 
 
 def export(
-  folder: str, out: str, *, which: str, dtype: str | None, command: str = ''
+  folder: str,
+  out: str,
+  *,
+  which: str,
+  dtype: str | None,
+  command: str = '',
+  value_head: bool = False,
 ) -> dict:
   """Writes the parameters of a run folder to `out`.
 
@@ -29,20 +43,34 @@ def export(
     which: 'last' or 'best' checkpoint.
     dtype: None for the run's own, 'float16' or 'bfloat16'.
     command: that trained the run, for the record.
+    value_head: write a critic's value head too; without it the file is of any
+      algorithm's policy.
 
   Returns:
     The metadata written, name -> text.
 
   Raises:
-    ValueError: no run in the folder, or no checkpoint in the run.
+    ValueError: no run in the folder, no checkpoint in the run, or a value head
+      asked for of a run without one.
   """
   recorded = workdirs.read_config(folder)
   if recorded is None:
     raise ValueError(
       f'{folder} holds no config.json: name a run folder of meta_rl.train.'
     )
-  like = setup_run.abstract_params(config_dict.ConfigDict(recorded))
-  found = checkpoint.restore_params(folder, like, which=which)
+  config = command_line.recorded_config(folder, recorded)
+  like = setup_run.abstract_params(config)
+  if value_head:
+    if recorded['algorithm']['name'] != 'ppo':
+      raise ValueError(
+        f'{folder} is a run of algorithm.name='
+        f'{recorded["algorithm"]["name"]!r}, which has no value head: leave '
+        '--value_head out.'
+      )
+    like = value.with_head(like, value.init_head(config.model.width))
+  found = checkpoint.restore_params(
+    folder, like, which=which, optional=() if value_head else (value.NAME,)
+  )
   if found is None:
     raise ValueError(
       f'{folder} holds no checkpoint yet: let it save one first.'
@@ -76,12 +104,13 @@ def define_flags():
     'dtype', None, ['float16', 'bfloat16'], 'Storage type; default the own.'
   )
   flags.DEFINE_string('command', '', 'What trained the run, for the record.')
+  flags.DEFINE_boolean('value_head', False, "Write the critic's head as well.")
   flags.mark_flags_as_required(['workdir', 'out'])
 
 
 def main(argv):
   """Runs the command."""
-  del argv
+  command_line.refuse_arguments(argv)
   logging.set_verbosity(logging.WARNING)
   try:
     metadata = export(
@@ -90,6 +119,7 @@ def main(argv):
       which=FLAGS.which,
       dtype=FLAGS.dtype,
       command=FLAGS.command,
+      value_head=FLAGS.value_head,
     )
   except (ValueError, OSError, checkpoint.CheckpointError) as error:
     print(f'error: {error}', file=sys.stderr)
@@ -100,4 +130,4 @@ def main(argv):
 if __name__ == '__main__':
   env.check_versions()
   define_flags()
-  app.run(main, flags_parser=workdirs.parse_flags)
+  app.run(main, flags_parser=command_line.parse_flags)

@@ -14,6 +14,10 @@ import numpy as np
 from meta_rl import statistics
 
 NONE = '–'
+# The accuracy at which budgets are compared: J without thinking plus this share
+# of what the base gains. The base's last value itself would not do: its curve
+# is flat there, and chance decides when it is reached.
+LEVEL = 0.95
 UNKNOWN = statistics.Interval(math.nan, math.nan, math.nan)
 
 
@@ -27,8 +31,10 @@ class Headline:
     regret: token-weighted, with its interval.
     change: of the regret, relative to the base, paired; nan for the base.
     tokens: mean thinking tokens at the policy's own stop.
-    tokens_to_base: tokens at which it reaches the base's final accuracy.
-    efficiency: the base's tokens to get there over its own.
+    tokens_to_base: token budget at which it has reached `LEVEL` of what the
+      base gains by thinking.
+    efficiency: the base's budget to get there over its own.
+    spent: mean tokens thought at that budget, own stops counted.
     pass_at: (k, pass@k) for the largest k that all runs have.
     maj_at: (k, maj@k) for the largest k that all runs have.
   """
@@ -40,6 +46,7 @@ class Headline:
   tokens: float
   tokens_to_base: float
   efficiency: float
+  spent: float
   pass_at: tuple[int, float]
   maj_at: tuple[int, float]
 
@@ -51,7 +58,7 @@ def headlines(evals: Sequence[Mapping[str, Any]]) -> list[Headline]:
   reference = evals[reference_index(evals)]
   pass_k, maj_k = (_shared_k(evals, name) for name in ('pass@k', 'maj@k'))
   base_budgets, base_curve = curve(reference, 'accuracy_at_budget')
-  level = base_curve[-1] if len(base_curve) else math.nan
+  level = level_of(base_curve)
   base_tokens = math.nan
   if len(base_curve):
     base_tokens = statistics.tokens_to_accuracy(base_budgets, base_curve, level)
@@ -74,11 +81,19 @@ def headlines(evals: Sequence[Mapping[str, Any]]) -> list[Headline]:
         tokens=scalar(evaluation, 'tokens_mean').mean,
         tokens_to_base=tokens,
         efficiency=base_tokens / tokens if tokens > 0 else math.nan,
+        spent=_spent(evaluation, tokens),
         pass_at=(pass_k, _at_k(evaluation, 'pass@k', pass_k)),
         maj_at=(maj_k, _at_k(evaluation, 'maj@k', maj_k)),
       )
     )
   return rows
+
+
+def level_of(values: np.ndarray) -> float:
+  """Returns the accuracy at which budgets are compared, of the base's curve."""
+  if not len(values):
+    return math.nan
+  return float(values[0] + LEVEL * (values[-1] - values[0]))
 
 
 def cells(row: Headline) -> list[tuple[str, str, str]]:
@@ -99,7 +114,8 @@ def cells(row: Headline) -> list[tuple[str, str, str]]:
     ('regret', *_with_interval(row.regret, 3)),
     ('change of regret', *_with_interval(row.change, 1, share=True)),
     ('tokens at own stop', fixed(row.tokens, 1), ''),
-    ("tokens to the base's accuracy", reached, efficiency),
+    ("budget to 95% of the base's gain", reached, efficiency),
+    ('tokens spent there', fixed(row.spent, 1), ''),
   ]
   for name, (k, value) in (('pass', row.pass_at), ('maj', row.maj_at)):
     if k:
@@ -269,6 +285,13 @@ def _with_interval(interval, digits, *, share=False):
   shown = percent if share else fixed
   text = interval_text(interval, digits, share=share)
   return shown(interval.mean, digits), f'[{text}]' if text else ''
+
+
+def _spent(evaluation, budget):
+  budgets, spent = curve(evaluation, 'tokens_at_budget')
+  if not len(spent) or not math.isfinite(budget):
+    return math.nan
+  return float(np.interp(budget, budgets, spent))
 
 
 def _accuracy(evaluation, values):

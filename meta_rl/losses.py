@@ -202,6 +202,73 @@ def kl_penalty(
   return penalty, {f'ref_kl_{k}': _metric(v, mask) for k, v in values.items()}
 
 
+def value_loss(
+  values: Array,
+  targets: Array,
+  mask: Array,
+  *,
+  old_values: Array | None = None,
+  clip: float | None = None,
+  weights: Array | None = None,
+  aggregate: str = 'sequence_mean',
+  constant: int | float | Array | None = None,
+) -> tuple[WeightedSum, Metrics]:
+  """Returns half the squared error of a value, the loss of a critic.
+
+    ½·w·(V - R)²,   or with a clip c
+
+    ½·w·max((V - R)², (V_old + clip(V - V_old, -c, c) - R)²)
+
+  Clipped, a value that has moved by more than c towards its target has no
+  gradient any more; one that has moved away from it keeps its own.
+
+  Args:
+    values: f32[B,T], V, being trained.
+    targets: f32[B,T], R, a constant: no gradient flows into it.
+    mask: bool[B,T], the tokens that the loss is a mean over.
+    old_values: f32[B,T], V before the update, a constant; for `clip` only.
+    clip: c > 0, in units of the value; None: no clip.
+    weights: f32[B,T], w; 0 leaves an error out, but not its token from what the
+      sum is divided by: terms of one mask may be added. None: 1.
+    aggregate: as in `aggregate_tokens`.
+    constant: as in `aggregate_tokens`.
+
+  Returns:
+    The loss, and over the tokens of the mask: `error` (mean w·(V - R)²) and,
+    with a clip, `clip_fraction` (tokens whose gradient was cut).
+
+  Raises:
+    ValueError: wrong shape or dtype, unknown option, constant missing, clip <=
+      0, or a clip without old_values.
+
+  Source: PPO (arXiv 1707.06347), section 5; the clip is that of its published
+  code.
+  """
+  dims = {}
+  mask = masked.as_array('mask', mask, 'bool[B,T]', dims)
+  values = _tokens('values', values, mask, dims)
+  targets = jax.lax.stop_gradient(_tokens('targets', targets, mask, dims))
+  square = (values - targets) ** 2
+  error, metrics = square, {}
+  if clip is not None:
+    masked.check_range('clip', clip, above=0)
+    if old_values is None:
+      raise ValueError('clip needs old_values, the values before the update')
+    old = jax.lax.stop_gradient(_tokens('old_values', old_values, mask, dims))
+    limited = old + jnp.clip(values - old, -clip, clip)
+    error = jnp.maximum(square, (limited - targets) ** 2)
+    # Cut: the limit decides, and there the value itself has no say.
+    cut = (error > square) & (jnp.abs(values - old) > clip)
+    metrics['clip_fraction'] = _metric(cut.astype(values.dtype), mask)
+  if weights is not None:
+    weights = jax.lax.stop_gradient(_tokens('weights', weights, mask, dims))
+    error, square = weights * error, weights * square
+  loss = aggregate_tokens(
+    error / 2, mask, aggregate=aggregate, constant=constant
+  )
+  return loss, {'error': _metric(square, mask)} | metrics
+
+
 def entropy_bonus(
   entropy: Array,
   mask: Array,

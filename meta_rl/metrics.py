@@ -219,6 +219,32 @@ class MetricsWriter:
     self.close()
 
 
+def check_gap(step: int, row: dict[str, float], limit: float):
+  """Stops a run whose sampler and trainer disagree on log-probs.
+
+  The gap is that of the first mini-batch, which is trained on the very
+  parameters that sampled it: beyond rounding it means a wrong mask, position,
+  temperature or dtype, and the policy gradient is then biased.
+  """
+  gap = row['policy/log_prob_gap']
+  if gap > limit:
+    raise ValueError(
+      f'step {step}: the sampler and the trainer differ by {gap:.3g} nats a '
+      f'token (max_log_prob_gap={limit:g}): the update would be off-policy. '
+      'Use one dtype for both, or raise the limit.'
+    )
+
+
+def phase_speeds(seconds: dict[str, float], row: dict[str, float]) -> dict:
+  """Returns each phase's seconds, and response tokens a second."""
+  speeds = {
+    f'{name.removesuffix("_s")}_tokens_per_s': row['rollout/tokens_sum'] / spent
+    for name, spent in seconds.items()
+    if spent and name != 'time/data_s'
+  }
+  return seconds | speeds
+
+
 class Timer:
   """Seconds of each phase of a step, summed.
 
@@ -353,8 +379,9 @@ _SYMPTOMS = (
   (
     'rollout/zero_variance_share',
     lambda v: v >= 1.0,
-    'every group had constant rewards: the advantages are all 0; change the '
-    'difficulty of the problems, or raise group_size or the temperature',
+    'every group had constant rewards: an outcome says nothing about its '
+    'traces; change the difficulty of the problems, or raise group_size or the '
+    'temperature',
   ),
   (
     'optimizer/grad_norm',

@@ -17,7 +17,7 @@ slots.
 import jax
 import jax.numpy as jnp
 
-from meta_rl.scoring import positions_of
+from meta_rl.scoring import log_softmax_at, positions_of
 from meta_rl.types import Array, TraceCache
 
 
@@ -79,7 +79,7 @@ def decode_branches(
   eos_id,
   truncate,
 ):
-  """Returns answers i32[R,N,A] and mask of N branches that share R traces.
+  """Returns answers i32[R,N,A], mask and log-probs of N branches of R traces.
 
   The m stop tokens of branch n take the slots used + n * m ..., and its answer
   token t the slot used + N * m + t * N + n.
@@ -102,7 +102,7 @@ def decode_branches(
     logits = truncate(unembed(model, params, features))
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))
     tokens = jax.vmap(jax.vmap(jax.random.categorical))(fold(keys, t), logits)
-    return tokens.astype(jnp.int32)
+    return tokens.astype(jnp.int32), log_softmax_at(logits, tokens)[0]
 
   slot = jnp.arange(slots) - used
   behind = slot - branches * len(stop)
@@ -112,7 +112,7 @@ def decode_branches(
   seen = (jnp.arange(slots) <= end[..., None]) | is_stop
 
   def step(t, carry):
-    cache, token, done, answers, mask = carry
+    cache, token, done, answers, mask, log_probs = carry
     features, cache = features_of(
       model,
       params,
@@ -121,18 +121,24 @@ def decode_branches(
       cache,
       seen | (is_answer & (behind // branches < t)),
     )
-    token = draw(t, features)
-    answers = answers.at[:, :, t].set(jnp.where(done, 0, token))
-    mask = mask.at[:, :, t].set(~done)
-    return cache, token, done | (token == eos_id), answers, mask
+    token, log_prob = draw(t, features)
+    out = write(t, ~done, token, log_prob, answers, mask, log_probs)
+    return cache, token, done | (token == eos_id), *out
 
-  token = draw(0, features)
-  answers = jnp.zeros((rows, branches, max_answer_len), jnp.int32)
-  answers = answers.at[:, :, 0].set(jnp.where(real, token, 0))
-  mask = jnp.zeros(answers.shape, bool).at[:, :, 0].set(real)
-  carry = cache, token, ~real | (token == eos_id), answers, mask
+  def write(t, alive, token, log_prob, answers, mask, log_probs):
+    return (
+      answers.at[:, :, t].set(jnp.where(alive, token, 0)),
+      mask.at[:, :, t].set(alive),
+      log_probs.at[:, :, t].set(jnp.where(alive, log_prob, 0.0)),
+    )
+
+  shape = (rows, branches, max_answer_len)
+  empty = (jnp.zeros(shape, t) for t in (jnp.int32, bool, jnp.float32))
+  token, log_prob = draw(0, features)
+  out = write(0, real, token, log_prob, *empty)
+  carry = cache, token, ~real | (token == eos_id), *out
   carry = jax.lax.fori_loop(1, max_answer_len, step, carry)
-  return carry[-2:]
+  return carry[-3:]
 
 
 def repeat_past_count(success: Array, ends: Array) -> Array:

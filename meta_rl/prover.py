@@ -1,14 +1,16 @@
 """The meta-prover: the chance J_j of answering right if thinking stopped now.
 
 At boundary j of a trace the prover stops thinking (the stop tokens are forced)
-and answers from the prefix c_j. Its success probability J_j is found in two
-ways, both from the trace's own KV cache, so that no prefix is computed again:
+and answers from the prefix c_j. Its success probability J_j is found in three
+ways, all from the trace's own KV cache, so that no prefix is computed again:
 
   exact    J_j = sum_s mu(a_s | c_j): every accepted answer a_s is scored by
            teacher forcing. No sampling noise; a lower bound where answers
            beyond the listed ones would be accepted too.
   sampled  J_j = mean over M branches of verify(answer): unbiased, variance
            J (1 - J) / M.
+  control  the listed answers exactly, all others by sampling: unbiased, with
+  variate  the variance of what is not listed alone.
 
 (MRT: Qu et al. 2025, arXiv 2503.07572, section 6; the exact form is ours.)
 
@@ -218,6 +220,101 @@ def sampled(
   return (success, mask) if return_mask else success
 
 
+def control_variate(
+  model: Model,
+  params: Params,
+  tokens: Array,
+  token_mask: Array,
+  ends: Array,
+  answers: Array,
+  answer_mask: Array,
+  verify_fn: Callable[[Array, Array], Array],
+  key: Array,
+  *,
+  num_enumerated: int | None = None,
+  num_branches: int,
+  max_answer_len: int,
+  stop_ids: Sequence[int],
+  eos_id: int,
+  temperature: float = 1.0,
+  top_p: float | None = None,
+  top_k: int | None = None,
+  cache: TraceCache | None = None,
+  row_offset: int | Array = 0,
+  block_rows: int = 16,
+) -> Array:
+  """Returns J f32[B,K+1]: listed answers exactly, the others by sampling.
+
+  J_j = sum_{s<n} mu(a_s | c_j)
+        + (1/M) sum_m verify(a_m) 1[a_m is none of a_0 ... a_{n-1}]
+
+  Unbiased whatever is listed, with variance q (1 - q) / M, q the chance of a
+  right answer that is not. All listed: `exact`. None: `sampled`. A value may
+  exceed 1, which clipping would turn into a bias.
+
+  Args:
+    answers, answer_mask: as in `exact`; `verify_fn` gives each of them 1.
+    verify_fn, key, num_branches: as in `sampled`.
+    num_enumerated: n, how many of the S answers count as listed, the first
+      ones; None for all.
+    max_answer_len: at least A, so that whatever is listed can be sampled.
+    Others: as in `exact` and `sample_answers`.
+
+  Raises:
+    ValueError: shapes, n outside 0..S, or max_answer_len below A.
+  """
+  answers, answer_mask = jnp.asarray(answers), jnp.asarray(answer_mask)
+  probes.check_answers(jnp.asarray(tokens), answers, answer_mask)
+  number, length = answers.shape[1:]
+  listed = number if num_enumerated is None else num_enumerated
+  if not 0 <= listed <= number:
+    raise ValueError(
+      f'prover: num_enumerated={listed} of {number} answers: give 0..{number}, '
+      'or None for all.'
+    )
+  if max_answer_len < length:
+    raise ValueError(
+      f'prover: max_answer_len={max_answer_len} cuts the accepted answers of '
+      f'{length} tokens: give at least {length}.'
+    )
+  answers, answer_mask = answers[:, :listed], answer_mask[:, :listed]
+  if cache is None:
+    cache = probes.prefill(
+      model, params, jnp.asarray(tokens), jnp.asarray(token_mask)
+    )
+  given = model, params, tokens, token_mask, ends
+  shared = {
+    'stop_ids': stop_ids,
+    'temperature': temperature,
+    'top_p': top_p,
+    'top_k': top_k,
+    'cache': cache,
+    'block_rows': block_rows,
+  }
+
+  def verify_others(found, mask):
+    wide = ((0, 0), (0, 0), (0, max_answer_len - length))
+    known = jnp.pad(answers, wide)[:, None, None]
+    inside = jnp.pad(answer_mask, wide)[:, None, None]
+    same = (found[..., None, :] == known) | ~inside  # [B,K+1,M,n,A]
+    same &= mask[..., None, :] == inside
+    return jnp.where(same.all(-1).any(-1), 0.0, verify_fn(found, mask))
+
+  others = sampled(
+    *given,
+    verify_others,
+    key,
+    num_branches=num_branches,
+    max_answer_len=max_answer_len,
+    eos_id=eos_id,
+    row_offset=row_offset,
+    **shared,
+  )
+  if not listed:
+    return others
+  return exact(*given, answers, answer_mask, **shared) + others
+
+
 def sample_answers(
   model: Model,
   params: Params,
@@ -236,7 +333,8 @@ def sample_answers(
   cache: TraceCache | None = None,
   row_offset: int | Array = 0,
   block_rows: int = 16,
-) -> tuple[Array, Array]:
+  return_log_probs: bool = False,
+) -> tuple[Array, ...]:
   """Returns forced answers i32[B,K+1,M,A] and their mask bool[B,K+1,M,A].
 
   All branches of a trace decode side by side in the query axis and read the
@@ -260,6 +358,8 @@ def sample_answers(
     cache: KV cache that holds the traces; None: prefilled once here.
     row_offset: global index of the first trace.
     block_rows: traces at a time; bounds memory, changes no number.
+    return_log_probs: also return f32[B,K+1,M,A], nats, of each token under the
+      distribution that it was drawn from; 0 where the mask is False.
   """
   tokens, token_mask, ends = map(jnp.asarray, (tokens, token_mask, ends))
   probes.check_traces(tokens, token_mask, ends, stop_ids)
@@ -310,7 +410,8 @@ def sample_answers(
     return jax.tree.map(write, found, new)
 
   shape = (rows, branches, max_answer_len)
-  found = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)
+  found = tuple(jnp.zeros(shape, t) for t in (jnp.int32, bool, jnp.float32))
   found = jax.lax.fori_loop(0, -(-rows // block_rows), run_block, found)
   split = lambda x: x.reshape(rows, width, num_branches, max_answer_len)
-  return jax.tree.map(split, found)
+  found = jax.tree.map(split, found)
+  return found if return_log_probs else found[:2]

@@ -18,6 +18,10 @@ Array = jax.Array
 
 FORMS = ('trapezoid', 'step')
 
+# Equal shares of the horizon after which logs and reports look at the accuracy,
+# for the normalized regret.
+NORMALIZED_POINTS = 16
+
 
 def progress(success: Array, count: Array) -> Array:
   """Returns what each episode added to the chance of success.

@@ -25,6 +25,7 @@ from meta_rl.headline import (
   curve,
   headline_table,
   headlines,
+  level_of,
   reference_index,
 )
 from meta_rl.report_parts import document
@@ -112,9 +113,9 @@ def build_report(
       'Accuracy and regret against tokens',
       'J is the probability that the answer would be right if thinking stopped'
       ' at that token, averaged over held-out problems; bands are 95% bootstrap'
-      ' intervals. A circle marks where a policy reaches the final accuracy of'
-      ' the one that it is compared with. Regret is the area above the J curve'
-      ' so far, as a share of the full budget.',
+      ' intervals. A circle marks where a policy reaches 95% of what the one'
+      ' that it is compared with gains by thinking. Regret is the area above'
+      ' the J curve so far, as a share of the full budget.',
       [('accuracy', accuracy), ('regret', regret)],
       'No run holds accuracy_at_budget: evaluate the runs first.',
     ),
@@ -135,7 +136,7 @@ def accuracy_panel(
   lines = []
   reference = _reference(runs)
   _, base = curve(reference.eval, 'accuracy_at_budget') if runs else ((), ())
-  level = float(base[-1]) if len(base) and len(runs) > 1 else None
+  level = level_of(base) if len(base) and len(runs) > 1 else None
   for run, row in zip(runs, rows):
     x, y = curve(run.eval, 'accuracy_at_budget')
     if not len(x):
@@ -165,7 +166,7 @@ def accuracy_panel(
       'success probability J',
       lines,
       level=level,
-      level_label=f'final accuracy of {reference.name}',
+      level_label=f'95% of the gain of {reference.name}',
     )
   ]
 

@@ -243,7 +243,7 @@ def _tiles(runs, rows):
   if math.isfinite(row.efficiency):
     tiles.append(
       (
-        f'Tokens to the final accuracy of {base.name}',
+        f"Budget to 95% of {base.name}'s gain",
         f'{row.efficiency:.2f}× fewer'
         if row.efficiency >= 1
         else f'{1 / row.efficiency:.2f}× more',
@@ -291,11 +291,14 @@ def _summary(runs, rows):
   number_word = dict(enumerate(_WORDS, 1)).get(len(runs), str(len(runs)))
   verb = 'policy answers' if len(runs) == 1 else 'policies answer'
   said = [f'{number_word} {verb}']
-  said.append(
-    f'{problems:,.0f} held-out problems'
-    if math.isfinite(problems)
-    else 'held-out problems'
-  )
+  distinct = number(runs[0].eval.get('num_clusters'))
+  if not math.isfinite(problems):
+    said.append('held-out problems')
+  elif math.isfinite(distinct) and distinct != problems:
+    # Several prompts may show one problem, its numbers in another order.
+    said.append(f'{problems:,.0f} prompts of {distinct:,.0f} held-out problems')
+  else:
+    said.append(f'{problems:,.0f} held-out problems')
   if math.isfinite(horizon):
     said.append(f'with up to {horizon:,.0f} tokens of thinking')
   text = ' '.join(said) + (
@@ -320,7 +323,7 @@ def _summary(runs, rows):
   text += '.'
   if row.efficiency > 1:
     text += (
-      f' It reaches the final accuracy of {named} after'
+      f' 95% of what {named} gains by thinking takes it a budget of'
       f' {fixed(row.tokens_to_base, 1)} tokens instead of'
       f' {fixed(base.tokens_to_base, 1)}.'
     )

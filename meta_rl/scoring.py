@@ -47,6 +47,7 @@ def score(
   mask: Array | None = None,
   temperature: float = 1.0,
   chunk: int | None = None,
+  features: Array | None = None,
 ) -> tuple[Array, Array]:
   """Returns the log-probability of every token given those before it.
 
@@ -64,6 +65,8 @@ def score(
     mask: bool[B,T,T], attention, where it is not causal (packed rows).
     temperature: > 0, the one that sampling used.
     chunk: positions at a time; None takes all at once.
+    features: f32[B,T,D], what `model.features_fn` gives on these arguments, for
+      a caller that reads them too: the forward pass is then not run again.
 
   Returns:
     log_probs f32[B,T] in nats, 0 at padding and at each row's first token, and
@@ -86,7 +89,8 @@ def score(
     logits, _ = model.apply_fn(params, tokens, positions, None, mask)
     log_probs, entropy = log_softmax_at(logits / temperature, targets)
   else:
-    features, _ = model.features_fn(params, tokens, positions, None, mask)
+    if features is None:
+      features, _ = model.features_fn(params, tokens, positions, None, mask)
 
     def head(args):
       logits = model.unembed_fn(params, args[0])

@@ -4,85 +4,74 @@ The command modules (`train`, `sft`, `evaluate`) share this: nothing else reads
 a ConfigDict.
 """
 
+import inspect
 import os
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
 from meta_rl import (
   algorithms,
-  env,
-  losses,
-  masked,
+  episodes,
   models,
   optimizers,
   steps,
   tasks,
+  value,
   weights,
-  workdir,
 )
-from meta_rl.tasks import builder
-from meta_rl.tasks.base import Task
-from meta_rl.types import Episodes, Model, Params
+from meta_rl.tasks.base import Task, TaskKit
+from meta_rl.types import Model, Params
 
-# Options of `config.task` that are no fields of the dataset.
-_TASK_ONLY = ('name',)
+# The start of a run, in its folder.
+REFERENCE_NAME = 'reference.safetensors'
 
-# Keys whose value must be at least 1 wherever a config has them.
-_COUNTS = (
-  'total_steps',
-  'model.num_layers',
-  'rollout.num_prompts',
-  'rollout.group_size',
-  'prover.max_episodes',
-  'prover.num_branches',
-  'batching.mini_batches',
-  'batching.epochs',
-  'batching.micro_batches',
-  'eval.every',
-  'eval.num_problems',
-  'eval.batch_size',
-  'checkpoint.every',
-  'checkpoint.max_to_keep',
-  'log.samples_every',
-  'log.print_every',
-)
-_CHOICES = {
-  'algorithm.name': (*algorithms.ALGORITHMS, 'sft'),
-  'algorithm.credit': algorithms.CREDITS,
-  'loss.surrogate': losses.SURROGATES,
-  'loss.ratio': losses.RATIOS,
-  'loss.aggregate': losses.AGGREGATES,
-  'loss.kl_estimator': tuple(losses.KL_ESTIMATORS),
+# Keys of `config.algorithm` that say what is sampled or trained on, and not how
+# it is credited: `make_training_calls` and `make_rows` read them.
+_SAMPLING = {
+  'prefix': {'prefix_policy', 'prefix_success'},
+  'brpo': {'summary', 'summaries_per_trace', 'summary_baseline'},
 }
 
 
-def make_task(config: ml_collections.ConfigDict) -> Task:
-  """Returns the task named in `config.task`."""
+def task_kit(config: ml_collections.ConfigDict) -> TaskKit:
+  """Returns the host functions of the task named in `config.task`."""
   if config.task.name not in tasks.TASKS:
     raise ValueError(
       f'task.name={config.task.name!r} is unknown; allowed: '
       f'{sorted(tasks.TASKS)}.'
     )
-  return tasks.TASKS[config.task.name](
-    n=config.task.n, ops=config.task.ops, max_value=config.task.max_value
-  )
+  return tasks.TASKS[config.task.name]
+
+
+def task_options(config: ml_collections.ConfigDict) -> dict:
+  """Returns what `config.task` says beside the name: options of the kit."""
+  return {k: v for k, v in config.task.items() if k != 'name'}
+
+
+def make_task(config: ml_collections.ConfigDict) -> Task:
+  """Returns the task named in `config.task`."""
+  return task_kit(config).make_task(**task_options(config))
 
 
 def data_dir() -> Path:
   """Returns where datasets go: $META_RL_DATA or ~/.cache/meta_rl/data."""
-  default = Path.home() / '.cache' / 'meta_rl' / 'data'
-  return Path(os.environ.get('META_RL_DATA', default))
+  if given := os.environ.get('META_RL_DATA'):
+    return Path(given)
+  try:
+    return Path.home() / '.cache' / 'meta_rl' / 'data'
+  except RuntimeError:  # a user without a home, as in many containers
+    raise ValueError(
+      'there is no home directory for datasets: set META_RL_DATA to a folder.'
+    ) from None
 
 
 def load_problems(config: ml_collections.ConfigDict, split: str):
   """Returns the random-access source of a split of the task's problems."""
-  fields = {k: v for k, v in config.task.items() if k not in _TASK_ONLY}
-  return builder.load_source(data_dir(), split, **fields)
+  options = task_options(config)
+  return task_kit(config).load_source(data_dir(), split, **options)
 
 
 def make_model(config: ml_collections.ConfigDict, task: Task) -> Model:
@@ -97,17 +86,64 @@ def make_model(config: ml_collections.ConfigDict, task: Task) -> Model:
 
 
 def abstract_params(config: ml_collections.ConfigDict) -> Params:
-  """Returns shapes and dtypes of the parameters; nothing is allocated."""
+  """Returns shapes and dtypes of the policy; nothing is allocated."""
   shape = models.config_from_dict(config.model.to_dict())
   return jax.eval_shape(lambda: models.init_params(shape, jax.random.key(0)))
 
 
 def initial_params(config: ml_collections.ConfigDict) -> Params:
-  """Returns the parameters that `config.init_from` says to start from."""
+  """Returns the parameters that `config.init_from` says to start from.
+
+  Those of an algorithm with a critic hold its value head too.
+  """
   if config.init_from:
-    return weights.init_from(config.init_from, abstract_params(config))
+    return weights.init_from(config.init_from, _like(config))
   shape = models.config_from_dict(config.model.to_dict())
-  return models.init_params(shape, jax.random.key(config.seed))
+  return _with_head(
+    config, models.init_params(shape, jax.random.key(config.seed))
+  )
+
+
+def _like(config) -> Params:
+  """Returns shapes and dtypes of all that is trained."""
+  return _with_head(config, abstract_params(config))
+
+
+def _with_head(config, params: Params) -> Params:
+  if config.algorithm.name != 'ppo':
+    return params
+  return value.with_head(params, value.init_head(config.model.width))
+
+
+def blank_params(config: ml_collections.ConfigDict) -> Params:
+  """Returns zeros of the parameters' shapes, for a checkpoint to fill."""
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), _like(config))
+
+
+def has_reference(config: ml_collections.ConfigDict) -> bool:
+  """Returns whether a run needs the policy that it started from all along."""
+  from_it = config.algorithm.get('prefix_policy') == 'reference'
+  return bool(config.loss.get('kl_coef')) or from_it
+
+
+def start_params(config: ml_collections.ConfigDict, folder) -> Params:
+  """Returns what a run that has nothing saved yet starts from.
+
+  Where they are also the reference they are kept in the run folder, so that
+  the run can go on when `init_from` has moved or changed.
+  """
+  params = initial_params(config)
+  if has_reference(config):
+    weights.save_safetensors(Path(folder) / REFERENCE_NAME, params, {})
+  return params
+
+
+def reference_params(config: ml_collections.ConfigDict, folder) -> Params:
+  """Returns what a run started from, as `start_params` kept it."""
+  kept = Path(folder) / REFERENCE_NAME
+  if kept.exists():
+    return weights.init_from(str(kept), _like(config))
+  return initial_params(config)
 
 
 def make_optimizer(config: ml_collections.ConfigDict):
@@ -132,7 +168,7 @@ def make_calls(
     min_thinking: tokens before a trace may end thinking, for budget forcing.
   """
   group_size = group_size or config.rollout.group_size
-  rollout = config.rollout
+  rollout, kind = config.rollout, config.prover.kind
   generate = steps.make_generate(
     model,
     task,
@@ -148,13 +184,97 @@ def make_calls(
     task,
     group_size=group_size,
     max_episodes=config.prover.max_episodes,
-    kind=config.prover.kind,
+    kind=kind,
+    boundaries=config.prover.boundaries,
+    budgets=budgets_of(config),
     num_branches=config.prover.num_branches,
+    summaries_per_trace=summaries_of(config) if kind == 'sampled' else 0,
     temperature=rollout.temperature,
     top_p=rollout.top_p,
     top_k=rollout.top_k,
   )
   return generate, prove
+
+
+def make_training_calls(config, model: Model, task: Task):
+  """Returns the unjitted (generate, prove) that train a config.
+
+  Those of `make_calls`, but for `algorithm.name='prefix'`: its rollouts branch
+  off a prefix, and with `algorithm.prefix_policy='reference'` its generate
+  takes the pair (policy, reference) for params.
+  """
+  generate, prove = make_calls(config, model, task)
+  if config.algorithm.name != 'prefix':
+    return generate, prove
+  rollout = config.rollout
+  shared = {
+    'group_size': rollout.group_size,
+    'temperature': rollout.temperature,
+    'top_p': rollout.top_p,
+    'top_k': rollout.top_k,
+  }
+  generate = steps.make_branches(
+    model,
+    task,
+    thinking_budget=rollout.thinking_budget,
+    max_episodes=config.prover.max_episodes,
+    prefix_policy=config.algorithm.prefix_policy,
+    **shared,
+  )
+  prove = steps.make_branch_prove(
+    prove,
+    model,
+    task,
+    prefix_success=config.algorithm.prefix_success,
+    num_branches=config.prover.num_branches,
+    **shared,
+  )
+  return generate, prove
+
+
+def budgets_of(config: ml_collections.ConfigDict) -> tuple[int, ...] | None:
+  """Returns the token budgets of `config.prover`; None where it has delimiters.
+
+  Raises:
+    ValueError: budgets beside delimiters, or a last one that is not the
+      thinking budget, behind which nothing would be measured.
+  """
+  prover, total = config.prover, config.rollout.thinking_budget
+  budgets = prover.budgets
+  if prover.boundaries != 'budgets':
+    if budgets is not None:
+      raise ValueError(
+        f'prover.budgets={tuple(budgets)} is of prover.boundaries='
+        f"'budgets' alone: set it to None with {prover.boundaries!r}."
+      )
+    return None
+  if budgets is None:
+    return episodes.equal_budgets(total, min(prover.max_episodes, total))
+  if not budgets or budgets[-1] != total:
+    raise ValueError(
+      f'prover.budgets={tuple(budgets)}: the last must be the thinking budget, '
+      f'rollout.thinking_budget={total}.'
+    )
+  return tuple(budgets)
+
+
+def summaries_of(config: ml_collections.ConfigDict) -> int:
+  """Returns how many forced answers of each trace are trained on."""
+  algorithm = config.algorithm
+  if algorithm.name == 'brpo' and algorithm.summary == 'rows':
+    return algorithm.summaries_per_trace
+  return 0
+
+
+def make_rows(config: ml_collections.ConfigDict, task: Task):
+  """Returns `(traces, measured) -> rows` of forced answers, None for none."""
+  if not summaries_of(config):
+    return None
+  return steps.make_rows(
+    task,
+    group_size=config.rollout.group_size,
+    summary_baseline=config.algorithm.summary_baseline,
+  )
 
 
 def make_advantages(config: ml_collections.ConfigDict, *, axis_name=None):
@@ -165,130 +285,24 @@ def make_advantages(config: ml_collections.ConfigDict, *, axis_name=None):
     axis_name: of a mapped data axis.
   """
   options = config.algorithm.to_dict()
-  if options['name'] == 'mrt':
-    options['horizon'] = config.rollout.thinking_budget
-    # Its baseline is fitted over all rows; a group lies on one device.
-    options['axis_name'] = axis_name
-  return steps.make_advantages(**options, group_size=config.rollout.group_size)
+  name = options.pop('name')
+  taken = _parameters(name)
+  for key in _SAMPLING.get(name, set()) - set(taken):
+    options.pop(key)
+  offered = {
+    'group_size': config.rollout.group_size,
+    'horizon': config.rollout.thinking_budget,
+    'budgets': budgets_of(config) or (),
+    'axis_name': axis_name,  # for a baseline over all rows
+  }
+  options |= {key: offered[key] for key in offered if key in taken}
+  return steps.make_advantages(name, **options)
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-  """Returns `argv` without flags; --config also takes a shipped config's name.
-
-  For `app.run(main, flags_parser=...)`. A flag that cannot be used is one line
-  on stderr and exit code 1.
-  """
-  resolved = list(argv)
-  for i, arg in enumerate(argv):
-    flag, equals, name = arg.partition('=')
-    if flag.lstrip('-') != 'config' or not flag.startswith('-'):
-      continue
-    try:
-      if equals:
-        resolved[i] = f'{flag}={env.resolve_config(name)}'
-      elif i + 1 < len(argv):
-        resolved[i + 1] = env.resolve_config(argv[i + 1])
-    except ValueError as error:
-      sys.exit(f'error: {error}')
-  try:
-    return workdir.parse_flags(resolved)
-  except SystemExit as error:
-    # ml_collections wraps what `get_config` raises in a whole traceback.
-    head, _, message = str(error.code).rpartition('ValueError: ')
-    if 'Traceback' in head:
-      sys.exit(f'error: {message}')
-    raise
+def algorithm_keys(name: str) -> set[str]:
+  """Returns the keys that `config.algorithm` may have."""
+  return {'name', *_parameters(name), *_SAMPLING.get(name, ())}
 
 
-def check(config: ml_collections.ConfigDict):
-  """Raises ValueError, in one line, for values that no training can use.
-
-  It is called before anything is written or compiled, so that a config that is
-  refused leaves nothing behind.
-  """
-  if 'task' not in config:
-    raise ValueError(
-      'the config has no task: it is not of a training run (a study runs with '
-      'python -m meta_rl.study).'
-    )
-  values = workdir.flatten(config.to_dict())
-  for name in _COUNTS:
-    if values.get(name, 1) < 1:
-      raise ValueError(f'{name}={values[name]} is given; allowed is >= 1.')
-  for name, allowed in _CHOICES.items():
-    if name in values:
-      masked.check_choice(name, values[name], allowed)
-  if values.get('loss.chunk') is not None and values['loss.chunk'] < 1:
-    raise ValueError(
-      f'loss.chunk={values["loss.chunk"]} is given; allowed is >= 1, or None.'
-    )
-  if not config.rollout.temperature > 0:
-    raise ValueError(
-      f'rollout.temperature={config.rollout.temperature} is given; allowed is '
-      '> 0: the gradient is that of a policy that samples.'
-    )
-  total_cost = values.get('total_cost')
-  if total_cost is not None and not total_cost > 0:
-    raise ValueError(
-      f'total_cost={total_cost} is given; allowed is > 0, or None for no limit.'
-    )
-  if total_cost is not None and config.algorithm.name == 'sft':
-    raise ValueError(
-      f"total_cost={total_cost} is of reinforcement: algorithm.name='sft' ends "
-      'by total_steps; leave it out.'
-    )
-  task = make_task(config)
-  make_calls(config, make_model(config, task), task)
-  if config.algorithm.name != 'sft':
-    check_rl(config)
-
-
-def check_rl(config: ml_collections.ConfigDict):
-  """Raises ValueError, in one line, for sizes that cannot work together."""
-  rollout, batching = config.rollout, config.batching
-  if rollout.top_p is not None or rollout.top_k is not None:
-    raise ValueError(
-      f'rollout.top_p={rollout.top_p} and top_k={rollout.top_k}: training '
-      'scores the full softmax, so the policy that samples must not be '
-      'truncated; set both to None (they are for evaluation).'
-    )
-  needs_group = (
-    config.algorithm.name == 'outcome'
-    or config.algorithm.get('credit') == 'immediate'
-  )
-  if rollout.group_size == 1 and needs_group:
-    raise ValueError(
-      'rollout.group_size=1 leaves a group baseline nothing to compare with: '
-      'give at least 2, or use algorithm.name=mrt with the prover as baseline.'
-    )
-  rows = rollout.num_prompts * rollout.group_size
-  parts = batching.mini_batches * batching.micro_batches
-  if rollout.num_prompts % batching.mini_batches or rows % parts:
-    raise ValueError(
-      f'rollout of {rollout.num_prompts} prompts x {rollout.group_size} cannot '
-      f'be cut into batching.mini_batches={batching.mini_batches} x '
-      f'micro_batches={batching.micro_batches}: num_prompts must be a multiple '
-      'of mini_batches, and all rows of their product.'
-    )
-  if config.algorithm.name == 'mrt' and config.prover.kind == 'none':
-    raise ValueError(
-      "algorithm.name='mrt' needs a prover: set prover.kind to 'exact' or "
-      "'sampled'."
-    )
-  # The algorithm's own checks of its options, on shapes alone.
-  group, boundaries = rollout.group_size, config.prover.max_episodes + 1
-  shape = lambda dtype, *dims: jax.ShapeDtypeStruct((group, *dims), dtype)
-  measured = algorithms.Measured(
-    rewards=shape(jnp.float32),
-    success=shape(jnp.float32, boundaries),
-    episodes=Episodes(shape(jnp.int32, boundaries), shape(jnp.int32)),
-    stop_index=shape(jnp.int32),
-    answered=shape(bool),
-  )
-  advantage_fn = make_advantages(config)
-  jax.eval_shape(lambda m: advantage_fn(m, rollout.thinking_budget), measured)
-
-
-def stack(records: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-  """Returns one batch out of equal-shaped records."""
-  return {k: np.stack([r[k] for r in records]) for k in records[0]}
+def _parameters(name):
+  return inspect.signature(algorithms.ALGORITHMS[name]).parameters

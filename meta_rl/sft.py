@@ -13,12 +13,11 @@ import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from meta_rl import (
   checkpoint,
   data,
-  evaluate,
+  held_out,
   metrics,
   scoring,
   setup_run,
@@ -27,7 +26,6 @@ from meta_rl import (
   update,
 )
 from meta_rl.compiled import CountedJit
-from meta_rl.tasks import countdown
 from meta_rl.types import Model, WeightedSum
 
 
@@ -79,26 +77,35 @@ def make_batches(config) -> Buckets:
         f'micro_batches={config.batching.micro_batches} equal parts.'
       )
   if source == 'traces':
-    options = config.data.traces.to_dict()
-    task = config.task
-    # The dataset holds every order of a problem's numbers as a prompt.
-    records = setup_run.load_problems(config, 'train')
-    problems = [problem_of(record, task) for record in records]
-    if config.data.orders is not None:
-      problems = countdown.prompt_orders(problems, orders=config.data.orders)
+    kit, options = setup_run.task_kit(config), config.data.traces.to_dict()
+    problems = kit.trace_problems(
+      setup_run.load_problems(config, 'train'),
+      shown=config.data.orders,
+      **setup_run.task_options(config),
+    )
     iterators = [
       data.sft_batches(
-        problems, seed=config.seed + i, **{**options, **buckets[name]}
+        problems,
+        sample_traces=kit.sample_traces,
+        max_trace_length=kit.max_trace_length,
+        seed=config.seed + i,
+        **{**options, **buckets[name]},
       )
       for i, name in enumerate(names)
     ]
   elif source == 'jsonl':
     if not config.data.path:
       raise ValueError("data.source='jsonl' needs data.path, a JSONL file.")
-    examples = data.chat_jsonl(config.data.path, tokenizer.make_tokenizer())
+    lengths = {name: buckets[name]['length'] for name in names}
+    examples = data.chat_jsonl(
+      config.data.path,
+      tokenizer.make_tokenizer(),
+      max_length=max(lengths.values()),
+    )
+    own = spread_examples(examples, lengths)
     iterators = [
       data.packed_batches(
-        examples,
+        own[name],
         seed=config.seed,
         batch_size=buckets[name]['batch_size'],
         length=buckets[name]['length'],
@@ -113,14 +120,23 @@ def make_batches(config) -> Buckets:
   return Buckets(iterators, pattern)
 
 
-def problem_of(record, task) -> countdown.Problem:
-  """Returns the problem of a dataset record, numbers in the order shown."""
-  return countdown.make_problem(
-    np.asarray(record['numbers']).tolist(),
-    int(record['target']),
-    task.ops,
-    task.max_value,
-  )
+def spread_examples(examples: list, lengths: dict[str, int]) -> dict[str, list]:
+  """Returns each bucket's examples: those that fit no bucket of shorter rows.
+
+  A bucket that is left without any shares those of the shorter rows, since a
+  long row holds several.
+
+  Args:
+    examples: (tokens, loss mask), none longer than the longest rows.
+    lengths: tokens a row, of each bucket.
+  """
+  size = lambda example: len(example[0])
+  own, below = {}, 0
+  for name in sorted(lengths, key=lengths.get):
+    fits = [e for e in examples if size(e) <= lengths[name]]
+    own[name] = [e for e in fits if size(e) > below] or fits
+    below = lengths[name]
+  return own
 
 
 def make_loss(model: Model, *, chunk: int | None = None):
@@ -161,19 +177,13 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
   batches = make_batches(config)
-  held_out = evaluate.problem_batches(
+  eval_batches = held_out.problem_batches(
     setup_run.load_problems(config, 'validation'),
+    record_arrays=setup_run.task_kit(config).record_arrays,
     num_problems=config.eval.num_problems,
     batch_size=config.eval.batch_size,
   )
   optimizer = setup_run.make_optimizer(config)
-  params = setup_run.initial_params(config)
-  state = update.TrainState(
-    params=params,
-    opt_state=optimizer.init(params),
-    step=jnp.zeros((), jnp.int32),
-    key=jax.random.key(config.seed),
-  )
   step_fn = CountedJit(
     functools.partial(
       update.update,
@@ -183,7 +193,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
     ),
     donate_argnums=0,
   )
-  eval_calls = evaluate.make_calls(config, model, task)
+  eval_calls = held_out.make_calls(config, model, task)
   with contextlib.ExitStack() as stack:
     saver = stack.enter_context(
       checkpoint.Checkpointer(
@@ -191,11 +201,18 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
         max_to_keep=config.checkpoint.max_to_keep,
       )
     )
-    restored, first = saver.restore_latest(state), 0
+    blank = setup_run.blank_params(config)
+    restored = saver.restore_latest(
+      update.init_state(blank, optimizer, config.seed)
+    )
+    first = 0
     if restored is not None:
       first, state, data_state = restored
       batches.set_state(data_state)
       print(f'resuming after step {first} of {config.total_steps}')
+    else:
+      params = setup_run.initial_params(config)
+      state = update.init_state(params, optimizer, config.seed)
     stop = stack.enter_context(signals.GracefulExit())
     writer = stack.enter_context(
       metrics.MetricsWriter(folder, resume_step=first if restored else None)
@@ -215,14 +232,15 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       row = update.to_scalars(jax.device_get(sums))
       row['time/step_s'] = time.perf_counter() - began
       row['time/tokens_per_s'] = tokens / row['time/step_s']
-      row['compile/count'] = step_fn.traces
       metrics.check_finite(step, row, saver.latest_step())
       last = step == config.total_steps
       if last or step % config.eval.every == 0:
-        measured = evaluate.measure(
-          eval_calls, state.params, held_out, jax.random.key(config.seed)
+        measured = held_out.measure(
+          eval_calls, state.params, eval_batches, jax.random.key(config.seed)
         )
-        row |= evaluate.summary(measured, config.rollout.thinking_budget)
+        row |= held_out.summary(measured, config.rollout.thinking_budget)
+      calls = (step_fn, *eval_calls.values())
+      row['compile/count'] = sum(call.traces for call in calls)
       writer.write(step, row)
       bar.update(step, row)
       # Read once: a signal behind the save must not leave without one.

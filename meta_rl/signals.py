@@ -12,6 +12,7 @@
 a shell loop can tell 'start me again' from 'look at me'.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -23,6 +24,23 @@ EXIT_NON_FINITE = 3
 EXIT_INTERRUPTED = 75
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextlib.contextmanager
+def as_interrupt():
+  """Makes SIGTERM raise KeyboardInterrupt, as Ctrl-C does: for a start-up.
+
+  The loop has `GracefulExit`, which saves. Outside the main thread, where
+  Python allows no handlers, nothing changes.
+  """
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  old = signal.signal(signal.SIGTERM, signal.default_int_handler)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL if old is None else old)
 
 
 class GracefulExit:

@@ -33,9 +33,9 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from meta_rl import (
+  command_line,
   env,
   metrics,
-  setup_run,
   signals,
   study_cells,
   study_report,
@@ -353,8 +353,8 @@ def define_flags():
 
 def main(argv):
   """Runs the command."""
+  command_line.refuse_arguments(argv)
   logging.set_verbosity(logging.WARNING)
-  del argv
   sys.exit(
     run(
       FLAGS.config,
@@ -373,4 +373,4 @@ def main(argv):
 if __name__ == '__main__':
   env.check_versions()
   define_flags()
-  app.run(main, flags_parser=setup_run.parse_flags)
+  app.run(main, flags_parser=command_line.parse_flags)

@@ -23,13 +23,16 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from meta_rl import env, evaluate, setup_run, workdir
+from meta_rl import check_config, env, evaluate, workdir
 
 CELLS, FAILED, VARIANCE = 'cells', 'failed', 'variance'
 
 # What a dose and a method may say: u is the expected hits within the budget,
-# `short` a name of at most 9 letters for the charts.
-_DOSE_KEYS = {'u', 'label', 'arg', 'total_cost', 'extrapolate', 'overrides'}
+# `of_methods` what single methods override at this dose, `short` a name of at
+# most 9 letters for the charts.
+_DOSE_KEYS = {
+  'u', 'label', 'arg', 'total_cost', 'extrapolate', 'overrides', 'of_methods',
+}  # fmt: skip
 _METHOD_KEYS = {'label', 'short', 'config', 'arg', 'overrides', 'train'}
 EXPECTED = ('lower', 'higher', 'none')
 _NAME = re.compile(r'[A-Za-z0-9_.-]+')
@@ -91,6 +94,9 @@ def check(study: ConfigDict):
       f'base={study.base!r} is trained: set methods.{study.base}.train=False.'
     )
   _known('variance.method', study.variance.method, study.methods)
+  for dose, entry in study.doses.items():
+    for name in entry.get('of_methods', {}):
+      _known(f'doses.{dose}.of_methods', name, study.methods)
   for name, entry in study.predictions.items():
     _known(f'predictions.{name}.dose', entry.dose, study.doses)
     _known(f'predictions.{name}.method', entry.method, study.methods)
@@ -189,7 +195,8 @@ def override(config: ConfigDict, changes: Mapping):
 def cell_config(study: ConfigDict, dose: str, method: str) -> ConfigDict:
   """Returns the checked run config of a dose and a method, with seed 0.
 
-  The study's own overrides come first, then those of the dose and the method.
+  The study's own overrides come first, then those of the dose, the method, and
+  the method at this dose.
 
   Raises:
     ValueError: one line that names the dose and the method.
@@ -201,8 +208,10 @@ def cell_config(study: ConfigDict, dose: str, method: str) -> ConfigDict:
     for part in (study, of_dose, of_method):
       if 'overrides' in part:
         override(config, part.overrides.to_dict())
+    own = of_dose.to_dict().get('of_methods', {}).get(method, {})
+    override(config, own)
     override(config, {'total_cost': of_dose.total_cost})
-    setup_run.check(workdir.lock_and_check(config))
+    check_config.check(workdir.lock_and_check(config))
     evaluate.check_factors(of_dose.get('extrapolate', ()))
   except (ValueError, OSError) as error:
     text = ' '.join(str(error).split())

@@ -86,6 +86,7 @@ def measure(
   gradient = jax.jit(make_gradient(config, model, task))
   problems = data.problem_iterator(
     setup_run.load_problems(config, 'train'),
+    record_arrays=setup_run.task_kit(config).record_arrays,
     batch_size=config.rollout.num_prompts,
     seed=config.seed,
   )
@@ -104,7 +105,7 @@ def measure(
       measured.prover_tokens,
       group_size=config.rollout.group_size,
       epochs=config.batching.epochs,
-      scored=bool(config.loss.kl_coef),
+      scorings=bool(config.loss.kl_coef),
     )
     spent.setdefault(name, []).append(float(sum(cost.values())))
 

@@ -17,22 +17,25 @@ by SIGTERM or Ctrl-C after saving; the same command goes on from there.
 """
 
 import contextlib
+import dataclasses
 import sys
 import time
-from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from meta_rl import (
+  check_config,
   checkpoint,
+  command_line,
   costs,
   data,
+  dynamic_sampling,
   env,
-  evaluate,
+  held_out,
   metrics,
+  profiler,
   setup_run,
   sft,
   sharding,
@@ -84,33 +87,27 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
     The exit code.
   """
   # ---- what is trained, on what
+  kit = setup_run.task_kit(config)
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
   problems = data.problem_iterator(
     setup_run.load_problems(config, 'train'),
+    record_arrays=kit.record_arrays,
     batch_size=config.rollout.num_prompts,
     seed=config.seed,
   )
-  held_out = evaluate.problem_batches(
+  eval_batches = held_out.problem_batches(
     setup_run.load_problems(config, 'validation'),
+    record_arrays=kit.record_arrays,
     num_problems=config.eval.num_problems,
     batch_size=config.eval.batch_size,
   )
-  base_params = setup_run.initial_params(config)
   optimizer = setup_run.make_optimizer(config)
-  state = update.TrainState(
-    params=base_params,
-    opt_state=optimizer.init(base_params),
-    step=jnp.zeros((), jnp.int32),
-    key=jax.random.key(config.seed),
-  )
 
   # ---- the jitted calls, each traced once a shape
   parallel = make_parallel(config, model, task, optimizer)
-  summarize = make_summarize(config)
-  eval_calls = evaluate.make_calls(config, model, task)
-  base_params = parallel.put_params(base_params)
-  state = parallel.put_state(state)
+  summarize = make_summarize(config, task)
+  eval_calls = held_out.make_calls(config, model, task)
 
   # ---- where it stands: a checkpoint's state beats init_from and the seed
   saver = checkpoint.Checkpointer(
@@ -119,14 +116,26 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   )
   with contextlib.ExitStack() as stack:
     stack.enter_context(saver)
-    restored = saver.restore_latest(state)
+    blank = update.init_state(
+      setup_run.blank_params(config), optimizer, config.seed
+    )
+    restored = saver.restore_latest(parallel.put_state(blank))
     first, meter = 0, costs.Meter(config.total_cost)
     if restored is not None:
       first, state, data_state = restored
-      state = parallel.put_state(state)
-      meter = costs.Meter(config.total_cost, data_state.pop(SPENT))
+      meter = costs.Meter(config.total_cost, data_state.pop(SPENT, 0.0))
       problems.set_state(data_state)
       print(f'resuming after step {first} of {config.total_steps}')
+    else:
+      start = setup_run.start_params(config, folder)
+      state = update.init_state(start, optimizer, config.seed)
+    state = parallel.put_state(state)
+    base_params = None  # of the reference, where there is one
+    if setup_run.has_reference(config):
+      base_params = setup_run.reference_params(config, folder)
+      base_params = parallel.put_params(base_params)
+    if config.algorithm.get('prefix_policy') == 'reference':
+      parallel = with_reference(parallel, base_params)
     stop = stack.enter_context(signals.GracefulExit())
     writer = stack.enter_context(
       metrics.MetricsWriter(folder, resume_step=first if restored else None)
@@ -138,41 +147,49 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
         print_every=config.log.print_every,
       )
     )
-    profiler = stack.enter_context(Profiler(folder, profile_steps))
+    tracer = stack.enter_context(profiler.Profiler(folder, profile_steps))
     watchdog, timer = metrics.Watchdog(), metrics.Timer()
+
+    def next_batch():
+      with timer('data'):
+        return parallel.put_batch(next(problems))
+
+    resample = make_resample(config, parallel, next_batch)
 
     # ---- the loop
     stop_at = first if meter.reached else config.total_steps
     for step in range(first + 1, stop_at + 1):
       began = time.perf_counter()
-      profiler.before(step)
-      with timer('data'):
-        batch = parallel.put_batch(next(problems))
-        data_state = problems.get_state()
+      tracer.before(step)
       state, row, samples = rl_step(
-        parallel, summarize, state, base_params, batch, timer
+        parallel, summarize, state, base_params, next_batch(), timer, resample
       )
-      profiler.after(step)
+      data_state = problems.get_state()  # behind the step: it may draw more
+      tracer.after(step)
       row['time/step_s'] = time.perf_counter() - began
       row['time/tokens_per_s'] = row['rollout/tokens_sum'] / row['time/step_s']
-      row |= phase_speeds(timer.metrics(), row) | meter.add(row)
+      row |= metrics.phase_speeds(timer.metrics(), row) | meter.add(row)
       metrics.check_finite(step, row, saver.latest_step())
-      check_gap(step, row, config.max_log_prob_gap)
+      metrics.check_gap(step, row, config.max_log_prob_gap)
 
       last = step == config.total_steps or meter.reached
       if last or step % config.eval.every == 0:
-        measured = evaluate.measure(
-          eval_calls, state.params, held_out, jax.random.key(config.seed)
+        measured = held_out.measure(
+          eval_calls, state.params, eval_batches, jax.random.key(config.seed)
         )
-        row |= evaluate.summary(measured, config.rollout.thinking_budget)
-      row['compile/count'] = count_traces(parallel, summarize, eval_calls)
+        row |= held_out.summary(measured, config.rollout.thinking_budget)
+      row['compile/count'] = count_traces(
+        parallel, summarize, eval_calls, resample
+      )
       writer.write(step, row)
       bar.update(step, row)
       for warning in watchdog.update(step, row):
         bar.say(warning)
       if last or step % config.log.samples_every == 0:
         writer.write_text_rows(
-          'samples', step, evaluate.describe_traces(*samples, limit=16)
+          'samples',
+          step,
+          held_out.describe_traces(*samples, limit=16, decode=kit.decode),
         )
       # Read once: a signal behind the save must not leave without one.
       leave = last or bool(stop)
@@ -192,9 +209,9 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
 
 
 def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
-  """Returns the jitted generate, prove, score and update of a config."""
+  """Returns the jitted calls of a training step of a config."""
   rollout, loss = config.rollout, config.loss.to_dict()
-  generate, prove = setup_run.make_calls(config, model, task)
+  generate, prove = setup_run.make_training_calls(config, model, task)
   score = None
   if config.loss.kl_coef:
     score = steps.make_score(
@@ -203,8 +220,18 @@ def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
   constant = None
   if loss['aggregate'] == 'constant':
     constant = rollout.thinking_budget + len(task.stop_ids) + task.answer_length
+  value = value_term = None
+  if config.algorithm.name == 'ppo':
+    value = steps.make_value(model)
+    value_term = steps.make_value_term(
+      aggregate=loss['aggregate'], constant=constant, **config.critic.to_dict()
+    )
   loss_fn = steps.make_loss(
-    model, temperature=rollout.temperature, constant=constant, **loss
+    model,
+    temperature=rollout.temperature,
+    constant=constant,
+    value_term=value_term,
+    **loss,
   )
 
   def make_update(axis_name, spread):
@@ -212,6 +239,7 @@ def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
       spread(loss_fn),
       optimizer,
       setup_run.make_advantages(config, axis_name=axis_name),
+      rows_fn=setup_run.make_rows(config, task),
       axis_name=axis_name,
       **config.batching.to_dict(),
     )
@@ -225,6 +253,7 @@ def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
     generate=generate,
     prove=prove,
     score=score,
+    value=value,
     make_update=make_update,
     rows_per_prompt=rollout.group_size,
     mini_batches=config.batching.mini_batches,
@@ -232,9 +261,22 @@ def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
   )
 
 
-def make_summarize(config) -> CountedJit:
+def with_reference(parallel, reference) -> sharding.Parallel:
+  """Returns the calls with a `generate` that is given the reference, too.
+
+  It is what the run starts from, so that a resumed run has the same one.
+  """
+
+  def generate(params, batch, key):
+    return parallel.generate((params, reference), batch, key)
+
+  return dataclasses.replace(parallel, generate=generate)
+
+
+def make_summarize(config, task) -> CountedJit:
   """Returns the jitted scalars of a batch of traces, and what they cost."""
   group_size = config.rollout.group_size
+  rows = setup_run.make_rows(config, task)
 
   def summarize(traces, measured):
     row = steps.rollout_metrics(
@@ -248,15 +290,38 @@ def make_summarize(config) -> CountedJit:
       traces.token_mask,
       measured.episodes.ends[:, 0],
       measured.prover_tokens,
+      rows(traces, measured)['token_mask'].sum() if rows else 0,
       group_size=group_size,
       epochs=config.batching.epochs,
-      scored=bool(config.loss.kl_coef),
+      scorings=bool(config.loss.kl_coef) + (config.algorithm.name == 'ppo'),
     )
 
   return CountedJit(summarize)
 
 
-def rl_step(parallel, summarize, state, base_params, batch, timer):
+def make_resample(config, parallel, next_batch):
+  """Returns what samples further prompts within a step, None if it is off.
+
+  Args:
+    config: an RL config.
+    parallel: of `make_parallel`.
+    next_batch: `() -> batch`, the next problems, placed.
+  """
+  max_rounds = config.rollout.dynamic_sampling.max_rounds
+  if not max_rounds:
+    return None
+  return dynamic_sampling.Resampler(
+    max_rounds=max_rounds,
+    group_size=config.rollout.group_size,
+    next_batch=next_batch,
+    get=parallel.get,
+    mesh=parallel.mesh,
+  )
+
+
+def rl_step(
+  parallel, summarize, state, base_params, batch, timer, resample=None
+):
   """Runs one step of the loop.
 
   Args:
@@ -266,104 +331,52 @@ def rl_step(parallel, summarize, state, base_params, batch, timer):
     base_params: what the reference log-probs are of.
     batch: problems, placed.
     timer: phases are added to it.
+    resample: of `make_resample`.
 
   Returns:
     The new state, a dict of float metrics, and (traces, measured) for the
     samples.
   """
+
+  def sample(batch, key):
+    sample_key, prove_key = jax.random.split(key)
+    with timer('generate'):
+      traces, cache = parallel.generate(state.params, batch, sample_key)
+      jax.block_until_ready(traces)
+    with timer('prove'):
+      measured = parallel.prove(state.params, batch, traces, cache, prove_key)
+      jax.block_until_ready(measured)
+    return traces, measured  # not the cache: the update needs its memory
+
   key = jax.random.fold_in(state.key, state.step)
-  sample_key, prove_key = jax.random.split(key)
-  with timer('generate'):
-    traces, cache = parallel.generate(state.params, batch, sample_key)
-    jax.block_until_ready(traces)
-  with timer('prove'):
-    measured = parallel.prove(state.params, batch, traces, cache, prove_key)
-    jax.block_until_ready(measured)
-  del cache  # before the update, which needs the memory
+  if resample is None:
+    traces, measured = sample(batch, key)
+    row = summarize(traces, measured)
+  else:
+    batch, traces, measured, row = resample(sample, summarize, batch, key)
   reference = None
   if parallel.score is not None:
     with timer('score'):
       reference = parallel.score(base_params, traces)
       jax.block_until_ready(reference)
+  if parallel.value is not None:
+    with timer('value'):
+      critic = parallel.value(state.params, traces)
+      jax.block_until_ready(critic)
+    measured = dataclasses.replace(measured, critic=critic)
   with timer('update'):
     state, sums = parallel.update(state, traces, measured, reference)
-    row, sums = jax.device_get((summarize(traces, measured), sums))
+    row, sums = jax.device_get((row, sums))
   row = {name: float(value) for name, value in row.items()}
   return state, row | update.to_scalars(sums), (traces, measured)
 
 
-def count_traces(parallel, summarize, eval_calls) -> int:
+def count_traces(parallel, summarize, eval_calls, resample=None) -> int:
   """Returns how often the run's jitted calls were traced, evaluation's too."""
-  calls = (summarize, *eval_calls.values())
+  calls = [summarize, *eval_calls.values()]
+  if resample is not None:
+    calls.append(resample.merge)
   return sum(parallel.traces.values()) + sum(call.traces for call in calls)
-
-
-def phase_speeds(seconds: dict[str, float], row: dict[str, float]) -> dict:
-  """Returns each phase's seconds, and response tokens a second."""
-  speeds = {
-    f'{name.removesuffix("_s")}_tokens_per_s': row['rollout/tokens_sum'] / spent
-    for name, spent in seconds.items()
-    if spent and name != 'time/data_s'
-  }
-  return seconds | speeds
-
-
-def check_gap(step: int, row: dict[str, float], limit: float):
-  """Stops a run whose sampler and trainer disagree on log-probs.
-
-  The gap is that of the first mini-batch, which is trained on the very
-  parameters that sampled it: beyond rounding it means a wrong mask, position,
-  temperature or dtype, and the policy gradient is then biased.
-  """
-  gap = row['policy/log_prob_gap']
-  if gap > limit:
-    raise ValueError(
-      f'step {step}: the sampler and the trainer differ by {gap:.3g} nats a '
-      f'token (max_log_prob_gap={limit:g}): the update would be off-policy. '
-      'Use one dtype for both, or raise the limit.'
-    )
-
-
-class Profiler(contextlib.AbstractContextManager):
-  """Traces the steps 'first:last' with JAX's profiler."""
-
-  def __init__(self, folder: str, span: str):
-    self._folder, self._on = f'{folder}/profile', False
-    self._span, self._first, self._last = span, -1, -1
-    if span:
-      first, colon, last = span.partition(':')
-      numbers = colon and first.isdigit() and last.isdigit()
-      if not (numbers and 1 <= int(first) <= int(last)):
-        raise ValueError(
-          f'profile_steps={span!r}: give first:last, such as 10:13.'
-        )
-      self._first, self._last = int(first), int(last)
-
-  def before(self, step: int):
-    """Starts the trace at its first step."""
-    if step == self._first:
-      jax.profiler.start_trace(self._folder)
-      self._on, self._span = True, ''
-
-  def after(self, step: int):
-    """Ends the trace behind its last step."""
-    if self._on and step >= self._last:
-      self._stop()
-
-  def _stop(self):
-    jax.profiler.stop_trace()
-    self._on = False
-    print(f'profile written to {self._folder}', file=sys.stderr)
-
-  def __exit__(self, *exc_info):
-    if self._on:
-      self._stop()
-    if self._span:
-      print(
-        f'profile_steps={self._span}: step {self._first} was not run, so '
-        'nothing was profiled',
-        file=sys.stderr,
-      )
 
 
 def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
@@ -371,21 +384,26 @@ def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
   loops = {'sft': sft.train}
   try:
     config = workdir.lock_and_check(config)
-    setup_run.check(config)
-    with workdir.open_workdir(
-      folder, config.to_dict(), allow_change=allow_change
-    ) as opened:
+    check_config.check(config)
+    with (
+      signals.as_interrupt(),
+      workdir.open_workdir(
+        folder, config.to_dict(), allow_change=allow_change
+      ) as opened,
+    ):
       for key, (old, new) in opened.changed.items():
         print(f'config: {key} changed from {old} to {new}')
+      if note := check_config.note_on_saving(config):
+        print(note)
       loop = loops.get(config.algorithm.name, train)
-      with forget_failed_start(folder):
+      with forget_failed_start(opened):
         return loop(config, folder, profile_steps=profile_steps)
   except metrics.NonFiniteError as error:
     print(f'error: {error}', file=sys.stderr)
     return signals.EXIT_NON_FINITE
   except KeyboardInterrupt:  # while it starts: the loop has its own handler
     print(
-      'stopped by Ctrl-C before a step: run the same command again',
+      'stopped before a step: run the same command again',
       file=sys.stderr,
     )
     return signals.EXIT_INTERRUPTED
@@ -395,24 +413,31 @@ def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
 
 
 @contextlib.contextmanager
-def forget_failed_start(folder: str):
-  """Frees a run folder of its config if the run fails with nothing saved.
+def forget_failed_start(opened: workdir.Workdir):
+  """Undoes what opening a run folder recorded, if the run fails at once.
 
-  There is nothing that another config could spoil: after a wrong `init_from`,
-  the mended command runs in the same folder.
+  With nothing saved the folder is freed of its config: there is nothing that
+  another one could spoil, and after a wrong `init_from` the mended command runs
+  in the same folder. A config that `allow_change` let in, but under which no
+  step was taken, gives way to the one before.
   """
+  folder = opened.path
+  saved = folder / checkpoint.CHECKPOINTS_DIR
+  found = lambda: sorted(saved.iterdir()) if saved.is_dir() else []
+  before = found()
   try:
     yield
   except BaseException:  # Ctrl-C included
-    saved = Path(folder) / checkpoint.CHECKPOINTS_DIR
-    if not saved.is_dir() or not any(saved.iterdir()):
-      (Path(folder) / workdir.CONFIG_NAME).unlink(missing_ok=True)
+    if not found():
+      (folder / workdir.CONFIG_NAME).unlink(missing_ok=True)
+    elif found() == before:
+      opened.revert()
     raise
 
 
 def main(argv):
   """Runs the command."""
-  del argv
+  command_line.refuse_arguments(argv)
   logging.set_verbosity(logging.WARNING)
   jax.config.update('jax_threefry_partitionable', True)
   env.enable_compile_cache()
@@ -429,4 +454,4 @@ def main(argv):
 if __name__ == '__main__':
   env.check_versions()
   define_flags()
-  app.run(main, flags_parser=setup_run.parse_flags)
+  app.run(main, flags_parser=command_line.parse_flags)

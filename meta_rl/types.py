@@ -101,8 +101,10 @@ class Rollout:
     tokens: i32[B,T], prompts (left-padded to Tp) and responses.
     token_mask: bool[B,T], everything but padding: prompt, thought and answer.
     mask: bool[B,T], the actions: sampled response tokens, EOS included. Forced
-      tokens (stop string, budget forcing) are False.
-    thinking_mask: bool[B,T], response tokens before the answer marker.
+      tokens (stop string, budget forcing, a given prefix) and observations are
+      False.
+    thinking_mask: bool[B,T], response tokens before the answer marker,
+      observations included.
     behavior_log_probs: f32[B,T], nats, log-probability of each sampled token
       under the distribution that it was drawn from (temperature, top-k and
       top-p included); 0 where `mask` is False.

@@ -38,6 +38,18 @@ class TrainState:
   key: Array
 
 
+def init_state(
+  params: Params, optimizer: optax.GradientTransformation, seed: int
+) -> TrainState:
+  """Returns the state of a run that has taken no step."""
+  return TrainState(
+    params=params,
+    opt_state=optimizer.init(params),
+    step=jnp.zeros((), jnp.int32),
+    key=jax.random.key(seed),
+  )
+
+
 def split_batch(batch: dict, parts: int) -> dict:
   """Returns the batch cut into `parts`: [B,...] -> [parts,B/parts,...].
 

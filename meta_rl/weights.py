@@ -19,6 +19,7 @@ import safetensors
 import safetensors.numpy
 
 from meta_rl import checkpoint
+from meta_rl import value as value_head
 from meta_rl.files import atomic_write
 from meta_rl.leaves import named_sharding
 from meta_rl.types import Params
@@ -180,6 +181,9 @@ def _first_few(names) -> str:
 def check_like(source: str, flat: Mapping, like: Params) -> dict:
   """Returns `flat` as nested params with the shapes and dtypes of `like`.
 
+  A value head that `like` has and `flat` lacks starts at 0, and one that `like`
+  lacks is left out: it is no part of the policy.
+
   Floating-point tensors are cast to the dtype of `like` (weights shipped in
   bfloat16 train in float32); other dtypes must be equal.
 
@@ -193,6 +197,17 @@ def check_like(source: str, flat: Mapping, like: Params) -> dict:
     WeightsError: a missing, an extra or a differing tensor, by name.
   """
   wanted = flatten(like)
+  is_head = lambda name: name.startswith(f'{value_head.NAME}/')
+  fresh = {
+    name: np.zeros(leaf.shape, leaf.dtype)
+    for name, leaf in wanted.items()
+    if is_head(name)
+  }
+  flat = fresh | {
+    name: array
+    for name, array in flat.items()
+    if name in wanted or not is_head(name)
+  }
   if missing := wanted.keys() - flat.keys():
     raise WeightsError(f'{source} lacks tensor {_first_few(missing)}')
   if extra := flat.keys() - wanted.keys():
@@ -289,7 +304,9 @@ def init_from(source, like: Params) -> Params:
     if text.endswith(f'@{suffix}'):
       folder, which = text.removesuffix(f'@{suffix}'), suffix
   if Path(folder).is_dir():
-    found = checkpoint.restore_params(folder, like, which=which)
+    found = checkpoint.restore_params(
+      folder, like, which=which, optional=(value_head.NAME,)
+    )
     if found is None:
       raise WeightsError(
         f'init_from={text!r} is a folder without a checkpoint; allowed is a '

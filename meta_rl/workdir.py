@@ -91,6 +91,14 @@ class Workdir:
     reference = weakref.ref(self)
     os.register_at_fork(after_in_child=lambda: _close(reference()))
 
+  def revert(self):
+    """Puts the config back that the folder held before an allowed change."""
+    if not self.changed:
+      return
+    kept = max(self.path.glob('config.*.json'), key=_number)
+    os.replace(kept, self.path / CONFIG_NAME)
+    self.changed = {}
+
   def close(self):
     """Releases the lock. The file stays: removing it would race with others."""
     if self._lock is not None:
@@ -102,6 +110,11 @@ class Workdir:
 
   def __exit__(self, *exc_info):
     self.close()
+
+
+def _number(kept: Path) -> int:
+  middle = kept.name.split('.')[1]
+  return int(middle) if middle.isdigit() else -1
 
 
 def _close(workdir: Workdir | None):

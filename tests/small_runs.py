@@ -6,20 +6,24 @@ shapes of the `:tiny` configs.
 """
 
 import contextlib
+import importlib
 import io
+import pathlib
 import types
 
 import jax
 import numpy as np
 import pytest
 
-from meta_rl import evaluate, metrics, train
-from meta_rl.configs import grpo_countdown, mrt_countdown, sft_countdown
+from meta_rl import held_out, metrics, train
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FILES = sorted((ROOT / 'configs').glob('*_countdown.py'))
 CONFIGS = {
-  'mrt': mrt_countdown,
-  'grpo': grpo_countdown,
-  'sft': sft_countdown,
+  file.stem.removesuffix('_countdown'): importlib.import_module(
+    f'meta_rl.configs.{file.stem}'
+  )
+  for file in FILES
 }
 
 
@@ -103,7 +107,7 @@ def trained(small_data, tmp_path_factory):
   """
   config, made = make_config('mrt', checkpoint__every=3), []
   with quick(small_data), pytest.MonkeyPatch.context() as patch:
-    for module, name in ((train, 'make_parallel'), (evaluate, 'make_calls')):
+    for module, name in ((train, 'make_parallel'), (held_out, 'make_calls')):
       patch.setattr(module, name, kept(getattr(module, name), made))
     result = run(config, tmp_path_factory.mktemp('trained') / 'mrt')
   assert result.code == 0, result.err

@@ -313,6 +313,19 @@ def test_prover_baseline_of_few_rows():
   np.testing.assert_allclose(got, [[4, 0], [3.5, 0], [1.5, 0]], atol=1e-6)
 
 
+def test_prover_baseline_of_continuing_rows():
+  # Boundary 0: rows 0 and 1 go on, each has the other's return; row 2 stops.
+  # Boundary 1: row 0 alone goes on.
+  returns = jnp.array([[1.0, 7.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+  count = jnp.array([2, 1, 0], jnp.int32)
+  got = advantages.prover_baseline(
+    returns, jnp.full((3, 3), 0.5), count, rows='continuing'
+  )
+  np.testing.assert_allclose(got, [[2, 0, 0], [1, 0, 0], [0, 0, 0]], atol=1e-6)
+  with pytest.raises(ValueError, match='rows must be one of'):
+    advantages.prover_baseline(returns, returns, count, rows='all')
+
+
 def test_prover_baseline_over_devices_is_the_whole_batch():
   batch = _batch()
   whole = _baseline(*batch)
@@ -409,3 +422,67 @@ def test_rejects_wrong_arguments():
     advantages.to_tokens(gain, ints, rest=gain[0])
   with pytest.raises(ValueError, match='stop needs stop_index'):
     advantages.to_tokens(gain, ints, rest=gain[:, 0], stop=gain[:, 0])
+
+
+# --- bootstrapped ---
+
+RETURNS = jnp.array([[0.5, 0.2, 0.0], [0.0, 0.0, 0.0]])
+VALUES = jnp.array([[0.3, 0.1, 0.05], [0.4, 0.0, 0.0]])
+COUNT = jnp.array([2, 0])
+
+
+@pytest.mark.parametrize(
+  'decay, first',
+  [
+    # d = .5 - .2 + .1 - .3 = .1, .2 - 0 + .05 - .1 = .15, and -.05 for stopping
+    (0.0, [0.1, 0.15, -0.05]),
+    # .15 + .5·-.05 = .125; .1 + .5·.125 = .1625
+    (0.5, [0.1625, 0.125, -0.05]),
+    # R - b
+    (1.0, [0.2, 0.1, -0.05]),
+  ],
+)
+def test_bootstrapped_by_hand(decay, first):
+  found = advantages.bootstrapped(RETURNS, VALUES, COUNT, decay=decay)
+  # The second trace stopped at once: 0 - .4, and nothing behind it.
+  np.testing.assert_allclose(found, [first, [-0.4, 0, 0]], atol=1e-6)
+
+
+def test_bootstrapped_against_loops():
+  rng = np.random.default_rng(0)
+  count = rng.integers(0, 6, 7)
+  at = np.arange(6)
+  returns = np.where(at < count[:, None], rng.normal(size=(7, 6)), 0)
+  base = rng.normal(size=(7, 6))  # behind count it must not matter
+  expected = np.zeros((7, 6))
+  for b, k in enumerate(count):
+    later = 0.0
+    for j in range(k, -1, -1):
+      delta = -base[b, j]
+      if j < k:
+        delta += returns[b, j] - returns[b, j + 1] + base[b, j + 1]
+      later = delta + 0.7 * later
+      expected[b, j] = later
+  found = jax.jit(functools.partial(advantages.bootstrapped, decay=0.7))(
+    jnp.float32(returns), jnp.float32(base), jnp.int32(count)
+  )
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_bootstrapped_with_a_perfect_critic_has_no_noise_of_the_future():
+  # A coin is flipped twice; heads pays 1 each. Values before: 1, .5, 0. Judged
+  # by where it led, the first flip gets ±.5 whatever the second one does.
+  flips = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+  returns = np.concatenate([flips[:, ::-1].cumsum(1)[:, ::-1], [[0]] * 4], 1)
+  base = np.tile([1.0, 0.5, 0.0], (4, 1))
+  arguments = jnp.float32(returns), jnp.float32(base), jnp.full(4, 2)
+  found = advantages.bootstrapped(*arguments, decay=0.0)
+  np.testing.assert_allclose(found[:, :2], flips - 0.5, atol=1e-6)
+  unbiased = advantages.bootstrapped(*arguments, decay=1.0)
+  np.testing.assert_allclose(unbiased[:, 0], [-1, 0, 0, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize('decay', [-0.1, 1.1])
+def test_bootstrapped_refuses_a_decay_out_of_range(decay):
+  with pytest.raises(ValueError, match='decay'):
+    advantages.bootstrapped(RETURNS, VALUES, COUNT, decay=decay)

@@ -1,5 +1,6 @@
 """Tests of meta_rl.algorithms: credit by hand, on three traces."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from meta_rl import advantages
 from meta_rl.algorithms import CREDITS, Measured, mrt, outcome
+from meta_rl.algorithms.base import spread
 from meta_rl.types import Episodes
 
 LENGTH, HORIZON = 12, 10
@@ -87,6 +88,30 @@ def test_return_to_go_by_hand():
       row(-0.2, (2, 2, 1.5 * -0.3 - 0.2)),
     ],
   )
+
+
+def test_decay_judges_an_episode_by_where_it_led():
+  # The returns and baselines of test_return_to_go_by_hand, scale 1: row 0 has
+  # b = -.05, 0, 0: .7 - .4 + 0 + .05 = .35, then .4 - 0 + 0 - 0 = .4. Row 1 has
+  # b = .35, .4: -.1 - 0 + .4 - .35 = -.05, and -.4 for stopping. Row 2: -.3.
+  found = run(credit='return_to_go', alpha=0.0, decay=0.0)
+  check(
+    found,
+    [
+      row(0.1, (2, 4, 0.35), (5, 6, 0.4), (7, 7, 0.0)),
+      row(-0.1, (2, 5, -0.05), (6, 6, -0.4)),
+      row(-0.2, (2, 2, -0.3 - 0.2)),
+    ],
+  )
+
+
+@pytest.mark.parametrize(
+  'options',
+  [{'credit': 'immediate'}, {'baseline': 'none'}, {'baseline': 'continuing'}],
+)
+def test_decay_without_a_critic_is_refused(options):
+  with pytest.raises(ValueError, match=r'decay=0\.5 needs'):
+    run(decay=0.5, **options)
 
 
 def test_immediate_by_hand():
@@ -192,13 +217,66 @@ def test_stopping_early_is_learned():
   gradient = 0.5 * first[on].sum() - 0.5 * first[~on].sum()
   assert gradient == pytest.approx(16 * gain / 7, rel=1e-5)
   # A baseline fitted on and subtracted from those alone who went on: nothing
-  # is left to learn from.
-  returns = advantages.prover_baseline(
-    jnp.asarray([[gain, 0.0]] * 4),
-    jnp.asarray(success[:4], jnp.float32),
-    jnp.asarray(count[:4]),
+  # is left to learn from, and stopping gets exactly 0.
+  found = mrt(
+    traces,
+    LENGTH,
+    group_size=8,
+    horizon=10,
+    outcome_mass=1.0,
+    baseline='continuing',
   )
-  assert 4 * 0.5 * (gain - returns[0, 0]) == pytest.approx(0, abs=1e-6)
+  first = np.asarray(found[:, 2])
+  np.testing.assert_array_equal(first[~on], 0)
+  assert 0.5 * first[on].sum() == pytest.approx(0, abs=1e-6)
+
+
+def test_spread_by_hand():
+  # Row 0 stops at a boundary, row 1 inside its only episode, row 2 inside it
+  # and with an EOS in place of an answer, row 3 two thoughts past the last
+  # boundary. Credits .1, .2 of the episodes, stop -1, answer 5.
+  ends = [[1, 3, 5], [1, 4, 4], [1, 4, 4], [1, 3, 5]]
+  traces = measure(
+    [0] * 4,
+    np.zeros((4, 3)),
+    ends,
+    [2, 1, 1, 2],
+    [6, 5, 5, 8],
+    [True, True, False, True],
+  )
+  inside = jnp.asarray([False, True, True, False])
+  values = lambda x: jnp.full(4, x)
+  found = spread(
+    dataclasses.replace(traces, inside=inside),
+    LENGTH,
+    jnp.tile(jnp.array([0.1, 0.2]), (4, 1)),
+    stop=values(-1.0),
+    answer=values(5.0),
+  )
+  thought = ((2, 3, 0.1), (4, 5, 0.2))
+  rows = [
+    row(5, *thought, (6, 6, -1)),
+    row(5, (2, 4, 0.1), (5, 5, 0.1)),
+    row(5, (2, 4, 0.1), (5, 5, 5.1)),
+    row(5, *thought),
+  ]
+  np.testing.assert_allclose(found, np.stack(rows), atol=1e-6)
+
+
+def test_a_stop_inside_an_episode_gets_that_episodes_credit():
+  traces = dataclasses.replace(TRACES, inside=jnp.array([False, True, False]))
+  settings = {'alpha': 2.0, 'outcome_mass': 0.3, 'price': 0.5}
+  found, before = run(traces, **settings), run(**settings)
+  # Row 1 of the first test: its marker at 6, in place of -b_1.
+  assert found[1, 6] == pytest.approx(2 * (-0.272 - 0.1235), abs=1e-6)
+  changed = np.asarray(found != before)
+  assert changed.sum() == 1
+  # What follows a stop is known: nothing is bootstrapped.
+  found = run(traces, decay=0.5, **settings)
+  assert found[1, 6] == pytest.approx(2 * (-0.272 - 0.1235), abs=1e-6)
+  # Immediate credit: the outcome's -.5 and alpha times its progress, -.1.
+  found = run(traces, credit='immediate', alpha=0.5)
+  assert found[1, 6] == pytest.approx(-0.5 - 0.05, abs=1e-6)
 
 
 def test_grpo_by_hand():
@@ -222,11 +300,67 @@ def test_other_group_baselines_by_hand(baseline, expected):
   np.testing.assert_allclose(found, np.tile(expected, (2, 1)).T, rtol=1e-6)
 
 
-def outcome_traces(rewards):
+def test_reinforce_by_hand():
+  # Groups do not matter: the mean of all four is .5, whoever they belong to.
+  traces = outcome_traces([1, 1, 0, 0])
+  for size in (1, 2, 4):
+    found = outcome(traces, 2, group_size=size, baseline='none')
+    np.testing.assert_array_equal(found[:, 0], [1, 1, 0, 0])
+    found = outcome(traces, 2, group_size=size, baseline='batch_mean')
+    np.testing.assert_allclose(found[:, 1], [0.5, 0.5, -0.5, -0.5], rtol=1e-6)
+
+
+def test_the_mean_of_the_batch_is_over_a_mapped_axis():
+  # Two devices of two rows, means 1 and 0 each: .5 of all four.
+  traces = outcome_traces([1, 1, 0, 0])
+  parts = jax.tree.map(lambda x: x.reshape(2, 2, *x.shape[1:]), traces)
+  call = functools.partial(outcome, length=2, group_size=2)
+  mapped = jax.vmap(
+    functools.partial(call, baseline='batch_mean', axis_name='rows'),
+    axis_name='rows',
+  )(parts)
+  np.testing.assert_allclose(
+    mapped[..., 0], [[0.5, 0.5], [-0.5, -0.5]], rtol=1e-6
+  )
+
+
+def test_shaping_comes_before_the_baseline():
+  # Thinking tokens, ends[-1] - ends[0]: 3, 5, 0, 0; less |4 - n|/10 each:
+  # .9, -.1, -.4, -.4, whose mean is 0.
+  traces = outcome_traces([1, 0, 0, 0], lengths=[3, 5, 0, 0])
+  options = {'shaping': 'lcpo_exact', 'target_length': 4, 'alpha': 0.1}
+  found = outcome(traces, 2, group_size=4, baseline='mean', **options)
+  np.testing.assert_allclose(found[:, 0], [0.9, -0.1, -0.4, -0.4], atol=1e-6)
+  # A group of wrong answers alone still learns its length: mean -.275.
+  traces = outcome_traces([0, 0, 0, 0], lengths=[3, 5, 0, 5])
+  found = outcome(traces, 2, group_size=4, baseline='mean', **options)
+  np.testing.assert_allclose(
+    found[:, 0], [0.075, 0.075, -0.225, 0.075], atol=1e-6
+  )
+
+
+def test_lengths_are_thinking_tokens_alone():
+  # Of TRACES: 5, 4 and 0 thinking tokens, prompt, marker and answer left out.
+  found = outcome(
+    TRACES,
+    LENGTH,
+    group_size=1,
+    baseline='none',
+    shaping='lcpo_exact',
+    target_length=0,
+    alpha=1.0,
+  )
+  check(found, [row(1 - 5), row(0 - 4), row(0)])
+
+
+def outcome_traces(rewards, lengths=None):
   rows = len(rewards)
   zeros = np.zeros((rows, 2), np.int32)
+  ends = zeros if lengths is None else zeros + 7
+  if lengths is not None:
+    ends[:, 1] += np.asarray(lengths, np.int32)
   return measure(
-    rewards, zeros, zeros, zeros[:, 0], zeros[:, 0], zeros[:, 0] > 0
+    rewards, zeros, ends, zeros[:, 0], zeros[:, 0], zeros[:, 0] > 0
   )
 
 
@@ -249,6 +383,11 @@ def test_under_jit_and_over_a_mapped_axis():
     (lambda: run(baseline='mean'), 'baseline'),
     (lambda: outcome(TRACES, 3, group_size=3, baseline='median'), 'baseline'),
     (lambda: outcome(TRACES, 3, group_size=1), 'at least 2'),
+    (lambda: outcome(TRACES, 3, group_size=3, shaping='x'), 'shaping'),
+    (
+      lambda: outcome(TRACES, 3, group_size=3, alpha=0.1),
+      "alpha=0.1 does nothing with shaping='none'",
+    ),
   ],
 )
 def test_unknown_choices_are_refused(call, message):

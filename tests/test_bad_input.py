@@ -11,7 +11,15 @@ import sys
 import pytest
 from conftest import ROOT
 
-from meta_rl import checkpoint, setup_run, signals, weights, workdir
+from meta_rl import (
+  check_config,
+  checkpoint,
+  command_line,
+  setup_run,
+  signals,
+  weights,
+  workdir,
+)
 
 pytest_plugins = ['small_runs']
 
@@ -37,6 +45,20 @@ SIZES = [
   ),
   ('mrt', {'rollout__num_prompts': 3}, '3 prompts x 4', 'mini_batches=2'),
   ('mrt', {'batching__micro_batches': 5}, 'micro_batches=5', '4 prompts x 4'),
+  (
+    'grpo',
+    {'rollout__dynamic_sampling__max_rounds': 1},
+    'max_rounds=1',
+    'allowed is >= 2',
+  ),
+  (
+    'mrt',
+    {'rollout__dynamic_sampling__max_rounds': 2, 'rollout__group_size': 1},
+    'max_rounds=2',
+    'group_size >= 2',
+  ),
+  ('lcpo', {'algorithm__alpha': -1.0}, 'alpha', '>= 0'),
+  ('lcpo', {'algorithm__shaping': 'none'}, 'does nothing', "shaping='none'"),
   ('mrt', {'model__vocab_size': 100}, 'model.vocab_size=100', '116'),
   ('mrt', {'model__width': 15}, 'width=15', 'num_heads=2'),
   ('mrt', {'rollout__temperature': -1.0}, 'temperature=-1.0', '> 0'),
@@ -47,19 +69,39 @@ SIZES = [
   ('mrt', {'algorithm__outcome_mass': 2.0}, 'outcome_mass', '<= 1'),
   ('mrt', {'algorithm__price': -1.0}, 'price', '>= 0'),
   ('mrt', {'prover__kind': 'none'}, "name='mrt' needs a prover", "'sampled'"),
+  (
+    'star',
+    {'algorithm__select': 'progress'},
+    'keeps every right trace of 4',
+    'lower one',
+  ),
+  (
+    'star',
+    {'algorithm__select': 'progress', 'prover__kind': 'none'},
+    "select='progress' needs a prover",
+    "'sampled'",
+  ),
+  ('star', {'algorithm__keep_share': 0.0}, 'keep_share', '> 0 and <= 1'),
+  ('mrt_rl', {'rollout__group_size': 3}, 'group_size=3', 'even number'),
+  ('mrt_rl', {'algorithm__alpha': -1.0}, 'alpha', '>= 0'),
   ('mrt', {'total_cost': 0.0}, 'total_cost=0.0', '> 0, or None'),
   ('sft', {'total_cost': 1.0}, 'total_cost=1.0', 'total_steps'),
   *(
     ('mrt', {key.replace('.', '__'): 0}, f'{key}=0', 'allowed is >= 1')
-    for key in setup_run._COUNTS
+    for key in check_config._COUNTS
   ),
 ]
 CHOICES = [
-  ('mrt', {'algorithm__name': 'ppo'}, 'algorithm.name', "'mrt', 'sft'"),
+  ('mrt', {'algorithm__name': 'trpo'}, 'algorithm.name', "'sft'"),
   ('mrt', {'algorithm__credit': 'all'}, 'algorithm.credit', 'return_to_go'),
   ('mrt', {'algorithm__baseline': 'x'}, 'baseline', "'prover', 'none'"),
   ('grpo', {'algorithm__baseline': 'x'}, 'baseline', 'leave_one_out'),
+  ('dapo', {'algorithm__shaping': 'x'}, 'shaping', 'overlong'),
   ('mrt', {'prover__kind': 'oracle'}, "kind 'oracle'", "'exact', 'sampled'"),
+  ('star', {'algorithm__select': 'x'}, 'algorithm.select', 'progress'),
+  ('mrt_rl', {'algorithm__form': 'x'}, 'algorithm.form', 'difference'),
+  ('mrt_rl', {'algorithm__prefix_policy': 'x'}, 'prefix_policy', 'current'),
+  ('mrt_rl', {'algorithm__prefix_success': 'x'}, 'prefix_success', 'direct'),
   ('mrt', {'loss__aggregate': 'sum'}, 'loss.aggregate', 'token_mean'),
   ('mrt', {'loss__surrogate': 'x'}, 'loss.surrogate', 'cispo'),
   ('mrt', {'loss__ratio': 'x'}, 'loss.ratio', 'sequence'),
@@ -77,7 +119,12 @@ DATA = [
   ('mrt', {'task__ops': '^'}, "ops '^'", '+-*/'),
   ('mrt', {'task__n': 9}, '9 numbers', '2 to 5'),
   ('mrt', {'optimizer__learning_rate': -1.0}, 'learning_rate=-1.0', '> 0'),
-  ('mrt', {'optimizer__learning_rate': float('inf')}, 'learning_rate=inf', '>'),
+  (
+    'mrt',
+    {'optimizer__learning_rate': float('inf')},
+    'learning_rate=inf',
+    'finite',
+  ),
   ('sft', {'data__source': 'jsonl'}, 'data.path', 'JSONL'),
   (
     'sft',
@@ -215,3 +262,61 @@ def test_flags_that_cannot_be_used(arguments, message, tmp_path):
   (line,) = result.stderr.splitlines()
   assert line.startswith(f'error: {message}')
   assert not (tmp_path / 'run').exists()
+
+
+def test_an_allowed_change_that_fails_is_undone(trained, small):
+  config = small.config('mrt', checkpoint__every=3, model__width=32)
+  result = small.run(config, trained.folder, allow_change='model.width')
+  assert result.code == 1
+  # The first command still goes on where it was.
+  kept = workdir.read_config(trained.folder)
+  assert workdir.difference(kept, trained.config.to_dict()) == {}
+  assert small.run(trained.config, trained.folder).code == 0
+
+
+@pytest.mark.parametrize(
+  'changes, given',
+  [
+    (
+      {'algorithm__name': 'outcome'},
+      "'outcome' does not take algorithm.credit",
+    ),
+    ({'algorithm__name': 'sft'}, 'needs the section config.data'),
+    ({'model__num_heads': -1}, 'model.num_heads=-1'),
+    ({'rollout__thinking_budget': 10**12}, 'thinking_budget=1000000000000'),
+    ({'batching__length_buckets': ('x',)}, "length_buckets=('x',)"),
+    ({'loss__kl_coef': -1.0}, 'loss.kl_coef=-1.0'),
+    ({'max_log_prob_gap': float('nan')}, 'max_log_prob_gap=nan'),
+  ],
+)
+def test_values_of_another_algorithm_or_no_use(changes, given, small, tmp_path):
+  config = small.config('mrt', **changes)
+  assert given in refused(small.run(config, tmp_path / 'run'))
+
+
+def test_words_that_are_no_flags():
+  command_line.refuse_arguments(['train'])
+  with pytest.raises(SystemExit, match='Did you mean --config.total_steps=1'):
+    command_line.refuse_arguments(['train', 'config.total_steps=1'])
+
+
+def test_the_config_of_another_program():
+  with pytest.raises(ValueError, match="no 'task' section"):
+    command_line.recorded_config('folder', {'architectures': ['Llama']})
+
+
+def test_a_run_goes_on_without_what_it_started_from(small, tmp_path):
+  start = small.run(small.config('mrt', total_steps=2), tmp_path / 'start')
+  source = tmp_path / 'start.safetensors'
+  like = setup_run.abstract_params(small.config('mrt'))
+  params = weights.init_from(f'{start.folder}@last', like)
+  weights.save_safetensors(source, params, {})
+  options = {'init_from': str(source), 'loss__kl_coef': 0.1}
+  half = small.config('mrt', total_steps=2, **options)
+  assert small.run(half, tmp_path / 'run').code == 0
+  source.unlink()
+  whole = small.config('mrt', total_steps=4, **options)
+  result = small.run(whole, tmp_path / 'run', allow_change='total_steps')
+  assert result.code == 0, result.err
+  # The KL is to the start, which the folder kept: it is not 0 at step 3.
+  assert result.rows[-1]['loss/kl'] > 0

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from meta_rl.tasks import builder, countdown
+from meta_rl.tasks import builder, countdown, sources
 
 # Small, and with an order of operators that the name must tell.
 CONFIG = {'high': 6, 'ops': '+-*', 'max_answers': 4, 'orders': 2}
@@ -23,7 +23,7 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def sources(data_dir):
+def splits(data_dir):
   return {
     split: builder.load_source(data_dir, split, **CONFIG)
     for split in countdown.SPLITS
@@ -35,37 +35,37 @@ def expected(split):
   return countdown.prompt_orders(problems, orders=2)
 
 
-def test_records_are_the_problems(sources):
-  for split, source in sources.items():
+def test_records_are_the_problems(splits):
+  for split, source in splits.items():
     problems = [
       builder.record_problem(source[index], ops='+-*')
       for index in range(len(source))
     ]
     assert problems == expected(split)
-  record = sources['train'][0]
+  record = splits['train'][0]
   assert record['answers'].shape == (4, 5)
   assert record['answers'].dtype == record['numbers'].dtype == np.int32
 
 
-def test_splits_share_no_problem(sources):
+def test_splits_share_no_problem(splits):
   keys = {
     split: {
       (tuple(sorted(record['numbers'].tolist())), int(record['target']))
       for record in (source[index] for index in range(len(source)))
     }
-    for split, source in sources.items()
+    for split, source in splits.items()
   }
   assert not keys['train'] & keys['validation']
   assert not keys['train'] & keys['test']
   assert not keys['validation'] & keys['test']
 
 
-def test_second_use_reads_what_is_there(sources, data_dir, monkeypatch):
-  monkeypatch.setattr(builder, '_build', None)
+def test_second_use_reads_what_is_there(splits, data_dir, monkeypatch):
+  monkeypatch.setattr(sources, '_build', None)
   again = builder.load_source(data_dir, 'test[:7]', **CONFIG)
   assert len(again) == 7
   np.testing.assert_array_equal(
-    again[6]['numbers'], sources['test'][6]['numbers']
+    again[6]['numbers'], splits['test'][6]['numbers']
   )
   assert not list(data_dir.glob('.build-*'))
 
@@ -134,7 +134,7 @@ def test_two_processes_at_once_without_tensorflow(run_python, tmp_path):
 def test_building_waits_for_the_lock(tmp_path):
   config = {'high': 3, 'orders': 1}
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    with builder._locked(tmp_path / '.lock'):
+    with sources._locked(tmp_path / '.lock'):
       job = pool.submit(builder.load_source, tmp_path, 'train', **config)
       with pytest.raises(concurrent.futures.TimeoutError):
         job.result(timeout=1)

@@ -23,7 +23,7 @@ def test_one_trace_a_shape():
 
 
 def test_a_python_number_is_one_trace_whatever_its_value():
-  """`evaluate.measure` gives the row offset so."""
+  """`held_out.measure` gives the row offset so."""
   call = CountedJit(lambda x, offset: x + offset)
   assert [int(call(jnp.int32(1), offset)) for offset in (0, 4, 8)] == [1, 5, 9]
   assert call.traces == 1

@@ -8,8 +8,23 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from meta_rl import data, env, setup_run, signals, workdir
-from meta_rl.configs import grpo_countdown, mrt_countdown, sft_countdown
+from meta_rl import check_config, data, env, setup_run, signals, workdir
+from meta_rl.configs import (
+  brpo_countdown,
+  cispo_countdown,
+  dapo_countdown,
+  grpo_countdown,
+  gspo_countdown,
+  lcpo_countdown,
+  length_penalty_countdown,
+  mrt_countdown,
+  mrt_rl_countdown,
+  ppo_countdown,
+  reinforce_countdown,
+  sft_countdown,
+  star_countdown,
+)
+from meta_rl.tasks import countdown
 
 pytest_plugins = ['small_runs']
 
@@ -20,8 +35,37 @@ BUILT = [
     (grpo_countdown, arg)
     for arg in ('', 'hard', 'tiny', 'dr', 'rloo', 'dr,hard', 'rloo,tiny')
   ),
-  *((sft_countdown, arg) for arg in ('', 'hard', 'tiny')),
+  *(
+    (module, arg)
+    for module in (
+      cispo_countdown,
+      dapo_countdown,
+      gspo_countdown,
+      length_penalty_countdown,
+      sft_countdown,
+    )
+    for arg in ('', 'hard', 'tiny')
+  ),
+  *(
+    (reinforce_countdown, arg)
+    for arg in ('', 'hard', 'tiny', 'plain', 'plain,hard', 'plain,tiny')
+  ),
+  *(
+    (lcpo_countdown, arg)
+    for arg in ('', 'hard', 'tiny', 'exact', 'max', 'exact,hard', 'max,tiny')
+  ),
+  *((ppo_countdown, arg) for arg in ('', 'hard', 'tiny', 'plain,tiny')),
+  *(
+    (mrt_rl_countdown, arg)
+    for arg in ('', 'hard', 'tiny', 'difference', 'difference,tiny')
+  ),
+  *((star_countdown, arg) for arg in ('', 'hard', 'tiny', 'mrt', 'mrt,tiny')),
+  *(
+    (brpo_countdown, arg)
+    for arg in ('', 'hard', 'tiny', 'linear', 'base', 'base,tiny')
+  ),
 ]
+MODULES = sorted({module for module, _ in BUILT}, key=lambda m: m.__name__)
 
 
 @pytest.mark.parametrize('module, arg', BUILT)
@@ -30,7 +74,7 @@ def test_built_locked_and_of_one_piece(module, arg):
   assert isinstance(config, ml_collections.ConfigDict)
   with pytest.raises((AttributeError, KeyError)):
     config.optimizer.lr = 1.0
-  setup_run.check(config)
+  check_config.check(config)
   task = setup_run.make_task(config)
   # Every episode of a full budget is one of the prover's.
   episodes = config.rollout.thinking_budget / task.episode_length
@@ -40,9 +84,7 @@ def test_built_locked_and_of_one_piece(module, arg):
   assert module.get_config(arg).rollout.thinking_budget % 9 == 0
 
 
-@pytest.mark.parametrize(
-  'module', [mrt_countdown, grpo_countdown, sft_countdown]
-)
+@pytest.mark.parametrize('module', MODULES)
 def test_an_unknown_argument_is_refused(module):
   with pytest.raises(ValueError, match='unknown argument .*hard'):
     module.get_config('tinny')
@@ -73,6 +115,92 @@ def test_the_controls_differ_in_credit_alone():
   rloo = grpo_countdown.get_config('rloo')
   changed = workdir.difference(grpo.to_dict(), rloo.to_dict())
   assert set(changed) == {'name', 'algorithm.baseline'}
+  ppo = ppo_countdown.get_config()
+  changed = workdir.difference(mrt.to_dict(), ppo.to_dict())
+  groups = {key.partition('.')[0] for key in changed}
+  assert groups == {'name', 'algorithm', 'critic'}
+
+
+# What each outcome-reward config changes in GRPO's, and nothing more.
+OWN_KEYS = {
+  (reinforce_countdown, ''): {'algorithm.baseline', 'loss.aggregate'},
+  (reinforce_countdown, 'plain'): {'algorithm.baseline', 'loss.aggregate'},
+  (dapo_countdown, ''): {
+    'algorithm.shaping',
+    'algorithm.max_length',
+    'algorithm.cache_length',
+    'loss.clip_high',
+    'loss.aggregate',
+    'rollout.dynamic_sampling.max_rounds',
+  },
+  (gspo_countdown, ''): {'loss.ratio', 'loss.clip_low', 'loss.clip_high'},
+  (cispo_countdown, ''): {
+    'loss.surrogate',
+    'loss.clip_low',
+    'loss.clip_high',
+    'loss.aggregate',
+  },
+  (lcpo_countdown, ''): {
+    'algorithm.shaping',
+    'algorithm.target_length',
+    'algorithm.alpha',
+  },
+  (lcpo_countdown, 'max'): {
+    'algorithm.shaping',
+    'algorithm.max_length',
+    'algorithm.alpha',
+  },
+  (length_penalty_countdown, ''): {
+    'algorithm.baseline',
+    'algorithm.shaping',
+    'algorithm.alpha',
+  },
+}
+
+
+@pytest.mark.parametrize('module, arg', OWN_KEYS)
+@pytest.mark.parametrize('scale', ['', 'hard'])
+def test_outcome_configs_are_grpo_but_for_their_own_keys(module, arg, scale):
+  grpo = grpo_countdown.get_config(scale)
+  own = module.get_config(','.join(a for a in (arg, scale) if a))
+  changed = workdir.difference(grpo.to_dict(), own.to_dict())
+  assert set(changed) == OWN_KEYS[module, arg] | {'name'}
+
+
+def test_lengths_follow_the_thinking_budget():
+  for scale, budget in {'': 108, 'hard': 90, 'tiny': 27}.items():
+    assert dapo_countdown.get_config(scale).algorithm.max_length == budget
+    exact = lcpo_countdown.get_config(f'exact,{scale}').algorithm
+    assert exact.target_length == budget // 2
+    at_most = lcpo_countdown.get_config(f'max,{scale}').algorithm
+    assert at_most.max_length == budget // 2
+    # A right answer always beats a wrong one, whose reward is 0.
+    assert (1 - at_most.alpha * (budget - budget // 2)) / 2 > 0.2
+
+
+def test_names_tell_runs_apart():
+  names = {
+    module.get_config(arg).name
+    for module, arg in BUILT
+    if not {'hard', 'tiny'} & set(arg.split(','))
+  }
+  # One name a file and one more a variant; `exact` is LCPO's default.
+  variants = ['dr', 'rloo', 'plain', 'max']
+  variants += ['difference', 'mrt', 'linear', 'base']
+  assert len(names) == len(MODULES) + len(variants)
+
+
+def test_lcpo_is_one_of_its_two():
+  with pytest.raises(ValueError, match='give one of exact and max'):
+    lcpo_countdown.get_config('exact,max')
+
+
+def test_mrt_rl_differs_from_mrt_in_its_algorithm_alone():
+  mrt = mrt_countdown.get_config()
+  offline = mrt_rl_countdown.get_config()
+  changed = workdir.difference(mrt.to_dict(), offline.to_dict())
+  rest = {key for key in changed if not key.startswith('algorithm.')}
+  assert rest == {'name'}
 
 
 def test_the_base_policy_fits_what_starts_from_it():
@@ -84,7 +212,9 @@ def test_the_base_policy_fits_what_starts_from_it():
     assert sft.init_from == {'': '', 'hard': 'asset:countdown_easy'}[arg]
 
 
-@pytest.mark.parametrize('name', ['mrt', 'grpo', 'sft'])
+@pytest.mark.parametrize(
+  'name', [file.stem.removesuffix('_countdown') for file in FILES]
+)
 def test_no_key_is_dead(name, small):
   """Each key is read by the package: by itself, or with its whole group.
 
@@ -133,13 +263,42 @@ VARIANTS = {
   'grpo': ('grpo', 'tiny', {}),
   'Dr. GRPO': ('grpo', 'dr,tiny', {}),
   'RLOO': ('grpo', 'rloo,tiny', {}),
-  'immediate': ('mrt', 'tiny', {'algorithm__credit': 'immediate'}),
+  'REINFORCE': ('reinforce', 'tiny', {}),
+  'REINFORCE, one trace a prompt': (
+    'reinforce',
+    'plain,tiny',
+    {'rollout__group_size': 1},
+  ),
+  'DAPO': ('dapo', 'tiny', {}),
+  'GSPO': ('gspo', 'tiny', {}),
+  'CISPO': ('cispo', 'tiny', {}),
+  'LCPO-exact': ('lcpo', 'exact,tiny', {}),
+  'LCPO-max': ('lcpo', 'max,tiny', {}),
+  'length penalty': ('length_penalty', 'tiny', {}),
+  'immediate': (
+    'mrt',
+    'tiny',
+    {'algorithm__credit': 'immediate', 'algorithm__decay': 1.0},
+  ),
   'return to go': ('mrt', 'tiny', {'algorithm__credit': 'return_to_go'}),
+  'BRPO': ('brpo', 'tiny', {}),
+  'BRPO without rows': ('brpo', 'tiny', {'algorithm__summary': 'own'}),
   'sampled': (
     'mrt',
     'tiny',
     {'prover__kind': 'sampled', 'prover__num_branches': 2},
   ),
+  'MRT-RL': ('mrt_rl', 'tiny', {}),
+  'MRT-RL, current': (
+    'mrt_rl',
+    'difference,tiny',
+    {
+      'algorithm__prefix_policy': 'current',
+      'algorithm__prefix_success': 'direct',
+    },
+  ),
+  'STaR': ('star', 'tiny', {}),
+  'MRT-STaR': ('star', 'mrt,tiny', {'batching__epochs': 1}),
   'KL and entropy': (
     'mrt',
     'tiny',
@@ -149,7 +308,7 @@ VARIANTS = {
 
 
 # Beyond these, an update of its own compiles: several seconds each.
-SHORT = ('grpo', 'sampled')
+SHORT = ('grpo', 'sampled', 'MRT-RL')
 
 
 @pytest.mark.parametrize(
@@ -160,7 +319,7 @@ SHORT = ('grpo', 'sampled')
   ],
 )
 def test_two_steps(variant, small, tmp_path):
-  """`mrt:tiny` itself, and `sft:tiny`, run in test_train and test_sft."""
+  """`:tiny` of mrt, sft and ppo runs in test_train, test_sft, test_value."""
   name, arg, changes = VARIANTS[variant]
   config = small.config(name, arg, total_steps=2, **changes)
   result = small.run(config, tmp_path / 'run')
@@ -171,7 +330,10 @@ def test_two_steps(variant, small, tmp_path):
     # generate, prove, update, summarize, score where there is a KL term, and
     # from the evaluation of step 2 on its own generate and prove.
     calls = 4 + (variant == 'KL and entropy') + 2 * (row['step'] == 2)
+    calls += variant == 'DAPO'  # the merging of rounds
     assert row['compile/count'] == calls
+    # Forced answers that are trained on are scored as they were sampled too.
+    assert row['policy/log_prob_gap'] < 1e-4
     assert ('loss/kl' in row) == (variant == 'KL and entropy')
     # Measured on the rollout, whatever trains.
     assert 0 <= row['regret/token_weighted'] <= 1
@@ -193,6 +355,11 @@ def test_mrt_and_grpo_see_the_same_problems(small):
   for name in ('mrt', 'grpo'):
     config = small.config(name)
     source = setup_run.load_problems(config, 'train')
-    iterator = data.problem_iterator(source, batch_size=4, seed=config.seed)
+    iterator = data.problem_iterator(
+      source,
+      record_arrays=countdown.record_arrays,
+      batch_size=4,
+      seed=config.seed,
+    )
     batches.append([next(iterator)['prompts'] for _ in range(3)])
   assert np.array_equal(*batches)

@@ -58,10 +58,15 @@ def test_a_step_by_hand():
     fed,
     group_size=2,
     epochs=2,
-    scored=True,
+    scorings=1,
     prover_gradient=True,
   )
   assert found == {'cost/generate': 6, 'cost/prove': 48, 'cost/train': 56}
+  # Rows of 5 and 7 tokens beside the traces: 3 x 2 x 12 more, and no scoring.
+  more = costs.step_costs(
+    mask, ends, fed, ARRAY([5, 7]), group_size=2, epochs=2, scorings=1
+  )
+  assert more == {'cost/generate': 6, 'cost/prove': 16, 'cost/train': 128}
   # Two groups of one pay for two prompts; without a prover nothing is proved.
   found = costs.step_costs(mask, ends, None, group_size=1)
   assert found == {'cost/generate': 8, 'cost/prove': 0, 'cost/train': 24}
@@ -129,7 +134,7 @@ MODEL = models.make_model(CONFIG)
 BATCH = countdown.problem_arrays(
   [
     countdown.make_problem((3, 5, 7), 9, '+-'),
-    countdown.make_problem((2, 4, 9), 11, '+-'),
+    countdown.make_problem((2, 2, 9), 13, '+-'),
   ],
   max_answers=4,
 )
@@ -164,9 +169,8 @@ def test_the_prover_counts_what_it_feeds(kind, traces):
   found = jax.jit(prove)(params, BATCH, rollout, cache, jax.random.key(2))
   jax.effects_barrier()
   assert found.prover_tokens.sum() == sum(seen)
-  # Not by chance: the traces differ in their episodes, the problems in their
-  # answers.
-  assert len(set(found.prover_tokens.tolist())) > 1
+  if kind == 'exact':  # the problems differ in their answers
+    assert len(set(found.prover_tokens.tolist())) > 1
 
 
 def test_nothing_is_proved_for_nothing(traces):

@@ -1,6 +1,8 @@
 """Problem batches, packing, and batches for supervised fine-tuning."""
 
+import functools
 import json
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,12 +23,23 @@ def source(tmp_path_factory):
   return builder.load_source(folder, 'train', high=8, orders=2)
 
 
+# Countdown's: any task's do.
+iterate = functools.partial(
+  data.problem_iterator, record_arrays=countdown.record_arrays
+)
+sft_batches = functools.partial(
+  data.sft_batches,
+  sample_traces=traces.sample_traces,
+  max_trace_length=traces.longest,
+)
+
+
 def numbers(iterator, count):
   return [next(iterator)['numbers'] for _ in range(count)]
 
 
 def test_batches_are_problem_arrays(source):
-  iterator = data.problem_iterator(source, batch_size=8, shuffle=False)
+  iterator = iterate(source, batch_size=8, shuffle=False)
   problems = [
     builder.record_problem(source[index], ops='+-') for index in range(8)
   ]
@@ -39,11 +52,11 @@ def test_batches_are_problem_arrays(source):
 
 
 def test_resume_is_exact_across_epochs(source):
-  iterator = data.problem_iterator(source, batch_size=64, seed=1)
+  iterator = iterate(source, batch_size=64, seed=1)
   numbers(iterator, 3)
   state = json.loads(json.dumps(iterator.get_state()))
   expected = numbers(iterator, 30)
-  fresh = data.problem_iterator(source, batch_size=64, seed=1)
+  fresh = iterate(source, batch_size=64, seed=1)
   fresh.set_state(state)
   np.testing.assert_array_equal(numbers(fresh, 30), expected)
   assert 33 * 64 > 2 * len(source)
@@ -51,23 +64,21 @@ def test_resume_is_exact_across_epochs(source):
 
 def test_epochs_are_reshuffled_and_complete(source):
   size = len(source)
-  iterator = data.problem_iterator(source, batch_size=size, seed=1)
+  iterator = iterate(source, batch_size=size, seed=1)
   batches = [next(iterator) for _ in range(2)]
   rows = [
     np.column_stack([b['numbers'], b['target']]).tolist() for b in batches
   ]
   assert rows[0] != rows[1]
   assert sorted(rows[0]) == sorted(rows[1])
-  other = data.problem_iterator(source, batch_size=size, seed=2)
+  other = iterate(source, batch_size=size, seed=2)
   assert numbers(other, 1)[0].tolist() != batches[0]['numbers'].tolist()
 
 
 def test_shards_partition_the_same_batches(source):
-  whole = data.problem_iterator(source, batch_size=6, seed=1)
+  whole = iterate(source, batch_size=6, seed=1)
   shards = [
-    data.problem_iterator(
-      source, batch_size=2, seed=1, shard_index=index, shard_count=3
-    )
+    iterate(source, batch_size=2, seed=1, shard_index=index, shard_count=3)
     for index in range(3)
   ]
   for _ in range(len(source) // 3):
@@ -78,9 +89,9 @@ def test_shards_partition_the_same_batches(source):
 def test_remainder(source):
   size = len(source)
   options = {'batch_size': size - 1, 'shuffle': False, 'num_epochs': 1}
-  kept = data.problem_iterator(source, **options, drop_remainder=False)
+  kept = iterate(source, **options, drop_remainder=False)
   assert [len(batch['target']) for batch in kept] == [size - 1, 1]
-  dropped = data.problem_iterator(source, **options)
+  dropped = iterate(source, **options)
   assert [len(batch['target']) for batch in dropped] == [size - 1]
 
 
@@ -94,7 +105,7 @@ def test_remainder(source):
 )
 def test_iterator_rejects(source, options, message):
   with pytest.raises(ValueError, match=message):
-    data.problem_iterator(source, **options)
+    iterate(source, **options)
 
 
 def test_pack_by_hand():
@@ -113,6 +124,29 @@ def test_pack_by_hand():
     np.testing.assert_array_equal(batch[name], value)
   assert batch['loss_mask'].dtype == bool
   assert batch['tokens'].dtype == batch['positions'].dtype == np.int32
+
+
+def test_first_fit_is_the_first_row_with_room():
+  assert data.first_fit([], 6) == []
+  assert data.first_fit([6], 6) == [0]
+  # 4 opens row 0; 3 does not fit its 2; 2 does; 4 opens a third; 3 fills row 1.
+  assert data.first_fit([4, 3, 2, 4, 3], 6) == [0, 1, 0, 2, 1]
+  lengths = np.random.default_rng(0).integers(1, 101, 500).tolist()
+  free, rows = [], []
+  for size in lengths:  # the definition, in quadratic time
+    row = next((r for r, room in enumerate(free) if room >= size), len(free))
+    free += [100] * (row == len(free))
+    free[row] -= size
+    rows.append(row)
+  assert data.first_fit(lengths, 100) == rows
+
+
+def test_first_fit_of_many_is_quick():
+  lengths = np.random.default_rng(0).integers(1, 101, 50_000).tolist()
+  began = time.perf_counter()
+  rows = data.first_fit(lengths, 100)
+  assert time.perf_counter() - began < 10  # minutes, were it quadratic
+  assert np.bincount(rows, lengths).max() <= 100
 
 
 def test_pack_padding_and_fixed_rows():
@@ -169,25 +203,25 @@ def test_packed_mask_by_hand():
 
 def test_sft_batches_resume_and_shard(problems):
   options = {'batch_size': 2, 'length': 512, 'seed': 5}
-  batches = data.sft_batches(problems, **options)
+  batches = sft_batches(problems, **options)
   next(batches)
   state = json.loads(json.dumps(batches.get_state()))
   expected = [next(batches) for _ in range(2)]
-  fresh = data.sft_batches(problems, **options)
+  fresh = sft_batches(problems, **options)
   fresh.set_state(state)
   for batch in expected:
     again = next(fresh)
     for name, value in batch.items():
       np.testing.assert_array_equal(again[name], value)
-  shard = data.sft_batches(problems, **options, shard_index=1)
-  first = next(data.sft_batches(problems, **options))
+  shard = sft_batches(problems, **options, shard_index=1)
+  first = next(sft_batches(problems, **options))
   assert (next(shard)['tokens'] != first['tokens']).any()
   with pytest.raises(ValueError, match='resume with the seed'):
-    data.sft_batches(problems, batch_size=2, length=512).set_state(state)
+    sft_batches(problems, batch_size=2, length=512).set_state(state)
 
 
 def test_sft_batches_are_full_and_keep_long_traces(problems):
-  batches = data.sft_batches(problems, batch_size=8, length=512)
+  batches = sft_batches(problems, batch_size=8, length=512)
   filled, long, count = [], 0, 0
   for _ in range(40):
     batch = next(batches)
@@ -211,7 +245,7 @@ def test_sft_batches_are_full_and_keep_long_traces(problems):
 )
 def test_sft_batches_reject(problems, options, message):
   with pytest.raises(ValueError, match=message):
-    data.sft_batches(problems, **{'batch_size': 2, 'length': 512, **options})
+    sft_batches(problems, **{'batch_size': 2, 'length': 512, **options})
 
 
 def test_packed_batches_go_through_all_rows():

@@ -194,6 +194,16 @@ def test_from_budgets_by_hand():
   np.testing.assert_array_equal(ids[0], [-1, -1, 0, 0, 1, 1, 2, 2, -1, -1])
 
 
+def test_equal_budgets():
+  assert episodes.equal_budgets(108, 4) == (27, 54, 81, 108)
+  # 10/3 = 3.33 and 20/3 = 6.67, rounded.
+  assert episodes.equal_budgets(10, 3) == (3, 7, 10)
+  assert episodes.equal_budgets(2, 2) == (1, 2)
+  for total, num in ((2, 3), (1, 0)):
+    with pytest.raises(ValueError, match='must be >='):
+      episodes.equal_budgets(total, num)
+
+
 def test_budgets_may_be_traced():
   mask = np.ones((2, 5), bool)
   call = jax.jit(lambda b: episodes.from_budgets(mask, budgets=b).ends)

@@ -86,9 +86,12 @@ def test_extrapolation_by_hand():
   np.testing.assert_allclose(found['per_problem'], [[0.8, 0.7], [0.6, 0.6]])
   means = [x['mean'] for x in found['regret_token_weighted']]
   assert means == pytest.approx([0.75, 0.6])
-  # Trapezoid through (0, 0), (1, .25), (2, .25), (3, .55):
-  # 1 - (.125 + .25 + .4) / 3 = 0.741667.
-  assert found['regret_normalized'][0] == pytest.approx(0.741667, abs=1e-6)
+  # Sixteen points, at each the accuracy of the last whole token: .25 but for
+  # the last, .55. Trapezoid from (0, 0): .125, 14 x .25, .4, each 1/16 wide:
+  # 1 - 4.025 / 16 = 0.7484375.
+  normalized = found['regret_normalized'][0]
+  assert normalized['mean'] == pytest.approx(0.7484375, abs=1e-6)
+  assert normalized['low'] < normalized['mean'] < normalized['high']
   assert found['num_problems'] == 2
 
 

@@ -1,5 +1,6 @@
 """Held-out evaluation: batches, measuring, eval.json, the command."""
 
+import functools
 import json
 import math
 import types
@@ -12,6 +13,7 @@ import pytest
 from meta_rl import (
   evaluate,
   headline,
+  held_out,
   metrics,
   regret,
   setup_run,
@@ -21,6 +23,7 @@ from meta_rl import (
   workdir,
 )
 from meta_rl.compiled import CountedJit
+from meta_rl.tasks import countdown
 
 pytest_plugins = ['small_runs']
 
@@ -29,10 +32,12 @@ SCHEMA = {
   'name': str,
   'algorithm': str,
   'num_problems': int,
+  'num_clusters': int,
   'horizon': int,
   'machine': str,
   'budgets': list,
   'accuracy_at_budget': list,
+  'tokens_at_budget': list,
   'accuracy_low': list,
   'accuracy_high': list,
   'regret_at_budget': list,
@@ -42,7 +47,12 @@ SCHEMA = {
   'stopping': dict,
   'traces': list,
 }
-INTERVALS = ['accuracy', 'reward', 'regret_token_weighted']
+INTERVALS = [
+  'accuracy',
+  'reward',
+  'regret_token_weighted',
+  'regret_normalized',
+]
 HORIZON = 27  # of the `:tiny` configs: 3 episodes of 9
 
 
@@ -79,15 +89,29 @@ def result(trained, small):
 
 # ---- batches of problems
 
+problem_batches = functools.partial(
+  held_out.problem_batches, record_arrays=countdown.record_arrays
+)
+cluster_ids = functools.partial(
+  evaluate.cluster_ids, cluster_key=countdown.cluster_key
+)
+
 
 def source_of(trained):
   """The test split of a run's problems."""
   return setup_run.load_problems(trained.config, 'test')
 
 
+def test_stack():
+  records = [{'a': np.array([1, 2]), 'b': np.array(i)} for i in range(3)]
+  batch = held_out.stack(records)
+  assert batch['a'].tolist() == [[1, 2]] * 3
+  assert batch['b'].tolist() == [0, 1, 2]
+
+
 def test_the_last_batch_is_filled_up(trained, small):
   source = source_of(trained)
-  batches = evaluate.problem_batches(source, num_problems=5, batch_size=4)
+  batches = problem_batches(source, num_problems=5, batch_size=4)
   assert [b['problem'].tolist() for b in batches] == [
     [0, 1, 2, 3],
     [4, 0, 1, 2],
@@ -98,18 +122,14 @@ def test_the_last_batch_is_filled_up(trained, small):
   ]
   assert {b['prompts'].shape for b in batches} == {(4, 7)}
   # 5 x 2 rows in batches of 4: two are left over.
-  batches = evaluate.problem_batches(
-    source, num_problems=5, batch_size=4, repeats=2
-  )
+  batches = problem_batches(source, num_problems=5, batch_size=4, repeats=2)
   rows = np.concatenate([b['problem'] for b in batches])
   assert rows.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 0, 0]
   assert np.concatenate([b['counts'] for b in batches]).sum() == 10
 
 
 def test_one_small_batch_may_repeat_its_problems(trained, small):
-  (batch,) = evaluate.problem_batches(
-    source_of(trained), num_problems=2, batch_size=5
-  )
+  (batch,) = problem_batches(source_of(trained), num_problems=2, batch_size=5)
   assert batch['problem'].tolist() == [0, 1, 0, 1, 0]
 
 
@@ -124,7 +144,7 @@ def test_one_small_batch_may_repeat_its_problems(trained, small):
 )
 def test_sizes_out_of_range(options, message, trained, small):
   with pytest.raises(ValueError, match=message):
-    evaluate.problem_batches(source_of(trained), **options)
+    problem_batches(source_of(trained), **options)
 
 
 # ---- measuring
@@ -160,11 +180,9 @@ def fake_calls(seen):
 
 
 def test_measure_drops_the_filler_and_counts_rows_on(trained, small):
-  batches = evaluate.problem_batches(
-    source_of(trained), num_problems=5, batch_size=4
-  )
+  batches = problem_batches(source_of(trained), num_problems=5, batch_size=4)
   offsets = []
-  found = evaluate.measure(
+  found = held_out.measure(
     fake_calls(offsets), None, batches, jax.random.key(0)
   )
   # Row i draws from fold_in(key, i), whatever batch it lies in.
@@ -181,7 +199,7 @@ def test_samples_do_not_depend_on_the_batch(trained, small):
   generate, _ = setup_run.make_calls(trained.config, model, task, group_size=1)
   params, tokens = params_of(trained), []
   for size in (16, 4):
-    batches = evaluate.problem_batches(
+    batches = problem_batches(
       source_of(trained), num_problems=10, batch_size=size
     )
     calls = fake_calls([]) | {'generate': CountedJit(generate)}
@@ -193,7 +211,7 @@ def test_samples_do_not_depend_on_the_batch(trained, small):
       ),
       stop_index=traces.tokens[:, 0],
     )
-    found = evaluate.measure(calls, params, batches, jax.random.key(3))
+    found = held_out.measure(calls, params, batches, jax.random.key(3))
     tokens.append(found['tokens'])
     assert calls['generate'].traces == 1
   assert np.array_equal(*tokens)
@@ -220,7 +238,7 @@ def test_schema(result):
   scalars = result['scalars']
   assert set(scalars) == {
     *INTERVALS,
-    *('regret_normalized', 'tokens_mean', 'forced_rate', 'pass@k', 'maj@k'),
+    *('tokens_mean', 'forced_rate', 'pass@k', 'maj@k'),
     'tokens_to_accuracy',
   }
   for name in INTERVALS:
@@ -270,11 +288,14 @@ def test_beyond_the_budget_and_under_another_prover(result, trained, small):
 def test_traces_are_kept_thinking(trained, small):
   task = setup_run.make_task(trained.config)
   model = setup_run.make_model(trained.config, task)
-  calls = evaluate.make_calls(trained.config, model, task, factor=3)
-  batches = evaluate.problem_batches(
-    source_of(trained), num_problems=6, batch_size=6
+  calls = held_out.make_calls(trained.config, model, task, factor=3)
+  batches = held_out.problem_batches(
+    source_of(trained),
+    record_arrays=countdown.record_arrays,
+    num_problems=6,
+    batch_size=6,
   )
-  found = evaluate.measure(
+  found = held_out.measure(
     calls, params_of(trained), batches, jax.random.key(1)
   )
   assert (found['thinking_mask'].sum(1) == 3 * HORIZON).all()
@@ -333,9 +354,9 @@ def test_regret_is_that_of_the_public_function():
     jnp.asarray(found['success']), jnp.asarray(found['ends']), horizon=HORIZON
   )
   np.testing.assert_allclose(
-    evaluate.regrets(found, HORIZON), on_device, atol=1e-6
+    held_out.regrets(found, HORIZON), on_device, atol=1e-6
   )
-  total = evaluate.summary(found, HORIZON)['eval/regret_token_weighted']
+  total = held_out.summary(found, HORIZON)['eval/regret_token_weighted']
   assert total == pytest.approx(float(on_device.mean()), abs=1e-6)
 
 
@@ -349,9 +370,9 @@ def test_one_trace_by_hand():
     'thinking_mask': np.arange(41)[None] < 18,
   }
   # (9 (1 - 0.1) + 9 (1 - 0.5) + 9 (1 - 0.9)) / 27 = (0.9 + 0.5 + 0.1) / 3
-  assert evaluate.regrets(found, HORIZON)[0] == pytest.approx(0.5)
-  assert evaluate.final_success(found).tolist() == pytest.approx([0.9])
-  assert evaluate.summary(found, HORIZON) == pytest.approx(
+  assert held_out.regrets(found, HORIZON)[0] == pytest.approx(0.5)
+  assert held_out.final_success(found).tolist() == pytest.approx([0.9])
+  assert held_out.summary(found, HORIZON) == pytest.approx(
     {
       'eval/accuracy': 0.9,
       'eval/reward_mean': 1.0,
@@ -372,7 +393,7 @@ def test_evaluate_puts_together_what_was_measured(trained, small, monkeypatch):
     found = measured_by_hand(rows, seed=int(at_budgets))
     return made.setdefault(at_budgets, found)
 
-  monkeypatch.setattr(evaluate, 'measure', measure)
+  monkeypatch.setattr(held_out, 'measure', measure)
   result = run_evaluate(trained, num_problems=40)
   found, many = made[True], made[False]
   success, ends = jnp.asarray(found['success']), jnp.asarray(found['ends'])
@@ -395,13 +416,15 @@ def test_evaluate_puts_together_what_was_measured(trained, small, monkeypatch):
       for i in rows
     ]
     assert value == pytest.approx(np.mean(reached))
-  curve = jnp.asarray(result['accuracy_at_budget'][1:])
-  official = regret.normalized(
-    curve, jnp.asarray(result['budgets'][1:], float), horizon=HORIZON
-  )
-  assert result['scalars']['regret_normalized'] == pytest.approx(
-    float(official), abs=1e-6
-  )
+  spent = [np.minimum(9 * found['count'], b).mean() for b in result['budgets']]
+  assert result['tokens_at_budget'] == pytest.approx(spent)
+  # Sixteen points of the curve, joined by lines from (0, 0).
+  at = np.arange(17) * HORIZON / 16
+  curve = [result['accuracy_at_budget'][int(b)] for b in at]
+  area = np.trapezoid([0, *curve[1:]], at) / HORIZON
+  normalized = result['scalars']['regret_normalized']
+  assert normalized['mean'] == pytest.approx(1 - area, abs=1e-6)
+  assert normalized['low'] < normalized['mean'] < normalized['high']
   assert result['scalars']['forced_rate'] == np.mean(found['count'] == 3)
   # 4 problems x 4 samples; pass@1 is the mean, pass@4 the share ever right.
   right = many['rewards'].reshape(4, 4) >= 1
@@ -416,14 +439,17 @@ def test_pass_and_majority_of_two_problems(trained, small, monkeypatch):
   # Problem 1: right once; the others end without an answer.
   found['rewards'] = np.array([1, 1, 0, 0, 1, 0, 0, 0], np.float32)
   last = found['tokens'].shape[1] - 1
+  found['tokens'][:, last] = tokenizer.integer(5)  # of value 5
+  found['token_mask'][:, last] = True
   found['stop_index'] = np.full(8, last - 1)
   found['stop_index'][5:] = last  # nothing behind it
-  monkeypatch.setattr(evaluate, 'measure', lambda *args: found)
+  monkeypatch.setattr(held_out, 'measure', lambda *args: found)
   result = evaluate.several_samples(
     None,
     None,
     source_of(trained),
     jax.random.key(0),
+    kit=setup_run.task_kit(trained.config),
     num_problems=2,
     samples=4,
     batch_size=8,
@@ -461,7 +487,7 @@ def test_describe():
     'count': np.array([2]),
     'stop_index': np.array([26]),
   }
-  assert evaluate.describe(arrays, 0) == {
+  assert held_out.describe(arrays, 0) == {
     'prompt': '<bos> 7 5 3 = 9 <think>',
     'success_start': 0.125,
     'episodes': [
@@ -485,7 +511,7 @@ def test_describe():
   # Without a thought, and without an answer.
   arrays |= {'count': np.array([0]), 'forced': np.array([True])}
   arrays |= {'stop_index': np.array([len(tokens)])}
-  none = evaluate.describe(arrays, 0)
+  none = held_out.describe(arrays, 0)
   assert (none['episodes'], none['answer']) == ([], '')
   assert none['stopped'] == 'budget'
 
@@ -512,11 +538,11 @@ def test_clusters_are_problems_in_any_order():
     record([3, 1, 2], 6),
     record([3, 1, 2], 0),
   ]
-  ids = evaluate.cluster_ids(source, 4).tolist()
+  ids = cluster_ids(source, 4).tolist()
   assert ids[0] == ids[2]
   assert len(set(ids)) == 3
   # An id says which problem it is, whatever else the data set holds.
-  assert evaluate.cluster_ids(source, 2).tolist() == ids[:2]
+  assert cluster_ids(source, 2).tolist() == ids[:2]
 
 
 # ---- which policy, and the command
@@ -646,21 +672,21 @@ def test_a_run_whose_checkpoints_are_damaged(
 
 def test_training_logs_what_evaluate_measures(trained, small):
   """The last row of the log is `summary` on the validation split."""
-  calls = evaluate.make_calls(
+  calls = held_out.make_calls(
     trained.config,
     *(lambda task: (setup_run.make_model(trained.config, task), task))(
       setup_run.make_task(trained.config)
     ),
   )
-  batches = evaluate.problem_batches(
+  batches = problem_batches(
     setup_run.load_problems(trained.config, 'validation'),
     num_problems=16,
     batch_size=16,
   )
   key = jax.random.key(trained.config.seed)
-  found = evaluate.measure(calls, params_of(trained), batches, key)
+  found = held_out.measure(calls, params_of(trained), batches, key)
   row = metrics.read_metrics(trained.folder / 'metrics.jsonl')[-1]
-  assert evaluate.summary(found, HORIZON) == {
+  assert held_out.summary(found, HORIZON) == {
     k: v for k, v in row.items() if k.startswith('eval/')
   }
   assert found['success'].shape == (16, 4)

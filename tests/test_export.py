@@ -73,6 +73,7 @@ def test_the_command(trained, tmp_path, monkeypatch, capsys):
     which='last',
     dtype=None,
     command='train it',
+    value_head=False,
   )
   monkeypatch.setattr(export, 'FLAGS', flags)
   export.main(['export'])
@@ -90,7 +91,8 @@ def test_the_command(trained, tmp_path, monkeypatch, capsys):
 def test_a_run_without_a_checkpoint(tmp_path):
   (tmp_path / 'config.json').write_text(
     json.dumps({'model': {'vocab_size': 8, 'num_layers': 1, 'width': 4,
-                          'num_heads': 1, 'ffn_width': 4}})
+                          'num_heads': 1, 'ffn_width': 4},
+                'task': {}, 'rollout': {}, 'algorithm': {}})
   )  # fmt: skip
   with pytest.raises(ValueError, match='holds no checkpoint yet'):
     export.export(

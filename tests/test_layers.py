@@ -16,21 +16,22 @@ PACKAGE = ROOT / 'meta_rl'
 # A new module needs a place here; a package (`models`) counts as one module.
 LAYERS = [
   'types masked env',
-  'episodes regret advantages losses sampling costs',
-  'models cache scoring rollout probes prover algorithms update',
+  'episodes regret advantages shaping losses sampling costs',
+  'models cache scoring decode rollout probes prover algorithms update value',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
   'answers statistics eval_figures study_statistics gradient_variance '
-  'signals workdir files leaves chat',
-  'steps compiled',
-  'setup_run evaluate plots headline runs report report_page report_style '
-  'report_traces report_parts',
+  'signals workdir files leaves chat profiler',
+  'steps compiled dynamic_sampling',
+  'setup_run check_config command_line held_out evaluate plots headline runs '
+  'report report_page report_style report_traces report_parts',
   'train sft study study_cells study_cell study_results study_tables '
   'study_page study_report study_variance plan export generate',
 ]
 LAYERS = [row.split() for row in LAYERS]
 PURE = LAYERS[1]
 # These read a ConfigDict; all others take keyword arguments.
-COMMANDS = [*LAYERS[-1], 'setup_run', 'evaluate', 'report']
+COMMANDS = [*LAYERS[-1], 'setup_run', 'check_config', 'command_line']
+COMMANDS += ['evaluate', 'report']
 MODULES = sorted(PACKAGE.rglob('*.py'))
 
 

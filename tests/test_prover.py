@@ -318,6 +318,131 @@ def test_sampled_is_the_mean_of_its_branches(branches):
   np.testing.assert_array_equal(found[:, 4], found[:, 3])  # it repeats
 
 
+# --- control variate: ANSWER and WRONG are both right here ---
+
+# The second of the three is padding: no answer.
+LISTED = np.array([[[ANSWER, EOS, 0], [0, 0, 0], [WRONG, EOS, 0]]], np.int32)
+BOTH = LISTED > 0
+
+
+def verify_both(answers, mask):
+  """1 where the answer is ANSWER EOS or WRONG EOS."""
+  first = (answers[..., 0] == ANSWER) | (answers[..., 0] == WRONG)
+  right = first & (answers[..., 1] == EOS) & mask[..., :2].all(-1)
+  return right.astype(jnp.float32)
+
+
+@functools.cache
+def mixed(num_enumerated, kind='control_variate'):
+  """J f64[256,5], by few branches so that single values are noisy."""
+  rows = lambda x: np.repeat(x, 256, axis=0)
+  sampling = {'num_branches': 8, 'max_answer_len': 4, 'eos_id': EOS}
+  given = rows(TRACE), rows(REAL), rows(ENDS)
+  listed = rows(LISTED), rows(BOTH)
+
+  def run(params):
+    args = counting_model(), params, *given
+    if kind == 'exact':
+      return prover.exact(*args, *listed, stop_ids=STOP)
+    if kind == 'sampled':
+      return prover.sampled(*args, verify_both, KEY, stop_ids=STOP, **sampling)
+    return prover.control_variate(
+      *args,
+      *listed,
+      verify_both,
+      KEY,
+      num_enumerated=num_enumerated,
+      stop_ids=STOP,
+      **sampling,
+    )
+
+  return np.asarray(jax.jit(run)(count_params()), np.float64)
+
+
+# Both have the chance .75 of the first token and .25 of EOS at any count.
+WHOLE = 0.75 * 0.25
+REST = (WHOLE - CHANCE / 4)[[0, 1, 1, 3, 3]]  # what WRONG adds to J
+
+
+def test_control_variate_is_unbiased():
+  found = mixed(2)
+  assert found.shape == (256, 5)
+  error = np.abs(found.mean(0) - WHOLE)
+  # 4 standard deviations of what is sampled, which at boundary 3 are 3.5 times
+  # as narrow as those of a sampled J.
+  assert (error < 4 * np.sqrt(REST * (1 - REST) / 2048)).all(), error
+  np.testing.assert_array_equal(found[:, 4], found[:, 3])
+
+
+def test_control_variate_has_the_variance_of_what_is_not_listed():
+  # REST is .1625, .0625, .0625, .0125 of .1875: the variance q (1 - q) / 8.
+  some, none = mixed(2).var(0), mixed(0).var(0)
+  expected = REST * (1 - REST) / 8
+  # Of 256 values a sample variance is off by a tenth, or more where hits are
+  # rare.
+  np.testing.assert_allclose(some, expected, rtol=0.5)
+  np.testing.assert_allclose(none, WHOLE * (1 - WHOLE) / 8, rtol=0.5)
+  assert (some[1:] < 0.6 * none[1:]).all()
+  assert some[3] < 0.2 * none[3]
+
+
+def test_control_variate_with_all_or_none_listed():
+  np.testing.assert_array_equal(mixed(None), mixed(None, 'exact'))
+  np.testing.assert_array_equal(mixed(3), mixed(None))
+  np.testing.assert_array_equal(mixed(0), mixed(0, 'sampled'))
+
+
+def test_a_listed_answer_is_one_from_first_to_last_token():
+  """A sample that a listed answer begins with is another answer."""
+  longer = np.array([[[ANSWER, ANSWER, EOS]]], np.int32)
+  found = prover.control_variate(
+    counting_model(),
+    count_params(),
+    np.repeat(TRACE, 32, 0),
+    np.repeat(REAL, 32, 0),
+    np.repeat(ENDS, 32, 0),
+    np.repeat(longer, 32, 0),
+    np.ones((32, 1, 3), bool),
+    verify,
+    KEY,
+    num_branches=8,
+    max_answer_len=3,
+    stop_ids=STOP,
+    eos_id=EOS,
+  )
+  # The listed one is not right by `verify`, but is counted as told.
+  expected = J + (CHANCE**2 / 4)[[0, 1, 1, 3, 3]]
+  error = np.abs(np.asarray(found).mean(0) - expected)
+  assert (error < 4 * np.sqrt(J * (1 - J) / 256)).all()
+
+
+@pytest.mark.parametrize(
+  'options, message',
+  [
+    ({'num_enumerated': 4}, 'num_enumerated=4 of 3 answers: give 0..3'),
+    ({'num_enumerated': -1}, 'num_enumerated=-1'),
+    ({'max_answer_len': 2}, 'max_answer_len=2 cuts the accepted answers of 3'),
+  ],
+)
+def test_what_control_variate_cannot_do(options, message):
+  settings = {'num_branches': 1, 'max_answer_len': 3} | options
+  with pytest.raises(ValueError, match=message):
+    prover.control_variate(
+      counting_model(),
+      None,
+      TRACE,
+      REAL,
+      ENDS,
+      LISTED,
+      BOTH,
+      verify_both,
+      KEY,
+      stop_ids=STOP,
+      eos_id=EOS,
+      **settings,
+    )
+
+
 def test_greedy_answers_of_a_transformer(params, traces):
   # Greedy branches read the trace's KV cache; decoded here without any.
   rollout, cache, ends, _, _ = traces

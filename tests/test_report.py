@@ -113,6 +113,7 @@ def test_headline_figures_by_hand():
     'algorithm': 'base',
     'budgets': [0, 10, 20],
     'accuracy_at_budget': [0.0, 0.2, 0.4],
+    'tokens_at_budget': [0.0, 8.0, 15.0],
     'scalars': {'tokens_mean': 18, 'pass@k': {'1': 0.4, '4': 0.5}},
     'per_problem': {'regret_token_weighted': [0.8, 0.6], 'cluster': [0, 1]},
   }
@@ -127,9 +128,12 @@ def test_headline_figures_by_hand():
   assert first.regret.mean == pytest.approx(0.7)
   # (0.6 + 0.45)/(0.8 + 0.6) - 1 = -0.25 on both problems: no spread.
   np.testing.assert_allclose(second.change, [-0.25] * 3)
-  # 0.4 is the base's last accuracy: 20 tokens against 10.
-  assert (first.tokens_to_base, second.tokens_to_base) == (20, 10)
-  assert (first.efficiency, second.efficiency) == (1, 2)
+  # The level is 0 + .95·.4 = .38: 10 + 10·.18/.2 = 19 tokens on the base's
+  # line, 10·.38/.4 = 9.5 on the other's; spent there: 8 + .9·7 = 14.3 of 15.
+  assert first.tokens_to_base == pytest.approx(19)
+  assert second.tokens_to_base == pytest.approx(9.5)
+  assert (first.efficiency, second.efficiency) == (1, pytest.approx(2))
+  assert (first.spent, np.isnan(second.spent)) == (pytest.approx(14.3), True)
   assert (first.tokens, np.isnan(second.tokens)) == (18, True)
   # The largest k that both hold is 1.
   assert (first.pass_at, second.pass_at) == ((1, 0.4), (1, 0.6))
@@ -138,13 +142,13 @@ def test_headline_figures_by_hand():
   assert len(lines) == 4
   assert len({len(line) for line in lines}) == 1
   assert '| −25.0% [−25.0% to −25.0%] ' in lines[3]
-  assert '| 10.0 2.00× fewer ' in lines[3]
+  assert '| 9.5 2.00× fewer ' in lines[3]
 
 
 def test_headline_table_without_a_base_or_anything():
   assert headline_table([]) == 'No evaluation to show.'
   table = headline_table([{'name': 'A|B\nC'}, {}])
-  assert "A/B C's accuracy" in table
+  assert "A/B C's gain" in table
   assert 'nan' not in table
 
 

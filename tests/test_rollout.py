@@ -7,13 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import lively_params, script_model, tiny
+from toys import (
+  EOS,
+  MARKER,
+  check_response,
+  follow,
+  lively_params,
+  tiny,
+)
 
 from meta_rl import models, sampling
 from meta_rl.rollout import generate
 from meta_rl.scoring import positions_of, score
-
-EOS, MARKER, STOP = 2, 4, (4, 9)
 
 # --- what is written, by a model that follows a script ---
 
@@ -78,37 +83,10 @@ BUDGET_3 = {
 ROWS = np.arange(8, dtype=np.int32)[:, None]
 
 
-def follow(script, budget, **options):
-  settings = {
-    'max_new_tokens': 8,
-    'eos_id': EOS,
-    'temperature': 0,
-    'think_end_id': MARKER,
-    'stop_ids': STOP,
-    'check_every': 3,
-  }
-  return generate(
-    script_model(),
-    jnp.asarray(script),
-    jnp.asarray(ROWS[: len(script)]),
-    jnp.ones((len(script), 1), bool),
-    jax.random.key(0),
-    thinking_budget=budget,
-    **settings | options,
-  )
-
-
 @pytest.fixture(scope='module')
 def scripted():
   """`follow`, jitted, with the budget of each row an argument."""
   return jax.jit(lambda budget: follow(SCRIPT, budget))
-
-
-def check_response(rollout, expected):
-  for name, rows in expected.items():
-    found = np.asarray(getattr(rollout, name))
-    found = found[:, 1:] if found.ndim == 2 else found
-    np.testing.assert_array_equal(found, rows, err_msg=name)
 
 
 def test_forced_termination_table(scripted):
@@ -187,6 +165,105 @@ def test_decoding_stops_when_all_rows_are_done():
   script = np.stack([SCRIPT[3], SCRIPT[1]])
   _, trace = follow(script, None, stop_ids=None, return_cache=True)
   assert trace.used == 1 + 4
+
+
+# --- a given prefix ---
+
+PREFIX = np.array(
+  [
+    [30, 31, 1],
+    [30, 31, 1],
+    [30, 31, 29],
+    [1, 1, 1],
+    [30, MARKER, 29],
+    [30, EOS, 29],
+    [30, 31, 29],
+    [30, 1, 1],
+  ],
+  np.int32,
+)
+
+
+def test_forced_prefix_table():
+  rollout, trace = jax.jit(
+    lambda budget, length: follow(
+      SCRIPT,
+      budget,
+      prefix=jnp.asarray(PREFIX),
+      prefix_length=length,
+      return_cache=True,
+    )
+  )(jnp.array([4, 2, 0, 0, 3, 3, 3, 2]), jnp.array([2, 2, 3, 0, 3, 2, 3, 1]))
+  check_response(
+    rollout,
+    {
+      'tokens': [
+        [30, 31, 12, 13, 4, 9, 16, 17],  # Continue: two more thoughts
+        [30, 31, 4, 9, 1, 1, 1, 1],  # Direct: the budget is the prefix
+        [30, 31, 29, 4, 9, 2, 0, 0],  # Direct: a budget below it
+        [4, 9, 1, 1, 1, 1, 1, 1],  # no prefix
+        [30, 4, 29, 1, 1, 1, 1, 1],  # a marker in it: the rest is answer
+        [30, 2, 0, 0, 0, 0, 0, 0],  # an EOS in it
+        [30, 31, 29, 4, 9, 23, 24, 25],
+        [30, 4, 10, 2, 0, 0, 0, 0],  # ended by itself right behind it
+      ],
+      'mask': [
+        [0, 0, 1, 1, 0, 0, 1, 1],
+        [0, 0, 0, 0, 1, 1, 1, 1],
+        [0, 0, 0, 0, 0, 1, 0, 0],
+        [0, 0, 1, 1, 1, 1, 1, 1],
+        [0, 0, 0, 1, 1, 1, 1, 1],
+        [0, 0, 0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 1, 1, 1],
+        [0, 1, 1, 1, 0, 0, 0, 0],
+      ],
+      'thinking_mask': [
+        [1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0],
+        [1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0],
+        [1, 0, 0, 0, 0, 0, 0, 0],
+      ],
+      'forced': [1, 1, 1, 1, 0, 0, 1, 0],
+      'truncated': [1, 1, 0, 1, 1, 0, 1, 0],
+    },
+  )
+  # Slot t holds column t, given or sampled.
+  np.testing.assert_array_equal(trace.cache['tokens'][0], rollout.tokens[0])
+
+
+def test_an_int_budget_bounds_each_prefix():
+  rollout, trace = follow(
+    SCRIPT[:2],
+    1,
+    prefix=jnp.asarray(PREFIX[:2]),
+    prefix_length=jnp.array([2, 1]),
+    return_cache=True,
+  )
+  check_response(
+    rollout,
+    {'tokens': [[30, 31, 4, 9, 14, 15, 16, 17], [30, 4, 9, 2, 0, 0, 0, 0]]},
+  )
+  # As without a prefix, the last column is no thought and is not in the cache.
+  assert trace.used == 8
+
+
+def test_a_prefix_of_all_columns_is_in_the_cache():
+  whole = jnp.asarray(SCRIPT[:1, ::-1].copy())
+  rollout, trace = follow(
+    SCRIPT[:1],
+    1,
+    prefix=whole,
+    prefix_length=jnp.array([8]),
+    return_cache=True,
+  )
+  check_response(rollout, {'tokens': whole, 'thinking_mask': [[1] * 8]})
+  # The last column is a thought here: a prover may start from it.
+  assert trace.used == 9
+  np.testing.assert_array_equal(trace.cache['tokens'][0], rollout.tokens[0])
 
 
 # --- samples and their log-probs, by a transformer ---
@@ -276,6 +353,36 @@ def test_recorded_log_probs_equal_rescored_ones(params):
   np.testing.assert_array_equal(
     rollout.raw_log_probs, rollout.behavior_log_probs
   )
+
+
+def test_a_traces_own_tokens_as_prefix_change_nothing(params):
+  """Positions, cache and random draws behind a prefix are those of sampling."""
+  options = OPTIONS | {'group_size': 2, 'return_cache': True}
+
+  @jax.jit
+  def both(params):
+    args = MODEL, params, PROMPTS, PROMPT_MASK, KEY
+    whole, cache = generate(*args, **options)
+    length = jnp.minimum(jnp.arange(8), whole.mask.sum(1))
+    again, again_cache = generate(
+      *args, prefix=whole.tokens[:, 4:], prefix_length=length, **options
+    )
+    return whole, cache, again, again_cache, length
+
+  whole, cache, again, again_cache, length = both(params)
+  np.testing.assert_array_equal(again.tokens, whole.tokens)
+  np.testing.assert_array_equal(again.token_mask, whole.token_mask)
+  np.testing.assert_array_equal(again.thinking_mask, whole.thinking_mask)
+  np.testing.assert_array_equal(again.truncated, whole.truncated)
+  assert_same(again_cache, cache)
+  given = np.arange(10) < 4 + np.asarray(length)[:, None]
+  np.testing.assert_array_equal(again.mask, whole.mask & ~given)
+  np.testing.assert_allclose(
+    again.behavior_log_probs,
+    np.where(given, 0, whole.behavior_log_probs),
+    atol=1e-5,
+  )
+  assert (length > 0).sum() > 4  # rows are given something
 
 
 def test_log_probs_under_top_k_and_top_p(params):
@@ -504,3 +611,21 @@ def test_bad_budgets_are_refused(budget, message):
 def test_bad_prompts_are_refused(prompts, mask, message):
   with pytest.raises(ValueError, match=message):
     generate(MODEL, None, prompts, mask, KEY, max_new_tokens=1, eos_id=EOS)
+
+
+@pytest.mark.parametrize(
+  'prefix, length, message',
+  [
+    (np.zeros((2, 3), int), None, 'given together, or neither'),
+    (None, np.zeros(2, int), 'given together, or neither'),
+    (np.zeros((1, 3), int), np.zeros(2, int), 'with B = 2 traces'),
+    (np.zeros((2, 3), int), np.zeros((2, 1), int), 'with B = 2 traces'),
+    (np.zeros((2, 9), int), np.zeros(2, int), '9 columns; allowed are 1..'),
+    (np.zeros((2, 0), int), np.zeros(2, int), '0 columns; allowed are 1..'),
+    (np.zeros((2, 3)), np.zeros(2, int), 'prefix is float64, expected int32'),
+    (np.zeros((2, 3), int), np.zeros(2), 'prefix_length is float64'),
+  ],
+)
+def test_bad_prefixes_are_refused(prefix, length, message):
+  with pytest.raises(ValueError, match=message):
+    follow(SCRIPT[:2], 3, prefix=prefix, prefix_length=length)

@@ -7,7 +7,16 @@ import jax
 import numpy as np
 import pytest
 
-from meta_rl import algorithms, models, setup_run, weights, workdir
+from meta_rl import (
+  algorithms,
+  check_config,
+  command_line,
+  env,
+  models,
+  setup_run,
+  weights,
+  workdir,
+)
 from meta_rl.tasks import countdown
 from meta_rl.types import Episodes
 
@@ -100,7 +109,10 @@ def test_advantages_know_the_horizon_and_the_group(small):
     answered=np.ones(4, bool),
   )
   config = small.config(
-    'mrt', algorithm__baseline='none', prover__max_episodes=1
+    'mrt',
+    algorithm__baseline='none',
+    algorithm__decay=1.0,
+    prover__max_episodes=1,
   )
   found = setup_run.make_advantages(config)(measured, 20)
   # w = (1 - 0.3) (1 - 9/27) + 0.3, times the progress 0.5.
@@ -133,35 +145,40 @@ def test_calls_of_one_trace_a_problem(small):
   assert jax.eval_shape(generate, *args)[0].tokens.shape == (8, 41)
 
 
-def test_stack():
-  records = [{'a': np.array([1, 2]), 'b': np.array(i)} for i in range(3)]
-  batch = setup_run.stack(records)
-  assert batch['a'].tolist() == [[1, 2]] * 3
-  assert batch['b'].tolist() == [0, 1, 2]
-
-
 def test_check_leaves_a_good_config_alone(small):
   for name in ('mrt', 'grpo', 'sft'):
     config = small.config(name)
     before = config.to_dict()
-    setup_run.check(config)
+    check_config.check(config)
     assert config.to_dict() == before
 
 
 def test_one_trace_a_prompt_goes_with_the_prover_as_baseline(small):
   """A group of one has nothing to compare with, the prover has J."""
   config = small.config('mrt', rollout__group_size=1)
-  setup_run.check(config)
+  check_config.check(config)
+
+
+@pytest.mark.parametrize('baseline', algorithms.UNGROUPED)
+def test_one_trace_a_prompt_goes_without_a_group(baseline, small):
+  config = small.config(
+    'grpo', rollout__group_size=1, algorithm__baseline=baseline
+  )
+  check_config.check(config)
 
 
 def test_config_names_are_resolved_in_flags(monkeypatch):
   seen = []
   monkeypatch.setattr(workdir, 'parse_flags', lambda argv: seen.append(argv))
-  setup_run.parse_flags(['x', '--config=mrt_countdown:tiny', '--config.seed=1'])
-  setup_run.parse_flags(['x', '-config', 'configs/mrt_countdown.py', '--base'])
-  setup_run.parse_flags(['x', '--workdir=mrt_countdown', 'config'])
+  command_line.parse_flags(
+    ['x', '--config=mrt_countdown:tiny', '--config.seed=1']
+  )
+  command_line.parse_flags(
+    ['x', '-config', 'configs/mrt_countdown.py', '--base']
+  )
+  command_line.parse_flags(['x', '--workdir=mrt_countdown', 'config'])
   by_equals, by_space, untouched = seen
-  folder = setup_run.env.configs_dir()
+  folder = env.configs_dir()
   assert by_equals[1] == f'--config={folder}/mrt_countdown.py:tiny'
   assert by_equals[2] == '--config.seed=1'
   assert Path(by_space[2]).samefile(folder / 'mrt_countdown.py')
@@ -170,7 +187,7 @@ def test_config_names_are_resolved_in_flags(monkeypatch):
 
 def test_a_refused_flag_is_one_line(monkeypatch):
   with pytest.raises(SystemExit) as error:
-    setup_run.parse_flags(['x', '--config=mrt_cuontdown'])
+    command_line.parse_flags(['x', '--config=mrt_cuontdown'])
   assert "error: no config 'mrt_cuontdown'" in str(error.value.code)
 
   def wrapped(argv):
@@ -181,11 +198,11 @@ def test_a_refused_flag_is_one_line(monkeypatch):
 
   monkeypatch.setattr(workdir, 'parse_flags', wrapped)
   with pytest.raises(SystemExit) as error:
-    setup_run.parse_flags(['x'])
+    command_line.parse_flags(['x'])
   assert error.value.code == (
     "error: unknown argument 'tinny': allowed are hard and tiny."
   )
   monkeypatch.setattr(
     workdir, 'parse_flags', lambda argv: types.SimpleNamespace(argv=argv)
   )
-  assert setup_run.parse_flags(['x']).argv == ['x']
+  assert command_line.parse_flags(['x']).argv == ['x']

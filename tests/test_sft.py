@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from toys import counting_model
 
-from meta_rl import data, evaluate, setup_run, sft, signals, weights
+from meta_rl import data, held_out, setup_run, sft, signals, tasks, weights
 from meta_rl.tasks import countdown
 
 pytest_plugins = ['small_runs']
@@ -63,13 +63,41 @@ def test_batches_of_the_config(small):
   assert np.array_equal(next(again)['tokens'], short['tokens'])
 
 
-def test_problem_of_a_record(small):
+def test_batches_are_traces_of_the_kit(small, monkeypatch):
+  """Whatever task it is: what is trained comes from its `TaskKit`."""
   config = small.config('sft')
-  record = setup_run.load_problems(config, 'train')[0]
-  problem = sft.problem_of(record, config.task)
-  assert problem.numbers == tuple(np.asarray(record['numbers']).tolist())
-  assert problem.target == int(record['target'])
-  assert len(problem.answers) == int(record['num_answers'])
+  config.task = {'name': 'echo', 'n': 4}
+  config.data.traces = {'shout': 2}
+  seen = []
+
+  def trace_problems(source, *, shown, **options):
+    seen.append((source, shown, options))
+    return [5, 6]
+
+  def sample_traces(problems, rng, count, *, shout, **rest):
+    word = problems[rng.integers(len(problems))] + shout
+    mask = np.array([False, True, False])
+    return [(np.full(3, word, np.int32), mask)] * count
+
+  kit = tasks.TaskKit(
+    make_task=None,
+    load_source=lambda folder, split, **options: (split, options),
+    record_arrays=None,
+    cluster_key=None,
+    trace_problems=trace_problems,
+    sample_traces=sample_traces,
+    max_trace_length=lambda problems, **options: 3,
+    decode=None,
+    vote=None,
+  )
+  monkeypatch.setitem(tasks.TASKS, 'echo', kit)
+  batch = next(sft.make_batches(config))
+  assert seen == [(('train', {'n': 4}), None, {'n': 4})]
+  real = batch['positions'] >= 0
+  assert set(batch['tokens'][real].tolist()) == {7, 8}
+  # One trained token a trace, in the middle.
+  assert batch['loss_mask'].sum() == real.sum() / 3
+  assert (batch['positions'][batch['loss_mask']] == 1).all()
 
 
 def test_loss_is_the_mean_negative_log_likelihood_of_completions():
@@ -126,8 +154,8 @@ def test_four_steps(straight):
   losses = [row['loss/total'] for row in straight.rows]
   assert losses[0] == pytest.approx(math.log(128), abs=0.3)
   assert losses[-1] < losses[0]
-  # The pattern is short, long: one program each, none after.
-  assert [row['compile/count'] for row in straight.rows] == [1, 2, 2, 2]
+  # The pattern is short, long: one program each; then evaluation's two.
+  assert [row['compile/count'] for row in straight.rows] == [1, 4, 4, 4]
   assert 'eval/regret_token_weighted' in straight.rows[3]
   assert 'eval/regret_token_weighted' not in straight.rows[2]
 
@@ -191,7 +219,30 @@ def test_held_out_problems_are_not_trained_on(small):
   assert not train & validation
   assert not train & test
   assert not validation & test
-  batches = evaluate.problem_batches(
-    setup_run.load_problems(config, 'validation'), num_problems=16, batch_size=8
+  batches = held_out.problem_batches(
+    setup_run.load_problems(config, 'validation'),
+    record_arrays=countdown.record_arrays,
+    num_problems=16,
+    batch_size=8,
   )
   assert len(batches) == 2
+
+
+def test_examples_go_to_the_shortest_rows_that_hold_them():
+  example = lambda size: (np.zeros(size, np.int32), np.ones(size, bool))
+  sizes = lambda own: {k: [len(e[0]) for e in v] for k, v in own.items()}
+  some = [example(size) for size in (3, 9, 4, 5)]
+  found = sft.spread_examples(some, {'long': 10, 'short': 4})
+  assert sizes(found) == {'short': [3, 4], 'long': [9, 5]}
+  # None is too long for the short rows: the long ones hold several of them.
+  found = sft.spread_examples(some[::2], {'long': 10, 'short': 4})
+  assert sizes(found) == {'short': [3, 4], 'long': [3, 4]}
+
+
+def test_an_example_that_fits_no_row_is_named_by_its_line(small, tmp_path):
+  path = tmp_path / 'chats.jsonl'
+  lines = [{'prompt': '1', 'completion': ' '.join(['2'] * n)} for n in (1, 500)]
+  path.write_text('\n'.join(map(json.dumps, lines)))
+  config = small.config('sft', data__source='jsonl', data__path=str(path))
+  with pytest.raises(ValueError, match='line 2: 502 tokens, at most 448'):
+    sft.make_batches(config)

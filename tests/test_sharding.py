@@ -125,6 +125,10 @@ for name, parallel in {
     )
   assert jax.tree.leaves(before.params)[0].is_deleted(), name
   assert not jax.tree.leaves(state.params)[0].is_deleted(), name
+  # Nor does a second step trace anything anew.
+  parallel.generate(
+    after.params, parallel.put_batch(batch), jax.random.key(4)
+  )
   assert parallel.traces == dict.fromkeys(parallel.traces, 1), parallel.traces
   put = parallel.put_state(state)
   same = lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim)

@@ -65,6 +65,7 @@ def fused(pieces):
   return jax.jit(chex.assert_max_traces(steps.fused(**pieces), 1))
 
 
+@pytest.mark.full
 def test_fused_step_equals_its_calls(pieces, states, fused):
   state, reference = states
   key = jax.random.key(8)
@@ -115,7 +116,7 @@ def test_a_budget_below_one_episode_is_refused():
       ),
       "'guess' is unknown",
     ),
-    (lambda: steps.make_advantages('ppo'), "'ppo' is unknown"),
+    (lambda: steps.make_advantages('a2c'), "'a2c' is unknown"),
   ],
 )
 def test_unknown_names_are_refused(call, message):
@@ -187,9 +188,14 @@ CHANCE = np.array([0.1, 0.3, 0.5])
 J = CHANCE / 4
 
 
-def prove_toy(kind, **options):
+def toy_params():
+  """Logits f32[3,10] of the counting model, row c after c SPECIALs."""
   probs = np.zeros((3, 10))
   probs[:, 3], probs[:, EOS], probs[:, 1] = CHANCE, 0.25, 0.75 - CHANCE
+  return jnp.log(jnp.asarray(probs, jnp.float32))
+
+
+def prove_toy(kind, **options):
   prove = steps.make_prove(
     counting_model(),
     toy_task(),
@@ -198,9 +204,8 @@ def prove_toy(kind, **options):
     kind=kind,
     **options,
   )
-  table = jnp.log(jnp.asarray(probs, jnp.float32))
   return jax.jit(lambda t: prove(t, PROBLEMS, TOY, None, jax.random.key(1)))(
-    table
+    toy_params()
   )
 
 
@@ -397,6 +402,11 @@ def test_rollout_metrics_by_hand():
   assert set(found) == set(expected)
   for name, value in expected.items():
     assert float(found[name]) == pytest.approx(value, abs=1e-5), name
+  # A group of one is constant without that being a sign of anything.
+  alone = steps.rollout_metrics(
+    traces, measured, has_success=True, group_size=1, horizon=10
+  )
+  assert set(expected) - set(alone) == {'rollout/zero_variance_share'}
   found = steps.rollout_metrics(traces, measured, has_success=False, **options)
   assert not [name for name in found if not name.startswith('rollout/')]
 

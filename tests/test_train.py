@@ -19,6 +19,7 @@ from conftest import ROOT
 from meta_rl import (
   checkpoint,
   metrics,
+  profiler,
   setup_run,
   signals,
   train,
@@ -165,6 +166,54 @@ def test_two_and_two_steps_are_four_bit_for_bit(
   # The comparison is of a state that training has moved.
   first = setup_run.initial_params(trained.config)
   assert not small.equal(state.params, first)
+
+
+@pytest.mark.full
+def test_dynamic_sampling_goes_on_bit_for_bit(small, tmp_path, monkeypatch):
+  """The problems and keys of the extra rounds are part of what is saved."""
+  real = setup_run.make_task
+
+  def luckier(config):
+    # Random weights never answer right; a third of their answers count here.
+    task = real(config)
+    verify = lambda answer, mask, _: ((answer[..., 0] % 3 == 0) * 1.0).astype(
+      jnp.float32
+    )
+    return dataclasses.replace(task, verify=verify)
+
+  monkeypatch.setattr(setup_run, 'make_task', luckier)
+  config = small.config(
+    'mrt',
+    rollout__dynamic_sampling__max_rounds=3,
+    checkpoint__every=3,
+    eval__every=100,
+  )
+  straight = small.run(config, tmp_path / 'straight')
+  assert straight.code == signals.EXIT_OK, straight.err
+  with monkeypatch.context() as patch:
+    after_step(patch, 2, lambda _: signal.raise_signal(signal.SIGTERM))
+    stopped = small.run(config, tmp_path / 'run')
+  assert stopped.code == signals.EXIT_INTERRUPTED
+  resumed = small.run(config, tmp_path / 'run')
+  assert resumed.code == signals.EXIT_OK
+  assert untimed(resumed.rows) == untimed(straight.rows)
+  found = last_state(config, tmp_path / 'run')
+  wanted = last_state(config, tmp_path / 'straight')
+  assert small.equal(found[1], wanted[1])
+  assert found[2] == wanted[2]
+  # It was put to use before the stop: a step took other rounds than one.
+  rounds = [row['rollout/rounds'] for row in straight.rows]
+  assert max(rounds[:2]) > 1
+  assert len(set(rounds)) > 1
+  for row in straight.rows:
+    # 4 x 4 traces a round, of some tokens each; all of them count.
+    traces = 16 * row['rollout/rounds']
+    tokens = traces * row['rollout/tokens_mean']
+    assert row['rollout/tokens_sum'] == pytest.approx(tokens, rel=1e-5)
+    if row['rollout/rounds'] < 3:
+      assert row['rollout/filled_groups'] == 0
+  # generate, prove, update, summarize, and the merging of rounds.
+  assert straight.rows[-1]['compile/count'] == 5 + 2
 
 
 def test_cost_is_counted(trained):
@@ -340,9 +389,9 @@ def test_a_gap_between_sampler_and_trainer_stops_the_run(
 
 
 def test_check_gap_allows_up_to_the_limit():
-  train.check_gap(1, {'policy/log_prob_gap': 0.01}, 0.01)
+  metrics.check_gap(1, {'policy/log_prob_gap': 0.01}, 0.01)
   with pytest.raises(ValueError, match='step 7: .* 0.011 nats'):
-    train.check_gap(7, {'policy/log_prob_gap': 0.011}, 0.01)
+    metrics.check_gap(7, {'policy/log_prob_gap': 0.011}, 0.01)
 
 
 @pytest.mark.full
@@ -356,16 +405,16 @@ def test_profile_steps_that_are_never_run(capsys, monkeypatch, tmp_path):
   started = []
   monkeypatch.setattr(jax.profiler, 'start_trace', started.append)
   monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: started.append(None))
-  with train.Profiler(str(tmp_path), '10:12') as profiler:
+  with profiler.Profiler(str(tmp_path), '10:12') as tracer:
     for step in (1, 2):
-      profiler.before(step)
-      profiler.after(step)
+      tracer.before(step)
+      tracer.after(step)
   assert started == []
   assert 'step 10 was not run' in capsys.readouterr().err
-  with train.Profiler(str(tmp_path), '1:2') as profiler:
+  with profiler.Profiler(str(tmp_path), '1:2') as tracer:
     for step in (1, 2, 3):
-      profiler.before(step)
-      profiler.after(step)
+      tracer.before(step)
+      tracer.after(step)
   assert started == [f'{tmp_path}/profile', None]
   assert 'not run' not in capsys.readouterr().err
 
@@ -375,7 +424,7 @@ def test_phase_speeds():
   # of no time no speed.
   row = {'rollout/tokens_sum': 60.0}
   seconds = {'time/generate_s': 2.0, 'time/prove_s': 4.0, 'time/data_s': 1.0}
-  found = train.phase_speeds(seconds | {'time/score_s': 0.0}, row)
+  found = metrics.phase_speeds(seconds | {'time/score_s': 0.0}, row)
   assert found == seconds | {
     'time/score_s': 0.0,
     'time/generate_tokens_per_s': 30.0,
@@ -435,8 +484,9 @@ def test_thirty_steps_raise_the_reward_of_a_bandit(name, small):
   )
   params = init_params(shape, jax.random.key(0))
   optimizer = optax.adam(0.02)
-  parallel = train.make_parallel(config, make_model(shape), bandit(), optimizer)
-  summarize = train.make_summarize(config)
+  task = bandit()
+  parallel = train.make_parallel(config, make_model(shape), task, optimizer)
+  summarize = train.make_summarize(config, task)
   state = parallel.put_state(
     update.TrainState(
       params=params,

@@ -1,5 +1,6 @@
 """The host verifier: its grammar, what it refuses, whom it agrees with."""
 
+import fractions
 import time
 
 import jax
@@ -256,3 +257,13 @@ def test_refuses_what_reasoning_gym_lets_through():
     entry = {'metadata': {'numbers': list(numbers), 'target': target}}
     assert dataset.score_answer(answer, entry) >= 1.0
     assert verify.verify_text(answer, numbers, target) == 0.0
+
+
+def test_the_value_of_a_postfix_answer():
+  value = lambda text: verify.postfix_value(tokenizer.encode(text))
+  assert value('7 5 + 3 -') == 9
+  assert value('7 5 + 3 - <eos>') == 9
+  assert value('3 4 /') == fractions.Fraction(3, 4)
+  for text in ('7 5', '+', '<eos>', '7 0 /', 'yes'):
+    assert value(text) is None
+  assert verify.postfix_value([]) is None

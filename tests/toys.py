@@ -2,8 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from meta_rl.models import TransformerConfig, from_apply_fn, init_params
+from meta_rl.rollout import generate
 
 
 def tiny(**changes):
@@ -60,3 +62,39 @@ def counting_model():
     return params[seen], None
 
   return from_apply_fn(apply_fn)
+
+
+EOS, MARKER, STOP = 2, 4, (4, 9)
+
+
+def follow(script, budget, **options):
+  """`generate` by `script_model`: row r wants script[r, t] as its token t.
+
+  The prompt of row r is the token r alone.
+  """
+  rows = np.arange(len(script), dtype=np.int32)[:, None]
+  settings = {
+    'max_new_tokens': 8,
+    'eos_id': EOS,
+    'temperature': 0,
+    'think_end_id': MARKER,
+    'stop_ids': STOP,
+    'check_every': 3,
+  }
+  return generate(
+    script_model(),
+    jnp.asarray(script),
+    jnp.asarray(rows),
+    jnp.ones((len(script), 1), bool),
+    jax.random.key(0),
+    thinking_budget=budget,
+    **settings | options,
+  )
+
+
+def check_response(rollout, expected):
+  """Asserts each field of a rollout in `expected`, prompts of one token cut."""
+  for name, rows in expected.items():
+    found = np.asarray(getattr(rollout, name))
+    found = found[:, 1:] if found.ndim == 2 else found
+    np.testing.assert_array_equal(found, rows, err_msg=name)

@@ -3,15 +3,17 @@
 Axes: P prompts, G group, B = P * G traces, T tokens, K episodes.
 """
 
+import dataclasses
+
 import jax.numpy as jnp
 
-from meta_rl import advantages, episodes, masked, regret
-from meta_rl.algorithms.base import Measured, at
+from meta_rl import advantages, masked, regret
+from meta_rl.algorithms.base import Measured, at, spread
 from meta_rl.algorithms.outcome import outcome
 from meta_rl.types import Array
 
 CREDITS = ('token_weighted', 'return_to_go', 'immediate')
-BASELINES = ('prover', 'none')
+BASELINES = ('prover', 'continuing', 'none')
 
 
 def mrt(
@@ -25,6 +27,7 @@ def mrt(
   outcome_mass: float = 0.3,
   price: float = 0.0,
   baseline: str = 'prover',
+  decay: float = 1.0,
   axis_name: str | None = None,
 ) -> Array:
   """Returns per-episode MRT advantages on tokens.
@@ -43,8 +46,11 @@ def mrt(
   For the first two, boundary j's baseline b_j depends on the prefix alone, so
   episode j gets R_j - b_j, the token that stops at boundary k gets 0 - b_k, and
   the answer gets its own r - J_k. `J_k` stands in for r while thinking (Rao-
-  Blackwell). Nothing is divided by a batch standard deviation: the weights
-  would lose their meaning.
+  Blackwell). A stop inside an episode competes with going on in it, and gets
+  R_{k-1} - b_{k-1} (`algorithms.base.spread`). With `decay` below 1 the
+  baseline also stands in for what later episodes brought
+  (`advantages.bootstrapped`). Nothing is divided by a batch standard
+  deviation: the weights would lose their meaning.
 
   Departs from MRT v0.1: J is exact by default and not a mean of 4 branches, the
   baseline is fitted on J itself, and stopping is an action with an advantage.
@@ -59,14 +65,18 @@ def mrt(
     outcome_mass: rho in [0, 1], share of the budget prior on the full budget;
       of 'token_weighted' alone ('return_to_go' is rho = 1).
     price: lambda >= 0, of a horizon of tokens; of 'token_weighted' alone.
-    baseline: 'prover' (`advantages.prover_baseline`) or 'none'.
+    baseline: 'prover' (`advantages.prover_baseline`), 'continuing' (that of
+      the traces that go on alone, an ablation: stopping earns nothing) or
+      'none'.
+    decay: of later episodes' surprises, in [0, 1]; below 1 needs the baseline.
     axis_name: of a mapped data axis; the baseline is then fitted on all rows.
 
   Returns:
     f32[B,T].
 
   Raises:
-    ValueError: an unknown credit or baseline, or a price without weights.
+    ValueError: an unknown credit or baseline, a price without weights, or a
+      decay with no baseline that could stand in.
 
   Source: Qu et al. 2025, arXiv 2503.07572, section 6.
   """
@@ -77,6 +87,12 @@ def mrt(
       f"price={price} is of credit='token_weighted' alone, where it is weighed "
       f'against progress: set price=0 with credit={credit!r}.'
     )
+  if decay != 1 and (credit == 'immediate' or baseline != 'prover'):
+    raise ValueError(
+      f"decay={decay} needs baseline='prover' and a credit that looks ahead "
+      f"('token_weighted' or 'return_to_go'): set decay=1 with "
+      f'credit={credit!r}, baseline={baseline!r}.'
+    )
   success = measured.success
   ends, count = measured.episodes.ends, measured.episodes.count
   progress = regret.progress(success, count)
@@ -86,37 +102,40 @@ def mrt(
     own = outcome(
       measured, length, group_size=group_size, baseline='leave_one_out'
     )[:, 0]
-    weights = jnp.ones_like(progress)
     per_episode = own[:, None] + alpha * advantages.episode_credit(
-      progress, weights, kind='immediate'
+      progress, jnp.ones_like(progress), kind='immediate'
     )
-    stop = rest = own
-  else:
-    weighted = credit == 'token_weighted'
-    scale = alpha if weighted else 1 + alpha
-    returns = advantages.returns(
-      progress,
-      advantages.episode_weights(
-        ends, horizon=horizon, outcome_mass=outcome_mass if weighted else 1.0
-      ),
-      ends[:, 1:] - ends[:, :-1],
+    # The outcome is in `own` already: nothing is forgone beside it.
+    whole = dataclasses.replace(measured, answered=jnp.ones(count.shape, bool))
+    return spread(whole, length, per_episode, stop=own, answer=own)
+  weighted = credit == 'token_weighted'
+  scale = alpha if weighted else 1 + alpha
+  returns = advantages.returns(
+    progress,
+    advantages.episode_weights(
+      ends, horizon=horizon, outcome_mass=outcome_mass if weighted else 1.0
+    ),
+    ends[:, 1:] - ends[:, :-1],
+    count,
+    price=price if weighted else 0.0,
+    horizon=horizon,
+  )
+  base = jnp.zeros_like(returns)
+  if baseline != 'none':
+    base = advantages.prover_baseline(
+      returns,
+      success,
       count,
-      price=price if weighted else 0.0,
-      horizon=horizon,
+      rows='reaching' if baseline == 'prover' else baseline,
+      axis_name=axis_name,
     )
-    base = jnp.zeros_like(returns)
-    if baseline == 'prover':
-      base = advantages.prover_baseline(
-        returns, success, count, axis_name=axis_name
-      )
-    per_episode = scale * (returns - base)[:, :-1]
-    # Ending the trace in place of answering forgoes the answer: r - J_k too.
-    stop = scale * -at(base, count) + jnp.where(measured.answered, 0.0, answer)
-    rest = answer
-  return advantages.to_tokens(
-    per_episode,
-    episodes.token_ids(measured.episodes, length),
-    rest=rest,
-    stop=stop,
-    stop_index=measured.stop_index,
+  earned = scale * advantages.bootstrapped(returns, base, count, decay=decay)
+  return spread(
+    measured,
+    length,
+    earned[:, :-1],
+    stop=at(earned, count),
+    # Nothing follows a stop: there is nothing to stand in for.
+    inside=scale * at(returns - base, jnp.maximum(count - 1, 0)),
+    answer=answer,
   )

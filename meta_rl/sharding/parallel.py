@@ -1,6 +1,6 @@
 """The calls of a training step on one device, on a mesh, or under pmap.
 
-    kind    generate, prove, score           update
+    kind    generate, prove, score, value    update
     none    one device                       one device
     jit     shard_map, weights gathered      jit, NamedSharding on the mesh
     pmap    jax.pmap over prompts            jax.pmap, gradients psummed
@@ -48,6 +48,7 @@ class Parallel:
     generate: `(params, batch, key) -> (traces, cache)`.
     prove: `(params, batch, traces, cache, key) -> measured`.
     score: `(params, traces) -> log_probs`; None where none was given.
+    value: `(params, traces) -> critic`; None where none was given.
     update: `(state, traces, measured, reference=None) -> (state, metrics)`; the
       state that is given is donated.
     put_params: puts parameters where the calls want them, in memory of their
@@ -63,6 +64,7 @@ class Parallel:
   generate: Callable
   prove: Callable
   score: Callable | None
+  value: Callable | None
   update: Callable
   put_params: Callable
   put_state: Callable
@@ -79,6 +81,7 @@ def parallelize(
   make_update: Callable,
   rows_per_prompt: int,
   score: Callable | None = None,
+  value: Callable | None = None,
   mini_batches: int = 1,
   mesh: Mesh | None = None,
 ) -> Parallel:
@@ -101,6 +104,7 @@ def parallelize(
       devices, which its slice of the batch alone would not.
     rows_per_prompt: G.
     score: `(params, traces) -> log_probs`.
+    value: `(params, traces) -> critic`, a pytree with one row a trace.
     mini_batches: M, those of `update.update`.
     mesh: of `make_mesh`; default all devices along 'data'. None for 'none'.
   """
@@ -119,6 +123,7 @@ def parallelize(
     'generate': counted('generate', generate),
     'prove': counted('prove', prove),
     'score': None if score is None else counted('score', score),
+    'value': None if value is None else counted('value', value),
   }
   count_update = lambda *bound: counted('update', make_update(*bound))
   built = builder(
@@ -183,13 +188,14 @@ def _own(tree, shardings):
   return jax.device_put(jax.tree.map(jnp.copy, tree), shardings)
 
 
-def _none(_, *, generate, prove, score, make_update, **__):
+def _none(_, *, generate, prove, score, value, make_update, **__):
   """Everything on the default device; values stay where they are."""
   copy = lambda tree: jax.tree.map(jnp.copy, tree)
   return {
     'generate': jax.jit(generate),
     'prove': jax.jit(prove),
     'score': None if score is None else jax.jit(score),
+    'value': None if value is None else jax.jit(value),
     'update': jax.jit(
       make_update(None, lambda loss_fn: loss_fn), donate_argnums=0
     ),
@@ -201,7 +207,15 @@ def _none(_, *, generate, prove, score, make_update, **__):
 
 
 def _jit(
-  mesh, *, generate, prove, score, make_update, rows_per_prompt, mini_batches
+  mesh,
+  *,
+  generate,
+  prove,
+  score,
+  value,
+  make_update,
+  rows_per_prompt,
+  mini_batches,
 ):
   """Decoding under shard_map, the update as one sharded program.
 
@@ -252,6 +266,7 @@ def _jit(
     'generate': per_device(local_generate, (whole, rows, whole), rows),
     'prove': per_device(local_prove, (whole, rows, rows, rows, whole), rows),
     'score': None if score is None else per_device(score, (whole, rows), rows),
+    'value': None if value is None else per_device(value, (whole, rows), rows),
     'update': jax.jit(sharded_update, donate_argnums=0),
     'put_params': lambda params: _own(params, param_shardings(params, mesh)),
     'put_state': lambda state: _own(state, state_shardings(state, mesh)),
@@ -283,7 +298,15 @@ def _spread(loss_fn: LossFn, mesh: Mesh) -> LossFn:
 
 
 def _pmap(
-  mesh, *, generate, prove, score, make_update, rows_per_prompt, mini_batches
+  mesh,
+  *,
+  generate,
+  prove,
+  score,
+  value,
+  make_update,
+  rows_per_prompt,
+  mini_batches,
 ):
   """Every call is a `jax.pmap`: weights on every device, prompts split.
 
@@ -334,7 +357,6 @@ def _pmap(
     ),
     (None, 0, 0, 0, None),
   )
-  mapped_score = None if score is None else pmap(score, (None, 0))
   mapped_update = pmap(
     make_update(PMAP_AXIS, lambda loss_fn: loss_fn),
     (None, 0, 0, 0),
@@ -350,11 +372,17 @@ def _pmap(
     batch, traces = split((batch, traces))
     return merge(mapped_prove(params, batch, traces, cache, key))
 
-  def run_score(params, traces):
-    return merge(mapped_score(params, split(traces)))
+  def of_traces(fn):
+    if fn is None:
+      return None
+    mapped = pmap(fn, (None, 0))
+    return lambda params, traces: merge(mapped(params, split(traces)))
 
   def run_update(state, traces, measured, reference=None):
-    return mapped_update(state, *deal((traces, measured, reference)))
+    state, sums = mapped_update(state, *deal((traces, measured, reference)))
+    # pmap gives the state back on a mesh of its own: without this the next
+    # step's calls would be traced again.
+    return jax.device_put(state, replicated(mesh)), sums
 
   def put_batch(batch):
     _check_batch(mesh, mini_batches, batch)
@@ -364,7 +392,8 @@ def _pmap(
   return {
     'generate': run_generate,
     'prove': run_prove,
-    'score': None if score is None else run_score,
+    'score': of_traces(score),
+    'value': of_traces(value),
     'update': run_update,
     'put_params': put_whole,
     'put_state': put_whole,

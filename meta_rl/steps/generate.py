@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+import jax.numpy as jnp
+
 from meta_rl import rollout
 from meta_rl.tasks.base import Task
 from meta_rl.types import Model
@@ -37,6 +39,14 @@ def make_generate(
       f'({task.episode_length} tokens): give at least {task.episode_length}.'
     )
 
+  def observer(batch):
+    if task.observe is None:
+      return None
+    take = lambda rows: {
+      k: jnp.asarray(x)[rows // group_size] for k, x in batch.items()
+    }
+    return lambda last, thinking, rows: task.observe(last, thinking, take(rows))
+
   def generate(params, batch, key, row_offset=0):
     return rollout.generate(
       model,
@@ -53,6 +63,7 @@ def make_generate(
       think_end_id=task.think_end_id,
       thinking_budget=thinking_budget,
       stop_ids=task.stop_ids,
+      observe_fn=observer(batch),
       min_thinking=min_thinking,
       wait_ids=wait_ids,
       pad_id=task.pad_id,

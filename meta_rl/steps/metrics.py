@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from meta_rl import algorithms, regret
+from meta_rl.steps import branches
 from meta_rl.types import Array, Rollout
 
 
@@ -21,7 +22,6 @@ def rollout_metrics(
   mean = lambda x: x.astype(jnp.float32).mean()
   metrics = {
     'rollout/reward_mean': mean(rewards),
-    'rollout/zero_variance_share': mean(rewards.max(1) == rewards.min(1)),
     'rollout/truncation_rate': mean(traces.truncated),
     'rollout/forced_rate': mean(traces.forced),
     'rollout/tokens_mean': mean(tokens),
@@ -29,6 +29,9 @@ def rollout_metrics(
     'rollout/thinking_tokens_mean': mean(traces.thinking_mask.sum(1)),
     'rollout/episodes_mean': mean(count),
   }
+  if group_size > 1:  # a group of one is constant by definition
+    constant = rewards.max(1) == rewards.min(1)
+    metrics['rollout/zero_variance_share'] = mean(constant)
   if has_success:
     success = measured.success
     final = jnp.take_along_axis(success, count[:, None], 1)[:, 0]
@@ -41,10 +44,12 @@ def rollout_metrics(
       'regret/cumulative': mean(regret.cumulative(success, 1.0, count)),
       'regret/normalized': _normalized(success, ends, horizon),
     }
+  if measured.continues is not None:
+    metrics |= branches.branch_metrics(traces, measured)
   return metrics
 
 
-def _normalized(success, ends, horizon, points: int = 16):
+def _normalized(success, ends, horizon, points: int = regret.NORMALIZED_POINTS):
   """Returns f32[], the normalized regret of the batch's accuracy curve.
 
   The curve is the mean over traces of the J at hand after each of `points`

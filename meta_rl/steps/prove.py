@@ -1,11 +1,13 @@
 """traces -> rewards, episode boundaries, J at each boundary."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 
-from meta_rl import algorithms, costs, episodes, prover
-from meta_rl.tasks.base import Task
+from meta_rl import algorithms, costs, prover
+from meta_rl.steps.boundaries import check_boundaries, find_boundaries
+from meta_rl.steps.summaries import sample_summaries
+from meta_rl.tasks.base import Task, verifier
 from meta_rl.types import Array, Model, Rollout
 
 
@@ -34,7 +36,10 @@ def make_prove(
   group_size: int,
   max_episodes: int,
   kind: str = 'exact',
+  boundaries: str = 'delimiters',
+  budgets: Sequence[int] | None = None,
   num_branches: int = 8,
+  summaries_per_trace: int = 0,
   temperature: float = 1.0,
   top_p: float | None = None,
   top_k: int | None = None,
@@ -46,10 +51,17 @@ def make_prove(
   Args:
     model, task: the prover's network and the task.
     group_size: G traces a prompt.
-    max_episodes: K; from the K-th on all thinking belongs to the last episode.
+    max_episodes: K of 'delimiters'; from the K-th on all thinking belongs to
+      the last episode.
     kind: 'exact' (sums the accepted answers' likelihood), 'sampled' (means of
       `num_branches` answers) or 'none' (J is 0 everywhere: outcome only).
+    boundaries: 'delimiters' (J after every attempt) or 'budgets' (J after every
+      token budget).
+    budgets: K token budgets, increasing; of 'budgets'. Let the last be the
+      thinking budget: thought past it belongs to no episode.
     num_branches: M of the sampled prover.
+    summaries_per_trace: of its answers, how many of each trace to keep for
+      training (meta_rl/steps/summaries.py).
     temperature, top_p, top_k: at which the prover answers, those of the
       rollout.
   """
@@ -57,39 +69,51 @@ def make_prove(
     raise ValueError(
       f'prover kind {kind!r} is unknown; allowed: {sorted(PROVERS)} or none.'
     )
+  check_boundaries(boundaries, budgets)
+  if summaries_per_trace and kind != 'sampled':
+    raise ValueError(
+      f'summaries_per_trace={summaries_per_trace} needs a prover that samples '
+      f"its answers: kind='sampled', not {kind!r}."
+    )
 
   def prove(params, batch, traces, cache, key, row_offset=0):
     prompt_length = batch['prompts'].shape[1]
-    found = episodes.from_delimiters(
-      traces.tokens,
-      traces.thinking_mask,
+    found, stop_index, inside = find_boundaries(
+      traces,
+      start=prompt_length - 1,
       delimiter_ids=task.delimiter_ids,
       max_episodes=max_episodes,
-      start=prompt_length - 1,
+      boundaries=boundaries,
+      budgets=budgets,
     )
     rows = per_trace(batch, group_size)
-    stop_index = found.ends[:, -1] + 1
     # A policy ends thinking with the marker, the budget with all of stop_ids.
     more = jnp.where(traces.forced, len(task.stop_ids) - 1, 0)
     answer, mask = answers_of(traces, stop_index + more, task.answer_length)
     rewards = task.verify(answer, mask, rows)
-    success, fed = jnp.zeros(found.ends.shape, jnp.float32), None
-    if kind != 'none':
-      success, fed = PROVERS[kind](
-        model,
-        params,
-        traces,
+    success, summaries = jnp.zeros(found.ends.shape, jnp.float32), None
+    fed = None
+    given = model, params, traces
+    options = {
+      'task': task,
+      'num_branches': num_branches,
+      'row_offset': row_offset,
+      'temperature': temperature,
+      'top_p': top_p,
+      'top_k': top_k,
+    }
+    if summaries_per_trace:
+      success, summaries, fed = sample_summaries(
+        *given,
         found,
         rows,
         cache,
         key,
-        task=task,
-        num_branches=num_branches,
-        row_offset=row_offset,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
+        summaries_per_trace=summaries_per_trace,
+        **options,
       )
+    elif kind != 'none':
+      success, fed = PROVERS[kind](*given, found, rows, cache, key, **options)
     return algorithms.Measured(
       rewards=rewards,
       success=success,
@@ -97,6 +121,8 @@ def make_prove(
       stop_index=stop_index,
       answered=mask.any(1),
       prover_tokens=fed,
+      inside=inside,
+      summaries=summaries,
     )
 
   return prove
@@ -147,14 +173,13 @@ def _sampled(
   row_offset,
   **support,
 ):
-  per_branch = {k: x[:, None, None] for k, x in rows.items()}
   success, mask = prover.sampled(
     model,
     params,
     traces.tokens,
     traces.token_mask,
     found.ends,
-    lambda answers, mask: task.verify(answers, mask, per_branch),
+    verifier(task, rows),
     key,
     num_branches=num_branches,
     max_answer_len=task.answer_length,

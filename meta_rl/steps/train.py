@@ -5,6 +5,7 @@ all optimizer steps on one rollout, and `fused` is a whole training step as one
 program.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -12,6 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from meta_rl import algorithms, losses, scoring, update
+from meta_rl import value as value_head
+from meta_rl.steps.summaries import join_rows, summary_rows
+from meta_rl.tasks.base import Task
 from meta_rl.types import Array, Model, Rollout, WeightedSum
 
 
@@ -48,18 +52,25 @@ def make_loss(
   kl_coef: float = 0.0,
   kl_estimator: str = 'k2',
   entropy_coef: float = 0.0,
+  value_term: Callable | None = None,
 ) -> update.LossFn:
   """Returns `loss_fn(params, batch) -> (WeightedSum, metrics)`.
 
-    policy_gradient + kl_coef * kl_penalty - entropy_coef * entropy
+    policy_gradient + kl_coef * kl_penalty - entropy_coef * entropy + value_term
 
   The batch holds tokens, token_mask, mask, behavior_log_probs, advantages, and
   ref_log_probs where kl_coef is not 0. All terms share one weight, so that
-  their sums may be added before the division.
+  their sums may be added before the division. `value_term`, of
+  `make_value_term`, reads the features of the same forward pass.
   """
   shared = {'aggregate': aggregate, 'constant': constant}
 
   def loss_fn(params, batch):
+    features = None
+    if value_term is not None:
+      features = value_head.features(
+        model, params, batch['tokens'], batch['token_mask']
+      )
     log_probs, entropy = scoring.score(
       model,
       params,
@@ -67,6 +78,7 @@ def make_loss(
       batch['token_mask'],
       temperature=temperature,
       chunk=chunk,
+      features=features,
     )
     mask = batch['mask']
     loss, found = losses.policy_gradient(
@@ -90,6 +102,10 @@ def make_loss(
       jax.lax.stop_gradient(log_probs) - batch['behavior_log_probs']
     )
     metrics['policy/log_prob_gap'] = over_tokens(gap)
+    if 'kept' in batch:
+      kept = batch['kept'].astype(jnp.float32)
+      rows = jnp.asarray(len(kept), jnp.float32)
+      metrics['policy/kept_share'] = WeightedSum(kept.sum(), rows)
     if kl_coef:
       kl, _ = losses.kl_penalty(
         log_probs,
@@ -103,6 +119,10 @@ def make_loss(
     if entropy_coef:
       bonus, _ = losses.entropy_bonus(entropy, mask, **shared)
       total += entropy_coef * bonus.total
+    if value_term is not None:
+      critic, found = value_term(params, features, batch)
+      total += critic.total
+      metrics |= found
     return WeightedSum(total, loss.weight), metrics
 
   return loss_fn
@@ -114,21 +134,35 @@ def training_batch(
   advantage_fn: Callable,
   ref_log_probs: Array | None = None,
 ) -> dict[str, Array]:
-  """Returns the arrays that the loss reads, one row a trace."""
+  """Returns the arrays that the loss reads, one row a trace.
+
+  Of `algorithms.Selected`, rows that are not kept have no action left.
+  """
+  credit = advantage_fn(measured, traces.tokens.shape[1])
   batch = {
     'tokens': traces.tokens,
     'token_mask': traces.token_mask,
     'mask': traces.mask,
     'behavior_log_probs': traces.behavior_log_probs,
-    'advantages': advantage_fn(measured, traces.tokens.shape[1]),
+    'advantages': credit,
   }
+  if isinstance(credit, algorithms.Selected):
+    batch['advantages'] = credit.advantages
+    batch['kept'] = credit.keep
+    batch['mask'] &= credit.keep[:, None]
   if ref_log_probs is not None:
     batch['ref_log_probs'] = ref_log_probs
+  if measured.critic is not None:
+    batch |= algorithms.value_targets(measured, batch['advantages'])
   return batch
 
 
 def make_update(
-  loss_fn, optimizer, advantage_fn: Callable, **options
+  loss_fn,
+  optimizer,
+  advantage_fn: Callable,
+  rows_fn: Callable | None = None,
+  **options,
 ) -> Callable:
   """Returns the function that takes all optimizer steps on one rollout.
 
@@ -137,13 +171,18 @@ def make_update(
   Args:
     loss_fn: of `make_loss`.
     optimizer: an optax transformation.
-    advantage_fn: `(Measured, T) -> f32[B,T]`, of `make_advantages`.
+    advantage_fn: `(Measured, T) -> f32[B,T]` or `Selected`, of
+      `make_advantages`.
+    rows_fn: `(traces, measured) -> arrays [B,R,T]`, of `make_rows`: what is
+      trained on beside the traces; None: nothing.
     **options: mini_batches, epochs, micro_batches, axis_name of
       `update.update`.
   """
 
   def run(state, traces, measured, ref_log_probs=None):
     batch = training_batch(traces, measured, advantage_fn, ref_log_probs)
+    if rows_fn is not None:
+      batch = join_rows(batch, rows_fn(traces, measured))
     return update.update(
       state, batch, loss_fn=loss_fn, optimizer=optimizer, **options
     )
@@ -152,7 +191,7 @@ def make_update(
 
 
 def make_advantages(name: str, **options) -> Callable:
-  """Returns `(Measured, T) -> advantages f32[B,T]` of an algorithm by name."""
+  """Returns `(Measured, T) -> f32[B,T]` (or `Selected`) of an algorithm."""
   if name not in algorithms.ALGORITHMS:
     raise ValueError(
       f'algorithm {name!r} is unknown; allowed: '
@@ -161,7 +200,29 @@ def make_advantages(name: str, **options) -> Callable:
   return functools.partial(algorithms.ALGORITHMS[name], **options)
 
 
-def fused(generate, prove, update_fn, score=None):
+def make_rows(task: Task, **options) -> Callable:
+  """Returns `(traces, measured) -> arrays [B,R,T]`: summaries as rows.
+
+  Args:
+    task: its stop tokens and padding.
+    **options: group_size and summary_baseline of
+      `algorithms.summary_advantages`.
+  """
+
+  def rows(traces, measured):
+    return summary_rows(
+      traces,
+      measured.episodes.ends,
+      measured.summaries,
+      algorithms.summary_advantages(measured, **options),
+      stop_ids=task.stop_ids,
+      pad_id=task.pad_id,
+    )
+
+  return rows
+
+
+def fused(generate, prove, update_fn, score=None, value=None):
   """Returns a whole training step as one function of arrays.
 
   `step(state, ref_params, batch, key) -> (state, traces, measured, metrics)`:
@@ -173,6 +234,9 @@ def fused(generate, prove, update_fn, score=None):
     sample_key, prove_key = jax.random.split(key)
     traces, cache = generate(state.params, batch, sample_key)
     measured = prove(state.params, batch, traces, cache, prove_key)
+    if value is not None:
+      critic = value(state.params, traces)
+      measured = dataclasses.replace(measured, critic=critic)
     reference = None if score is None else score(ref_params, traces)
     state, metrics = update_fn(state, traces, measured, reference)
     return state, traces, measured, metrics

@@ -3,10 +3,12 @@
 import functools
 
 from meta_rl import tokenizer
-from meta_rl.tasks.base import Task
+from meta_rl.tasks import builder, countdown, hidden_data, traces, verify
+from meta_rl.tasks.base import Task, TaskKit
 from meta_rl.tasks.expressions import verify_tokens
+from meta_rl.tasks.hidden import hidden_task
 
-__all__ = ['TASKS', 'Task', 'countdown_task']
+__all__ = ['TASKS', 'Task', 'TaskKit', 'countdown_task', 'hidden_task']
 
 
 def countdown_task(*, n: int, ops: str, max_value: int) -> Task:
@@ -34,4 +36,35 @@ def countdown_task(*, n: int, ops: str, max_value: int) -> Task:
   )
 
 
-TASKS = {'countdown': countdown_task}
+def _countdown_task(**options) -> Task:
+  """Returns the task of a dataset's options."""
+  config = builder.make_config(**options)
+  return countdown_task(n=config.n, ops=config.ops, max_value=config.max_value)
+
+
+TASKS = {
+  'countdown': TaskKit(
+    make_task=_countdown_task,
+    load_source=builder.load_source,
+    record_arrays=countdown.record_arrays,
+    cluster_key=countdown.cluster_key,
+    trace_problems=builder.trace_problems,
+    sample_traces=traces.sample_traces,
+    max_trace_length=traces.longest,
+    decode=tokenizer.decode,
+    vote=verify.postfix_value,
+  ),
+  'hidden': TaskKit(
+    make_task=lambda **options: hidden_task(
+      n=hidden_data.make_config(**options).n
+    ),
+    load_source=hidden_data.load_source,
+    record_arrays=hidden_data.record_arrays,
+    cluster_key=hidden_data.cluster_key,
+    trace_problems=hidden_data.trace_problems,
+    sample_traces=hidden_data.sample_traces,
+    max_trace_length=hidden_data.max_trace_length,
+    decode=tokenizer.decode,
+    vote=lambda ids: tokenizer.decode(ids) or None,
+  ),
+}

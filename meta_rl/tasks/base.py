@@ -1,9 +1,21 @@
-"""What the training step needs to know of a token task."""
+"""What the training step and the host need to know of a token task.
+
+`Task` is what runs on the device, `TaskKit` what makes it and its data on the
+host. A new task is one module, one row of `tasks.TASKS`, tests and a config.
+"""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from meta_rl.types import Array
+
+SPLITS = ('train', 'validation', 'test')
+
+Record = Mapping[str, np.ndarray]
+Trace = tuple[np.ndarray, 'int | np.ndarray']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +34,10 @@ class Task:
     verify: `(answers i32[...,A], mask bool[...,A], batch) -> f32[...]`, the
       reward; `batch` holds the arrays of the problems, whose leading axes
       broadcast against those of the answers.
+    observe: `(last i32[B], thinking bool[B], batch) -> i32[B]`, the token that
+      the environment puts behind `last`, -1 where it is the policy's turn;
+      `batch` holds the arrays of the problems, one row a trace. None: nothing
+      is ever observed.
   """
 
   name: str
@@ -34,3 +50,54 @@ class Task:
   episode_length: int
   answer_length: int
   verify: Callable[[Array, Array, dict[str, Array]], Array]
+  observe: Callable[[Array, Array, dict[str, Array]], Array] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskKit:
+  """The host functions of a task: its data, its warm start, its text.
+
+  Attributes:
+    make_task: `(**options) -> Task`; the options are those of the dataset, and
+      an unknown one raises ValueError.
+    load_source: `(data_dir, split, **options) -> Sequence[record]`, random
+      access, built on first use; split is one of `SPLITS` or a TFDS slice.
+    record_arrays: `record -> dict`, the arrays of one problem: prompts i32[Tp],
+      prompt_mask bool[Tp], answers i32[S,A], answer_mask bool[S,A] (all that
+      are accepted, each with its EOS), and what `Task.verify` and
+      `Task.observe` read.
+    cluster_key: `record -> str`, equal for prompts of one and the same problem,
+      in whatever dataset: what a bootstrap draws, and evaluations pair by.
+    trace_problems: `(source, *, shown, **options) -> Sequence`, the problems of
+      which `sample_traces` makes traces. `shown` is the config's data.orders:
+      how many presentations of a problem are shown, None for all.
+    sample_traces: `(problems, rng, count, **trace_options) -> list` of warm-
+      start traces (tokens i32[T], loss), where loss is the index from which
+      tokens are trained, or their mask bool[T].
+    max_trace_length: `(problems, **trace_options) -> int`, tokens of the
+      longest trace that `sample_traces` may give.
+    decode: `ids -> str`.
+    vote: `answer ids -> hashable | None`, what an answer votes for under maj@k:
+      equal for answers that are one; None for what is no answer.
+  """
+
+  make_task: Callable[..., Task]
+  load_source: Callable[..., Sequence[dict[str, Any]]]
+  record_arrays: Callable[[Record], dict[str, np.ndarray]]
+  cluster_key: Callable[[Record], str]
+  trace_problems: Callable[..., Sequence[Any]]
+  sample_traces: Callable[..., list[Trace]]
+  max_trace_length: Callable[..., int]
+  decode: Callable[[Iterable[int]], str]
+  vote: Callable[[Sequence[int]], Hashable | None]
+
+
+def verifier(task: Task, rows: dict[str, Array]) -> Callable:
+  """Returns `(answers i32[B,K+1,M,A], mask) -> f32[B,K+1,M]` of a batch.
+
+  Args:
+    task: whose `verify` it is.
+    rows: the problems' arrays, one row a trace.
+  """
+  per_branch = {k: x[:, None, None] for k, x in rows.items()}
+  return lambda answers, mask: task.verify(answers, mask, per_branch)

@@ -1,28 +1,18 @@
-"""Countdown problems as a TFDS dataset in array_record, without TensorFlow.
+"""Countdown problems as a TFDS dataset in array_record.
 
-`load_source` builds on first use and returns a random-access data source. A
-dataset is built in a folder of its own and renamed into place when complete,
-under a lock: processes that start together build once, and a build that was
-killed leaves nothing that a later run would read.
+How a dataset is built and read is said in meta_rl/tasks/sources.py.
 """
 
-import contextlib
 import dataclasses
-import fcntl
-import io
 import os
-import pathlib
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 
 from meta_rl import tokenizer
-from meta_rl.tasks import countdown, expressions
+from meta_rl.tasks import countdown, expressions, sources
 
 _OP_NAMES = {'+': 'add', '-': 'sub', '*': 'mul', '/': 'div'}
 
@@ -56,12 +46,7 @@ def make_config(**fields) -> CountdownConfig:
   Raises:
     ValueError: an unknown field, or operators that don't exist.
   """
-  known = [f.name for f in dataclasses.fields(CountdownConfig)]
-  known = known[len(dataclasses.fields(tfds.core.BuilderConfig)) :]
-  unknown = sorted(set(fields) - set(known))
-  if unknown:
-    raise ValueError(f'unknown Countdown options {unknown}: known are {known}')
-  config = CountdownConfig(name='unnamed', **fields)
+  config = sources.make_config(CountdownConfig, 'Countdown', fields)
   expressions.check_ops(config.ops)
   name = (
     f'n{config.n}_{config.low}to{config.high}_'
@@ -190,67 +175,28 @@ def load_source(
   Raises:
     ValueError: an unknown split or option, or a config without problems.
   """
-  if split.partition('[')[0] not in countdown.SPLITS:
-    raise ValueError(
-      f'split {split!r} must be one of {countdown.SPLITS}, or a slice of one '
-      "such as 'test[:2000]'"
-    )
-  if '://' in os.fspath(data_dir):
-    raise ValueError(f'data_dir {str(data_dir)!r} must be a local folder')
-  root = pathlib.Path(data_dir).expanduser().absolute()
-  root.mkdir(parents=True, exist_ok=True)
   name = make_config(**config).name
-  final = root / Countdown.name / name / str(Countdown.VERSION)
-  with _locked(root / '.lock'):
-    if not _is_whole(final):
-      _build(root, final, config)
-  builder = tfds.builder_from_directory(os.fspath(final))
-  return builder.as_data_source(split=split)
+  return sources.load_source(Countdown, name, data_dir, split, **config)
 
 
-@contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
-  """Holds an exclusive lock, which the system drops if the process dies."""
-  with open(path, 'w') as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
-    yield
+def trace_problems(
+  source: Sequence[Mapping[str, np.ndarray]],
+  *,
+  shown: int | None = None,
+  **config,
+) -> list[countdown.Problem]:
+  """Returns the problems of a source, of which warm-start traces are made.
 
-
-def _last(builder: tfds.core.DatasetBuilder, split: str) -> int:
-  """Returns the index of the last record of a split."""
-  return builder.info.splits[split].num_examples - 1
-
-
-def _is_whole(folder: pathlib.Path) -> bool:
-  """Whether the records that the metadata of `folder` promises can be read."""
-  if not (folder / 'dataset_info.json').exists():
-    return False
-  try:
-    builder = tfds.builder_from_directory(os.fspath(folder))
-    for split in countdown.SPLITS:
-      # A file's index is at its end: the last record tells a file cut short.
-      builder.as_data_source(split=split)[_last(builder, split)]
-    return True
-  except Exception:  # damage has no one type: cut files, metadata, indices
-    return False
-
-
-def _build(root: pathlib.Path, final: pathlib.Path, config: Mapping[str, Any]):
-  """Builds beside the final folder, then moves it into place at once."""
-  for left_over in root.glob('.build-*'):
-    shutil.rmtree(left_over, ignore_errors=True)  # of a process that was killed
-  scratch = pathlib.Path(tempfile.mkdtemp(prefix='.build-', dir=root))
-  verbosity = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)  # it warns of a config of one's own
-  try:
-    builder = Countdown(data_dir=scratch, **config)
-    with contextlib.redirect_stdout(io.StringIO()):  # it talks of downloads
-      tfds.disable_progress_bar()
-      builder.download_and_prepare()
-      tfds.enable_progress_bar()
-    shutil.rmtree(final, ignore_errors=True)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    os.rename(builder.data_dir, final)
-  finally:
-    logging.set_verbosity(verbosity)
-    shutil.rmtree(scratch, ignore_errors=True)
+  Args:
+    source: records as in `Countdown`; each order of a problem's numbers is one.
+    shown: how many orders of a problem are shown; None: all of the source's.
+    **config: fields of `CountdownConfig`.
+  """
+  made = make_config(**config)
+  problems = [
+    record_problem(record, ops=made.ops, max_value=made.max_value)
+    for record in source
+  ]
+  if shown is None:
+    return problems
+  return countdown.prompt_orders(problems, orders=shown)

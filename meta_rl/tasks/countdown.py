@@ -12,12 +12,13 @@ import dataclasses
 import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from meta_rl import tokenizer
 from meta_rl.tasks import expressions
+from meta_rl.tasks.base import SPLITS
 from meta_rl.tasks.expressions import (
   Tokens,
   enumerate_expressions,
@@ -29,6 +30,7 @@ __all__ = [
   'SPLITS',
   'Problem',
   'answers_for',
+  'cluster_key',
   'enumerate_expressions',
   'expression_table',
   'hit_rate',
@@ -37,13 +39,13 @@ __all__ = [
   'problem_set',
   'prompt_orders',
   'prompt_tokens',
+  'record_arrays',
   'split_of',
   'verify_tokens',
 ]
 
-SPLITS = ('train', 'validation', 'test')
 # Shares of the problems, in percent, by the hash of (numbers, target).
-_SPLIT_PERCENT = {'train': 28, 'validation': 12, 'test': 60}
+_SPLIT_PERCENT = {'train': 50, 'validation': 8, 'test': 42}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,3 +268,27 @@ def problem_arrays(
     'answers': answers,
     'answer_mask': answer_mask,
   }
+
+
+def record_arrays(record: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Returns the arrays of one record, `problem_arrays` without N."""
+  numbers = np.asarray(record['numbers'], np.int32)
+  shown = np.asarray(record['answers'], np.int32)
+  width = shown.shape[-1] + 1
+  mask = np.arange(len(shown)) < int(record['num_answers'])
+  eos = np.full((len(shown), 1), tokenizer.EOS, np.int32)
+  prompt = prompt_tokens(numbers.tolist(), int(record['target']))
+  return {
+    'prompts': np.asarray(prompt, np.int32),
+    'prompt_mask': np.ones(len(prompt), bool),
+    'numbers': numbers,
+    'target': np.asarray(record['target'], np.int32),
+    'answers': np.where(mask[:, None], np.hstack([shown, eos]), tokenizer.PAD),
+    'answer_mask': np.broadcast_to(mask[:, None], (len(shown), width)),
+  }
+
+
+def cluster_key(record: Mapping[str, np.ndarray]) -> str:
+  """Returns one string for all prompts of the same numbers and target."""
+  numbers = sorted(np.asarray(record['numbers']).tolist())
+  return f'{numbers} = {int(record["target"])}'

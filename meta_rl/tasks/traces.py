@@ -9,7 +9,8 @@ fine-tuning is to put right.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -71,11 +72,14 @@ def sample_trace(
   Raises:
     ValueError: a probability outside [0, 1], or episode limits out of order.
   """
-  _check(
-    (p_stop, p_continue, p_informed, direct_share, long_share),
-    direct_share + long_share,
-    ordinary_episodes,
-    max_episodes,
+  check_options(
+    p_stop=p_stop,
+    p_continue=p_continue,
+    p_informed=p_informed,
+    direct_share=direct_share,
+    long_share=long_share,
+    ordinary_episodes=ordinary_episodes,
+    max_episodes=max_episodes,
   )
   attempts, right = _attempts(
     tuple(sorted(problem.numbers)),
@@ -83,18 +87,17 @@ def sample_trace(
     problem.ops,
     problem.max_value,
   )
-  kind = rng.random()
-  if kind < direct_share:
-    length = 0
-  elif kind < direct_share + long_share and max_episodes > ordinary_episodes:
-    length = int(rng.integers(ordinary_episodes + 1, max_episodes + 1))
-  else:
-    length = ordinary_episodes
+  length = draw_length(
+    rng,
+    direct_share=direct_share,
+    long_share=long_share,
+    ordinary_episodes=ordinary_episodes,
+    max_episodes=max_episodes,
+  )
   chosen = rng.integers(len(attempts), size=length)
   if length == ordinary_episodes:
-    found = np.logical_or.accumulate(right[chosen])
-    stop = rng.random(length) < np.where(found, 1 - p_continue, p_stop)
-    chosen = chosen[: int(stop.argmax()) + 1] if stop.any() else chosen
+    kept = draw_stop(right[chosen], rng, p_stop=p_stop, p_continue=p_continue)
+    chosen = chosen[:kept]
   answer = _answer(problem, rng, attempts, chosen[right[chosen]], p_informed)
   prompt = countdown.prompt_tokens(problem.numbers, problem.target)
   parts = (
@@ -121,7 +124,62 @@ def _answer(problem, rng, attempts, successes, p_informed):
   return table.plain[index]
 
 
-def _check(probabilities, other_shares, ordinary_episodes, max_episodes):
+def draw_length(
+  rng: np.random.Generator,
+  *,
+  direct_share: float,
+  long_share: float,
+  ordinary_episodes: int,
+  max_episodes: int,
+) -> int:
+  """Returns how many episodes a trace has at most, by its kind.
+
+  `ordinary_episodes` says that it is an ordinary one, which `draw_stop` may
+  cut; direct and long ones are left as they are. Options as in `sample_trace`.
+  """
+  kind = rng.random()
+  if kind < direct_share:
+    return 0
+  if kind < direct_share + long_share and max_episodes > ordinary_episodes:
+    return int(rng.integers(ordinary_episodes + 1, max_episodes + 1))
+  return ordinary_episodes
+
+
+def draw_stop(
+  right: np.ndarray,
+  rng: np.random.Generator,
+  *,
+  p_stop: float,
+  p_continue: float,
+) -> int:
+  """Returns after how many of its episodes an ordinary trace stops.
+
+  After each episode it stops with chance p_stop before the first success and
+  1 - p_continue from then on, and after the last one in any case.
+
+  Args:
+    right: bool[N], which episodes succeed.
+    rng: consumed.
+    p_stop, p_continue: as in `sample_trace`.
+  """
+  found = np.logical_or.accumulate(right)
+  stop = rng.random(len(right)) < np.where(found, 1 - p_continue, p_stop)
+  return int(stop.argmax()) + 1 if stop.any() else len(right)
+
+
+def check_options(
+  *,
+  p_stop: float,
+  p_continue: float,
+  p_informed: float,
+  direct_share: float,
+  long_share: float,
+  ordinary_episodes: int,
+  max_episodes: int,
+):
+  """Raises ValueError for options of `sample_trace` out of their ranges."""
+  probabilities = (p_stop, p_continue, p_informed, direct_share, long_share)
+  other_shares = direct_share + long_share
   if min(probabilities) < 0 or max(*probabilities, other_shares) > 1:
     raise ValueError(
       'p_stop, p_continue, p_informed, direct_share and long_share are '
@@ -149,12 +207,51 @@ def sample_traces(
     count: how many traces.
     **options: as in `sample_trace`.
   """
+  return draw_traces(sample_trace, problems, rng, count, **options)
+
+
+def draw_traces(
+  sample: Callable,
+  problems: Sequence[Any],
+  rng: np.random.Generator,
+  count: int,
+  **options,
+) -> list:
+  """Returns traces of `count` problems, drawn with replacement.
+
+  Args:
+    sample: makes one trace of a problem.
+    problems: a sequence to draw from, at least one.
+    rng: consumed.
+    count: how many traces.
+    **options: of `sample`.
+
+  Raises:
+    ValueError: there is no problem.
+  """
   if not len(problems):
     raise ValueError('no problems to draw traces from: give at least one')
   return [
-    sample_trace(problems[index], rng, **options)
+    sample(problems[index], rng, **options)
     for index in rng.integers(len(problems), size=count)
   ]
+
+
+def longest(
+  problems: Sequence[countdown.Problem],
+  *,
+  max_episodes: int = MAX_EPISODES,
+  **options,
+) -> int:
+  """Returns the tokens of the longest trace that `sample_traces` may give.
+
+  Args:
+    problems: as there.
+    max_episodes: most episodes of a trace.
+    **options: the other options of `sample_trace`, which don't matter here.
+  """
+  del options
+  return max_trace_length(max(len(p.numbers) for p in problems), max_episodes)
 
 
 def max_trace_length(n: int, max_episodes: int = MAX_EPISODES) -> int:

@@ -120,6 +120,19 @@ def _reduce(values: list, pending: list[str], precedence: int) -> bool:
   return True
 
 
+def postfix_value(postfix: Iterable[int]) -> fractions.Fraction | None:
+  """Returns the exact value of a postfix answer, None if it has none.
+
+  Args:
+    postfix: token ids of one answer; a final EOS may be there or not.
+  """
+  try:
+    tokens = _tokenize(render_infix(postfix))
+  except ValueError:
+    return None
+  return _value(tokens) if tokens else None
+
+
 def render_infix(postfix: Iterable[int]) -> str:
   """Returns the infix text of a plain postfix answer, fully parenthesised.
 

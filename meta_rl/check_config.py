@@ -1,0 +1,312 @@
+"""Refusing a config that no training can use, in one line, before it starts.
+
+`check` is called before anything is written or compiled, so that a config that
+is refused leaves nothing behind.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from meta_rl import (
+  algorithms,
+  dynamic_sampling,
+  losses,
+  masked,
+  setup_run,
+  steps,
+  workdir,
+)
+from meta_rl.types import Episodes
+
+# Keys whose value must be at least 1 wherever a config has them.
+_COUNTS = (
+  'total_steps',
+  'model.vocab_size',
+  'model.num_layers',
+  'model.width',
+  'model.num_heads',
+  'model.ffn_width',
+  'rollout.thinking_budget',
+  'rollout.num_prompts',
+  'rollout.group_size',
+  'prover.max_episodes',
+  'prover.num_branches',
+  'batching.mini_batches',
+  'batching.epochs',
+  'batching.micro_batches',
+  'eval.every',
+  'eval.num_problems',
+  'eval.batch_size',
+  'checkpoint.every',
+  'checkpoint.max_to_keep',
+  'log.samples_every',
+  'log.print_every',
+)
+_NOT_NEGATIVE = (
+  'max_log_prob_gap',
+  'loss.kl_coef',
+  'loss.entropy_coef',
+  'optimizer.weight_decay',
+  'optimizer.warmup_steps',
+)
+_CHOICES = {
+  'algorithm.name': (*algorithms.ALGORITHMS, 'sft'),
+  'algorithm.credit': algorithms.CREDITS,
+  'algorithm.form': algorithms.FORMS,
+  'algorithm.select': algorithms.SELECTS,
+  'algorithm.prefix_policy': steps.PREFIX_POLICIES,
+  'algorithm.prefix_success': steps.PREFIX_SUCCESS,
+  'algorithm.summary': algorithms.SUMMARIES,
+  'prover.boundaries': steps.BOUNDARIES,
+  'loss.surrogate': losses.SURROGATES,
+  'loss.ratio': losses.RATIOS,
+  'loss.aggregate': losses.AGGREGATES,
+  'loss.kl_estimator': tuple(losses.KL_ESTIMATORS),
+}
+
+
+def check(config: ml_collections.ConfigDict):
+  """Raises ValueError, in one line, for values that no training can use.
+
+  It is called before anything is written or compiled, so that a config that is
+  refused leaves nothing behind.
+  """
+  if 'task' not in config:
+    raise ValueError(
+      'the config has no task: it is not of a training run (a study runs with '
+      'python -m meta_rl.study).'
+    )
+  values = workdir.flatten(config.to_dict())
+  check_numbers(values)
+  check_sections(config)
+  for name, allowed in _CHOICES.items():
+    if name in values:
+      masked.check_choice(name, values[name], allowed)
+  for name in ('loss.chunk', 'rollout.top_k'):
+    size = values.get(name)
+    if size is not None and not (isinstance(size, int) and size >= 1):
+      raise ValueError(f'{name}={size!r} is given; allowed is >= 1, or None.')
+  check_buckets(config)
+  if not config.rollout.temperature > 0:
+    raise ValueError(
+      f'rollout.temperature={config.rollout.temperature} is given; allowed is '
+      '> 0: the gradient is that of a policy that samples.'
+    )
+  total_cost = values.get('total_cost')
+  if total_cost is not None and not total_cost > 0:
+    raise ValueError(
+      f'total_cost={total_cost} is given; allowed is > 0, or None for no limit.'
+    )
+  if total_cost is not None and config.algorithm.name == 'sft':
+    raise ValueError(
+      f"total_cost={total_cost} is of reinforcement: algorithm.name='sft' ends "
+      'by total_steps; leave it out.'
+    )
+  task = setup_run.make_task(config)
+  model = setup_run.make_model(config, task)
+  setup_run.make_training_calls(config, model, task)
+  if config.algorithm.name != 'sft':
+    check_rl(config)
+
+
+def note_on_saving(config: ml_collections.ConfigDict) -> str:
+  """Returns a line if evaluated steps exist that cannot be kept, else ''."""
+  if config.eval.every % config.checkpoint.every == 0:
+    return ''
+  return (
+    f'note: eval.every={config.eval.every} is no multiple of '
+    f'checkpoint.every={config.checkpoint.every}: only an evaluated step that '
+    'is saved can be kept as the best.'
+  )
+
+
+def check_numbers(values: dict):
+  """Raises ValueError unless each number of a config can be used as one.
+
+  Args:
+    values: {dotted key: value}.
+  """
+  for name, given in values.items():
+    if isinstance(given, float) and not math.isfinite(given):
+      raise ValueError(f'{name}={given} is given; allowed are finite numbers.')
+    for kind, names in (((int, float), _NOT_NEGATIVE), ((int,), _COUNTS)):
+      wrong = isinstance(given, bool) or not isinstance(given, kind)
+      if name in names and wrong:
+        raise ValueError(
+          f'{name}={given!r} is given; allowed is a number'
+          + (' without a fraction.' if kind == (int,) else '.')
+        )
+    if name in _COUNTS and not 1 <= given < 2**31:
+      raise ValueError(
+        f'{name}={given} is given; allowed is >= 1 and below 2^31.'
+      )
+    if name in _NOT_NEGATIVE and given < 0:
+      raise ValueError(f'{name}={given} is given; allowed is >= 0.')
+
+
+def check_sections(config: ml_collections.ConfigDict):
+  """Raises ValueError unless a config has what its algorithm reads."""
+  name = config.algorithm.name
+  needed = {'sft': ('data',)}.get(name, ('rollout', 'prover', 'loss'))
+  for section in needed:
+    if section not in config:
+      raise ValueError(
+        f'algorithm.name={name!r} needs the section config.{section}, which '
+        'this config lacks: start from a config of that algorithm.'
+      )
+  if name in algorithms.ALGORITHMS:
+    unknown = sorted(set(config.algorithm) - setup_run.algorithm_keys(name))
+    if unknown:
+      raise ValueError(
+        f'algorithm.name={name!r} does not take algorithm.{unknown[0]}: start '
+        'from a config of that algorithm.'
+      )
+
+
+def check_buckets(config: ml_collections.ConfigDict):
+  """Raises ValueError for length buckets that no update can use."""
+  buckets = config.batching.length_buckets
+  if not all(isinstance(size, int) and size > 0 for size in buckets):
+    raise ValueError(
+      f'batching.length_buckets={tuple(buckets)} is given; allowed are numbers '
+      'of columns, each >= 1.'
+    )
+  if buckets and config.algorithm.name == 'sft':
+    raise ValueError(
+      f'batching.length_buckets={tuple(buckets)} is of reinforcement: packed '
+      "rows of algorithm.name='sft' are full; set it to ()."
+    )
+
+
+def check_rl(config: ml_collections.ConfigDict):
+  """Raises ValueError, in one line, for sizes that cannot work together."""
+  rollout, batching = config.rollout, config.batching
+  if rollout.top_p is not None or rollout.top_k is not None:
+    raise ValueError(
+      f'rollout.top_p={rollout.top_p} and top_k={rollout.top_k}: training '
+      'scores the full softmax, so the policy that samples must not be '
+      'truncated; set both to None (they are for evaluation).'
+    )
+  needs_group = (
+    (
+      config.algorithm.name == 'outcome'
+      and config.algorithm.baseline not in algorithms.UNGROUPED
+    )
+    or config.algorithm.name == 'brpo'
+    or config.algorithm.get('credit') == 'immediate'
+  )
+  if rollout.group_size == 1 and needs_group:
+    raise ValueError(
+      'rollout.group_size=1 leaves a group baseline nothing to compare with: '
+      'give at least 2, or a baseline without a group (batch_mean, or '
+      'algorithm.name=mrt with the prover, or ppo).'
+    )
+  rounds = rollout.get('dynamic_sampling', {}).get('max_rounds')
+  dynamic_sampling.check(rounds, rollout.group_size)
+  # A trace comes with its summaries, one row each.
+  size = rollout.group_size * (1 + setup_run.summaries_of(config))
+  rows = rollout.num_prompts * size
+  parts = batching.mini_batches * batching.micro_batches
+  if rollout.num_prompts % batching.mini_batches or rows % parts:
+    raise ValueError(
+      f'rollout of {rollout.num_prompts} prompts x {size} rows cannot '
+      f'be cut into batching.mini_batches={batching.mini_batches} x '
+      f'micro_batches={batching.micro_batches}: num_prompts must be a multiple '
+      'of mini_batches, and all rows of their product.'
+    )
+  name = config.algorithm.name
+  if name in ('mrt', 'brpo') and config.prover.kind == 'none':
+    raise ValueError(
+      f"algorithm.name={name!r} needs a prover: set prover.kind to 'exact' or "
+      "'sampled'."
+    )
+  if name == 'ppo':
+    check_critic(config)
+  elif 'critic' in config:
+    raise ValueError(
+      f'config.critic applies to ppo and algorithm.name={name!r}: use a config '
+      'without it.'
+    )
+  if config.algorithm.get('select') == 'progress':
+    if config.prover.kind == 'none':
+      raise ValueError(
+        "algorithm.select='progress' needs a prover: set prover.kind to "
+        "'exact' or 'sampled', or select='any'."
+      )
+  if name == 'brpo':
+    check_brpo(config)
+  # The algorithm's own checks of its options, on shapes alone.
+  group = rollout.group_size
+  budgets = setup_run.budgets_of(config)
+  boundaries = 1 + (len(budgets) if budgets else config.prover.max_episodes)
+  shape = lambda dtype, *dims: jax.ShapeDtypeStruct((group, *dims), dtype)
+  measured = algorithms.Measured(
+    rewards=shape(jnp.float32),
+    success=shape(jnp.float32, boundaries),
+    episodes=Episodes(shape(jnp.int32, boundaries), shape(jnp.int32)),
+    stop_index=shape(jnp.int32),
+    answered=shape(bool),
+    critic=algorithms.Critic(
+      values=shape(jnp.float32, rollout.thinking_budget),
+      mask=shape(bool, rollout.thinking_budget),
+    ),
+    inside=shape(bool),
+  )
+  if config.algorithm.name == 'prefix':
+    measured = dataclasses.replace(
+      measured, continues=shape(bool), prefix_success=shape(jnp.float32)
+    )
+  advantage_fn = setup_run.make_advantages(config)
+  jax.eval_shape(lambda m: advantage_fn(m, rollout.thinking_budget), measured)
+
+
+def check_critic(config: ml_collections.ConfigDict):
+  """Raises ValueError, in one line, for a critic that cannot be trained."""
+  if 'critic' not in config:
+    raise ValueError(
+      "algorithm.name='ppo' needs config.critic: take it from "
+      'configs/ppo_countdown.py.'
+    )
+  steps.make_value_term(**config.critic.to_dict())
+  if config.critic.value_j_coef and config.prover.kind == 'none':
+    raise ValueError(
+      f'critic.value_j_coef={config.critic.value_j_coef} needs a prover that '
+      "teaches: set prover.kind to 'exact' or 'sampled', or value_j_coef to 0."
+    )
+
+
+def check_brpo(config: ml_collections.ConfigDict):
+  """Raises ValueError unless what BRPO needs is measured and can be trained."""
+  algorithm, prover = config.algorithm, config.prover
+  if prover.boundaries != 'budgets':
+    raise ValueError(
+      "algorithm.name='brpo' compares scores at token budgets: set "
+      f"prover.boundaries='budgets', not {prover.boundaries!r}."
+    )
+  if algorithm.summary == 'own':
+    return
+  if prover.kind != 'sampled':
+    raise ValueError(
+      "algorithm.summary='rows' trains on the prover's own answers: set "
+      f"prover.kind='sampled', not {prover.kind!r}, or algorithm.summary='own'."
+    )
+  if config.loss.kl_coef:
+    raise ValueError(
+      f"loss.kl_coef={config.loss.kl_coef} with algorithm.summary='rows': the "
+      "rows have no reference log-probs: set kl_coef=0, or summary='own'."
+    )
+  if prover.num_branches == 1 and algorithm.summary_baseline == 'prefix':
+    raise ValueError(
+      'prover.num_branches=1 leaves a summary nothing to compare with: give at '
+      "least 2, or algorithm.summary_baseline='group'."
+    )
+  most = len(setup_run.budgets_of(config)) * prover.num_branches
+  if not 1 <= algorithm.summaries_per_trace <= most:
+    raise ValueError(
+      f'algorithm.summaries_per_trace={algorithm.summaries_per_trace}: a trace '
+      f'has {most} summaries; give 1..{most}.'
+    )

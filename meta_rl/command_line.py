@@ -1,0 +1,60 @@
+"""What every command does with its words: flags, configs, one line of error."""
+
+import sys
+
+import ml_collections
+
+from meta_rl import env, workdir
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Returns `argv` without flags; --config also takes a shipped config's name.
+
+  For `app.run(main, flags_parser=...)`. A flag that cannot be used is one line
+  on stderr and exit code 1.
+  """
+  resolved = list(argv)
+  for i, arg in enumerate(argv):
+    flag, equals, name = arg.partition('=')
+    if flag.lstrip('-') != 'config' or not flag.startswith('-'):
+      continue
+    try:
+      if equals:
+        resolved[i] = f'{flag}={env.resolve_config(name)}'
+      elif i + 1 < len(argv):
+        resolved[i + 1] = env.resolve_config(argv[i + 1])
+    except ValueError as error:
+      sys.exit(f'error: {error}')
+  try:
+    return workdir.parse_flags(resolved)
+  except SystemExit as error:
+    # ml_collections wraps what `get_config` raises in a whole traceback.
+    head, _, message = str(error.code).rpartition('ValueError: ')
+    if 'Traceback' in head:
+      sys.exit(f'error: {message}')
+    raise
+
+
+def refuse_arguments(argv: list[str]):
+  """Leaves with one line if a command was given words that are no flags."""
+  if len(argv) > 1:
+    hint = ''
+    if '=' in argv[1]:
+      hint = f' Did you mean --{argv[1].lstrip("-")}?'
+    sys.exit(f'error: {argv[1]!r} is no flag: flags begin with --.{hint}')
+
+
+def recorded_config(folder, recorded: dict) -> ml_collections.ConfigDict:
+  """Returns the config that a run folder recorded.
+
+  Raises:
+    ValueError: it is no config of meta_rl, such as another tool's file.
+  """
+  config = ml_collections.ConfigDict(recorded)
+  for section in ('task', 'model', 'rollout', 'algorithm'):
+    if not isinstance(config.get(section), ml_collections.ConfigDict):
+      raise ValueError(
+        f'{folder}/config.json is of another program: it has no {section!r} '
+        'section. Name a run folder of meta_rl.train.'
+      )
+  return config

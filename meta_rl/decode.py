@@ -1,0 +1,206 @@
+"""One step of decoding: the token of a column, and all that follows from it.
+
+What may be written, the first that applies: a token of the given prefix; a stop
+token, where the thinking budget is spent; what the environment says; a wait
+token, where thinking may not end yet; a sample. Only the last is an action.
+
+Axes: B traces, N new tokens, V vocabulary.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from meta_rl import sampling
+from meta_rl.scoring import log_softmax_at
+from meta_rl.types import Array, Cache
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+  """The carry of the decode loop, before the token of step `step` is drawn.
+
+  Attributes:
+    step: i32[], response tokens written so far (>= 1 inside the loop).
+    cache: holds everything but the last token written.
+    last: i32[B], the last token drawn, observed or forced, the prompt's last
+      one at step 0; arbitrary in rows that are done.
+    position: i32[B], position of `last`.
+    thinking: bool[B], the answer marker has not come yet.
+    thoughts: i32[B], thinking tokens so far.
+    to_force: i32[B], index of the next stop token to force, -1 for none.
+    to_wait: i32[B], the same of `wait_ids`.
+    forced, done: bool[B].
+    out: the response columns of `Rollout`, each [B,N].
+  """
+
+  step: Array
+  cache: Cache
+  last: Array
+  position: Array
+  thinking: Array
+  thoughts: Array
+  to_force: Array
+  to_wait: Array
+  forced: Array
+  done: Array
+  out: dict[str, Array]
+
+
+def initial(cache, last, position, max_new_tokens) -> State:
+  """Returns the state before the first response token."""
+  rows = len(last)
+  shape = (rows, max_new_tokens)
+  flags = lambda value: jnp.full(rows, value)
+  return State(
+    step=jnp.zeros((), jnp.int32),
+    cache=cache,
+    last=last,
+    position=position,
+    thinking=flags(True),
+    thoughts=jnp.zeros(rows, jnp.int32),
+    to_force=jnp.full(rows, -1, jnp.int32),
+    to_wait=jnp.full(rows, -1, jnp.int32),
+    forced=flags(False),
+    done=flags(False),
+    out={
+      'tokens': jnp.zeros(shape, jnp.int32),
+      'token_mask': jnp.zeros(shape, bool),
+      'mask': jnp.zeros(shape, bool),
+      'thinking_mask': jnp.zeros(shape, bool),
+      'behavior_log_probs': jnp.zeros(shape, jnp.float32),
+      'raw_log_probs': jnp.zeros(shape, jnp.float32),
+    },
+  )
+
+
+def sample(keys, logits, left_out=None, *, temperature, top_k, top_p):
+  """Returns tokens i32[B], and their log-probs sampled-from and raw f32[B].
+
+  left_out: bool[B,V], tokens that cannot be drawn; None for none.
+  """
+  # Before top-k and top-p, which then choose among what may be drawn.
+  allowed = logits
+  if left_out is not None:
+    allowed = jnp.where(left_out, -jnp.inf, logits)
+  support = sampling.truncate(
+    allowed, temperature=temperature, top_k=top_k, top_p=top_p
+  )
+  tokens = sampling.sample(keys, support)
+  behavior, _ = log_softmax_at(support, tokens)
+  whole = top_k is None and top_p is None and left_out is None
+  if not temperature or whole:
+    return tokens, behavior, behavior
+  raw, _ = log_softmax_at(logits / temperature, tokens)
+  return tokens, behavior, raw
+
+
+def emit(
+  s: State,
+  logits: Array,
+  *,
+  key,
+  rows,
+  sample,
+  budget,
+  stop,
+  observe,
+  least,
+  wait,
+  ends,
+  eos_id,
+  think_end_id,
+  pad_id,
+  prefix=None,
+  prefix_length=None,
+) -> State:
+  """Writes the token of response step `s.step`: sampled, observed or forced.
+
+  In, one row with a budget of 2 and stop tokens (x, y):
+    samples   a b c d e     forcing starts where the budget is spent
+  Out:
+    tokens    a b x y e     mask     1 1 0 0 1     thinking 1 1 0 0 0
+
+  With a prefix of one token p besides:
+    tokens    p b x y e     mask     0 1 0 0 1     thinking 1 1 0 0 0
+
+  The same, with an environment that says o after each a:
+    samples   a b c d e
+  Out:
+    tokens    a o x y e     mask     1 0 0 0 1     thinking 1 1 0 0 0
+
+  With at least 3 thinking tokens, wait tokens (u, v) and no budget, where m
+  ends thinking:
+    samples   a m b m e
+  Out:
+    tokens    a u v m e     mask     1 0 0 1 1     thinking 1 1 1 0 0
+  """
+  keys = sampling.row_keys(key, rows, s.step)
+  early = None if least is None else s.thinking & (s.thoughts < least)
+  left_out = None
+  if early is not None and not wait:
+    is_end = (jnp.arange(logits.shape[-1])[:, None] == jnp.asarray(ends)).any(1)
+    left_out = early[:, None] & is_end
+  sampled, behavior, raw = sample(keys, logits, left_out)
+  alive = ~s.done
+  free = alive  # to sample or to be forced
+  if prefix is not None:
+    place = jnp.minimum(s.step, prefix.shape[1] - 1)
+    given = jax.lax.dynamic_index_in_dim(prefix, place, 1, keepdims=False)
+    free &= s.step >= prefix_length
+    sampled = jnp.where(free, sampled, given)
+  begins = s.thinking & (s.to_force < 0) & (s.thoughts >= budget) & free
+  to_force = jnp.where(begins, 0, s.to_force) if stop else s.to_force
+  forcing = (to_force >= 0) & alive
+  if stop:
+    stop_tokens = jnp.asarray(stop, jnp.int32)
+    token = jnp.where(forcing, stop_tokens[to_force], sampled)
+  else:
+    token = sampled
+  own = alive & ~forcing  # the policy's, or of what stands in for it
+  action = free & ~forcing
+  if observe is not None:
+    observed = observe(s.last, s.thinking)
+    speaks = action & (observed >= 0)
+    action &= ~speaks
+    token = jnp.where(speaks, observed, token)
+  to_wait = s.to_wait
+  if wait:
+    gives_up = early & action & (token[:, None] == jnp.asarray(ends)).any(1)
+    to_wait = jnp.where(gives_up & (to_wait < 0), 0, to_wait)
+    # A budget that is spent cuts the wait tokens short.
+    waiting = (to_wait >= 0) & own
+    action &= ~waiting
+    token = jnp.where(waiting, jnp.asarray(wait, jnp.int32)[to_wait], token)
+    goes_on = waiting & (to_wait < len(wait) - 1)
+    to_wait = jnp.where(goes_on, to_wait + 1, -1)
+  marker = own & s.thinking & (token == think_end_id)
+  ended = own & (token == eos_id)
+  thought = own & s.thinking & ~marker & ~ended
+  last_forced = forcing & (to_force == len(stop) - 1)
+  column = {
+    'tokens': jnp.where(alive, token, pad_id),
+    'token_mask': alive,
+    'mask': action,
+    'thinking_mask': thought,
+    'behavior_log_probs': jnp.where(action, behavior, 0.0),
+    'raw_log_probs': jnp.where(action, raw, 0.0),
+  }
+  write = lambda buffer, x: jax.lax.dynamic_update_slice(
+    buffer, x.astype(buffer.dtype)[:, None], (0, s.step)
+  )
+  return dataclasses.replace(
+    s,
+    step=s.step + 1,
+    last=token,
+    position=s.position + 1,
+    thinking=s.thinking & ~marker & ~forcing,
+    thoughts=s.thoughts + thought,
+    to_force=jnp.where(last_forced, -1, jnp.where(forcing, to_force + 1, -1)),
+    to_wait=to_wait,
+    forced=s.forced | forcing,
+    done=s.done | ended,
+    out={k: write(s.out[k], x) for k, x in column.items()},
+  )

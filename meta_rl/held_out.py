@@ -1,0 +1,259 @@
+"""Measuring a policy on held-out problems: traces, and J along each of them.
+
+Training logs a summary of it, `meta_rl.evaluate` makes figures of it. Every
+trace is sampled once at the full thinking budget, and J is measured by forced
+termination at each of its episode boundaries and at fixed token budgets.
+
+Axes: N traces, T tokens, K episodes.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from meta_rl import episodes, prover, setup_run, statistics, tokenizer
+from meta_rl.compiled import CountedJit
+
+BUDGET_POINTS = 4  # of the forced termination at fixed token budgets
+
+
+def problem_batches(
+  source,
+  *,
+  record_arrays: Callable,
+  num_problems: int,
+  batch_size: int,
+  repeats: int = 1,
+) -> list[dict[str, np.ndarray]]:
+  """Returns the first problems of a split in batches of one shape.
+
+  The last batch is filled up with the first problems again; `measure` drops
+  these rows.
+
+  Args:
+    source: records of `TaskKit.load_source`.
+    record_arrays: the arrays of one record, of the task's `TaskKit`.
+    num_problems: how many; more than there are raises ValueError.
+    batch_size: rows of each batch.
+    repeats: rows of each problem, one after the other, for pass@k.
+  """
+  if batch_size < 1 or repeats < 1:
+    raise ValueError(
+      f'batch_size={batch_size}, repeats={repeats}: both must be at least 1.'
+    )
+  if not 1 <= num_problems <= len(source):
+    raise ValueError(
+      f'num_problems={num_problems}: the split holds {len(source)} problems; '
+      f'give 1..{len(source)}.'
+    )
+  records = [record_arrays(source[i]) for i in range(num_problems)]
+  rows = [i for i in range(num_problems) for _ in range(repeats)]
+  filler = -len(rows) % batch_size
+  weights_ = [1] * len(rows) + [0] * filler
+  rows += [rows[i % len(rows)] for i in range(filler)]
+  batches = []
+  for start in range(0, len(rows), batch_size):
+    part = slice(start, start + batch_size)
+    batch = stack([records[i] for i in rows[part]])
+    batch['problem'] = np.asarray(rows[part], np.int32)
+    batch['counts'] = np.asarray(weights_[part], bool)
+    batches.append(batch)
+  return batches
+
+
+def stack(records: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  """Returns one batch out of equal-shaped records."""
+  return {k: np.stack([r[k] for r in records]) for k in records[0]}
+
+
+def make_calls(
+  config, model, task, *, factor: int | None = None
+) -> dict[str, CountedJit]:
+  """Returns the jitted generate and prove for one trace a problem.
+
+  J is always the exact prover's here, whatever trains, and measured at episode
+  boundaries (`prove`) and at fixed token budgets (`prove_budgets`).
+
+  Args:
+    config: an RL config.
+    model, task: the network and the task.
+    factor: traces are kept thinking for so many times the thinking budget
+      (budget forcing), with so many times the episodes; None: they stop where
+      the policy stops, or at the budget.
+  """
+  exact = config.copy_and_resolve_references()
+  exact.unlock()
+  exact.prover.update(
+    {'kind': 'exact', 'boundaries': 'delimiters', 'budgets': None}
+  )
+  exact.rollout.thinking_budget *= factor or 1
+  exact.prover.max_episodes *= factor or 1
+  budget = exact.rollout.thinking_budget
+  generate, prove = setup_run.make_calls(
+    exact, model, task, group_size=1, min_thinking=factor and budget
+  )
+  budgets = tuple(
+    round(budget * (i + 1) / BUDGET_POINTS) for i in range(BUDGET_POINTS)
+  )
+
+  def prove_budgets(params, batch, traces, cache):
+    found = episodes.from_budgets(
+      traces.thinking_mask, budgets=budgets, start=batch['prompts'].shape[1] - 1
+    )
+    success = prover.exact(
+      model,
+      params,
+      traces.tokens,
+      traces.token_mask,
+      found.ends,
+      batch['answers'],
+      batch['answer_mask'],
+      stop_ids=task.stop_ids,
+      temperature=config.rollout.temperature,
+      top_p=config.rollout.top_p,
+      top_k=config.rollout.top_k,
+      cache=cache,
+    )
+    return success, found
+
+  return {
+    'generate': CountedJit(generate),
+    'prove': CountedJit(prove),
+    'prove_budgets': CountedJit(prove_budgets),
+  }
+
+
+def measure(
+  calls,
+  params,
+  batches: Sequence[dict],
+  key,
+  *,
+  at_budgets: bool = False,
+  base_params=None,
+) -> dict[str, np.ndarray]:
+  """Returns what was measured on every trace, numpy, N rows (host).
+
+  Row i draws from fold_in(key, i): two policies evaluated with one key share
+  their random numbers, and the paired differences are the narrower for it.
+
+  Args:
+    calls: of `make_calls`.
+    params: the policy, its own prover.
+    batches: of `problem_batches`.
+    key: PRNG key.
+    at_budgets: also J at fixed token budgets.
+    base_params: of a second, frozen prover that answers from the same traces.
+
+  Returns:
+    tokens i32[N,T], mask, thinking_mask bool[N,T], rewards f32[N], success
+    f32[N,K+1], ends i32[N,K+1], count i32[N], forced, truncated bool[N],
+    problem i32[N]; with at_budgets also budget_success and budget_ends, with
+    base_params base_success f32[N,K+1].
+  """
+  parts = []
+  for index, batch in enumerate(batches):
+    offset = index * len(batch['problem'])
+    arrays = {k: v for k, v in batch.items() if k not in ('problem', 'counts')}
+    traces, cache = calls['generate'](params, arrays, key, offset)
+    found = calls['prove'](params, arrays, traces, cache, key)
+    part = {
+      'tokens': traces.tokens,
+      'token_mask': traces.token_mask,
+      'mask': traces.mask,
+      'thinking_mask': traces.thinking_mask,
+      'forced': traces.forced,
+      'truncated': traces.truncated,
+      'rewards': found.rewards,
+      'success': found.success,
+      'ends': found.episodes.ends,
+      'count': found.episodes.count,
+      'stop_index': found.stop_index,
+    }
+    if at_budgets:
+      success, cut = calls['prove_budgets'](params, arrays, traces, cache)
+      part |= {'budget_success': success, 'budget_ends': cut.ends}
+    if base_params is not None:
+      # The cache holds the policy's own keys and values.
+      frozen = calls['prove'](base_params, arrays, traces, None, key)
+      part['base_success'] = frozen.success
+    part = jax.device_get(part) | {'problem': batch['problem']}
+    parts.append({k: v[batch['counts']] for k, v in part.items()})
+  return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+
+
+def regrets(measured: dict[str, np.ndarray], horizon: int) -> np.ndarray:
+  """Returns f64[N], each trace's token-weighted regret against 1."""
+  return statistics.regret_at_budgets(
+    measured['success'],
+    measured['ends'],
+    measured['count'],
+    budgets=[horizon],
+    horizon=horizon,
+  )[:, 0]
+
+
+def final_success(measured: dict[str, np.ndarray]) -> np.ndarray:
+  """Returns f32[N], J at each trace's own stop."""
+  rows = np.arange(len(measured['count']))
+  return measured['success'][rows, measured['count']]
+
+
+def summary(measured: dict[str, np.ndarray], horizon: int) -> dict[str, float]:
+  """Returns the scalars that training logs at a held-out evaluation."""
+  return {
+    'eval/accuracy': float(final_success(measured).mean()),
+    'eval/reward_mean': float(measured['rewards'].mean()),
+    'eval/regret_token_weighted': float(regrets(measured, horizon).mean()),
+    'eval/tokens_mean': float(measured['thinking_mask'].sum(1).mean()),
+  }
+
+
+def describe_traces(
+  traces, measured, *, limit: int, decode: Callable = tokenizer.decode
+) -> list[dict]:
+  """Returns sampled traces of a training step as rows of text (host)."""
+  arrays = jax.device_get(
+    {
+      'tokens': traces.tokens[:limit],
+      'token_mask': traces.token_mask[:limit],
+      'forced': traces.forced[:limit],
+      'rewards': measured.rewards[:limit],
+      'success': measured.success[:limit],
+      'ends': measured.episodes.ends[:limit],
+      'count': measured.episodes.count[:limit],
+      'stop_index': measured.stop_index[:limit],
+    }
+  )
+  return [describe(arrays, i, decode) for i in range(len(arrays['rewards']))]
+
+
+def describe(
+  arrays: dict[str, np.ndarray], i: int, decode: Callable = tokenizer.decode
+) -> dict:
+  """Returns trace i as text with J before and after each of its episodes."""
+  tokens, real = arrays['tokens'][i], arrays['token_mask'][i]
+  ends, success = arrays['ends'][i].tolist(), arrays['success'][i].tolist()
+
+  def text(start, stop):
+    part = slice(max(start, 0), max(stop, 0))
+    return decode(tokens[part][real[part]].tolist())
+
+  found = [
+    {
+      'text': text(ends[j] + 1, ends[j + 1] + 1),
+      'success': success[j + 1],
+      'progress': success[j + 1] - success[j],
+      'tokens': ends[j + 1] - ends[j],
+    }
+    for j in range(int(arrays['count'][i]))
+  ]
+  return {
+    'prompt': text(0, ends[0] + 1),
+    'success_start': success[0],
+    'episodes': found,
+    'answer': text(int(arrays['stop_index'][i]) + 1, len(tokens)),
+    'reward': float(arrays['rewards'][i]),
+    'stopped': 'budget' if arrays['forced'][i] else 'policy',
+  }

@@ -1,0 +1,336 @@
+"""Tests of meta_rl.steps.branches: rollouts that share a stale prefix."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import SPECIAL
+
+from meta_rl import models, sharding, steps, train
+from meta_rl.steps import branches
+from meta_rl.tasks import Task
+
+# Slow to compile.
+pytestmark = pytest.mark.full
+
+pytest_plugins = ['small_runs']
+
+PLAIN, EOS, RIGHT, MARKER, DELIMITER, OTHER = 1, 2, 3, 4, 5, 8
+TASK = Task(
+  name='toy',
+  vocab_size=10,
+  pad_id=0,
+  eos_id=EOS,
+  think_end_id=MARKER,
+  stop_ids=(MARKER,),
+  delimiter_ids=(DELIMITER,),
+  episode_length=2,
+  answer_length=2,
+  verify=lambda answers, mask, batch: (
+    (answers[..., 0] == batch['target'])
+    & (answers[..., 1] == EOS)
+    & mask.all(-1)
+  ).astype(jnp.float32),
+)
+PROMPTS, GROUP, BUDGET = 32, 4, 6
+BATCH = {
+  'prompts': np.full((PROMPTS, 2), 6, np.int32),
+  'prompt_mask': np.ones((PROMPTS, 2), bool),
+  'target': np.full(PROMPTS, RIGHT, np.int32),
+  'answers': np.tile(np.int32([[RIGHT, EOS]]), (PROMPTS, 1, 1)),
+  'answer_mask': np.ones((PROMPTS, 1, 2), bool),
+}
+KEY = jax.random.key(5)
+
+
+def table(**thoughts):
+  """Logits f32[18,10]: c = 0..8 SPECIALs seen while thinking, then answering.
+
+  Thoughts don't depend on c; the chance of RIGHT, and of EOS behind it, does.
+  """
+  chance = np.full((18, 10), 1e-9)
+  for token, value in thoughts.items():
+    chance[:9, globals()[token]] = value
+  c = np.arange(9) / 8
+  chance[9:, RIGHT], chance[9:, EOS] = 0.2 + 0.2 * c, 0.3 + 0.2 * c
+  chance[9:, OTHER] = 1 - chance[9:].sum(1)
+  chance /= chance.sum(1, keepdims=True)
+  return jnp.log(jnp.asarray(chance, jnp.float32))
+
+
+def apply_fn(params, tokens, positions, cache, mask):
+  del cache, positions
+  seen = (mask & (tokens == SPECIAL)[:, None]).sum(-1)
+  answering = (mask & (tokens == MARKER)[:, None]).any(-1)
+  return params[seen + 9 * answering], None
+
+
+MODEL = models.from_apply_fn(apply_fn)
+POLICY = table(SPECIAL=0.5, DELIMITER=0.35, MARKER=0.15)
+REFERENCE = table(PLAIN=0.5, DELIMITER=0.4, MARKER=0.1)
+
+
+@functools.cache
+def calls(kind='exact', policy='reference', group_size=GROUP):
+  shared = {'group_size': group_size}
+  generate = steps.make_branches(
+    MODEL,
+    TASK,
+    thinking_budget=BUDGET,
+    max_episodes=3,
+    prefix_policy=policy,
+    **shared,
+  )
+  prove = steps.make_branch_prove(
+    steps.make_prove(MODEL, TASK, max_episodes=3, kind='none', **shared),
+    MODEL,
+    TASK,
+    prefix_success=kind,
+    num_branches=256,
+    **shared,
+  )
+  return jax.jit(generate), jax.jit(prove)
+
+
+@pytest.fixture(scope='module')
+def traces():
+  generate, _ = calls()
+  return generate((POLICY, REFERENCE), BATCH, KEY, 0)
+
+
+def given(traces):
+  """bool[B,T], the tokens of the prefixes."""
+  return np.asarray(traces.thinking_mask & ~traces.mask)
+
+
+def test_rows_of_a_group_share_one_prefix(traces):
+  rollout, _ = traces
+  mine = given(rollout)
+  tokens = np.where(mine, rollout.tokens, 0).reshape(PROMPTS, GROUP, -1)
+  np.testing.assert_array_equal(tokens, np.repeat(tokens[:, :1], GROUP, 1))
+  lengths = mine.reshape(PROMPTS, GROUP, -1).sum(-1)
+  np.testing.assert_array_equal(lengths.ravel(), branches.given_length(rollout))
+  # It stands right behind the prompt, and differs between prompts.
+  columns = np.arange(mine.shape[1])
+  np.testing.assert_array_equal(
+    mine, (columns >= 2) & (columns < 2 + lengths.reshape(-1, 1))
+  )
+  assert len(set(lengths[:, 0])) > 2
+  # The reference has written them: it knows no SPECIAL, the policy no 1.
+  written = np.asarray(rollout.tokens)
+  assert not (written[mine] == SPECIAL).any()
+  assert (written[mine] == PLAIN).any()
+  sampled = np.asarray(rollout.mask)
+  assert not (written[sampled] == PLAIN).any()
+  assert (written[sampled] == SPECIAL).any()
+
+
+def test_half_think_on_and_half_answer(traces):
+  rollout, _ = traces
+  on = np.tile([True, True, False, False], PROMPTS)
+  np.testing.assert_array_equal(branches.is_continue(len(on), GROUP), on)
+  length = given(rollout).sum(1)
+  thoughts = np.asarray(rollout.thinking_mask).sum(1)
+  np.testing.assert_array_equal(thoughts[~on], length[~on])
+  assert rollout.forced[~on].all()
+  assert (thoughts[on] > length[on]).mean() > 0.3
+  assert thoughts.max() <= BUDGET
+  # Direct rows: prefix, marker, answer; the answer alone is trained.
+  row = int(np.flatnonzero(~on & (length > 0))[0])
+  stop = 2 + length[row]
+  assert rollout.tokens[row, stop] == MARKER
+  assert not rollout.mask[row, : stop + 1].any()
+  assert rollout.mask[row, stop + 1]
+
+
+def test_a_prefix_ends_at_an_episode(traces):
+  rollout, _ = traces
+  mine, tokens = given(rollout), np.asarray(rollout.tokens)
+  length = mine.sum(1)
+  last = tokens[np.arange(len(length)), 1 + length]
+  # A delimiter, or the end of the whole stale trace (its tail is an episode).
+  ended = (last == DELIMITER)[length > 0]
+  assert 0.4 < ended.mean() < 1
+  assert (length == 0).mean() > 0.1
+
+
+def test_episodes_are_kept_uniformly():
+  # Certain traces of three episodes: 0, 1, 2 or 3 are kept, each 1/4 of 1024.
+  rows = jnp.full((10, 10), -50.0)
+  follows = {6: OTHER, OTHER: DELIMITER, DELIMITER: OTHER, MARKER: EOS}
+  for before, after in follows.items():
+    rows = rows.at[before, after].set(50.0)
+  model = models.from_apply_fn(lambda p, t, *_: (p[t], None))
+  generate = steps.make_branches(
+    model,
+    TASK,
+    group_size=2,
+    thinking_budget=BUDGET,
+    max_episodes=3,
+    prefix_policy='current',
+  )
+  batch = {k: np.repeat(BATCH[k][:1], 1024, 0) for k in BATCH}
+  rollout, _ = jax.jit(generate)(rows, batch, KEY)
+  length = np.asarray(branches.given_length(rollout))
+  np.testing.assert_array_equal(length[::2], length[1::2])
+  counts = np.bincount(length[::2], minlength=7)
+  assert not counts[1::2].any()
+  # Standard deviation √(1024·3/16) = 13.9.
+  np.testing.assert_allclose(counts[::2], 256, atol=4 * 13.9)
+
+
+def test_samples_do_not_depend_on_the_batch(traces):
+  # All prompts are alike: told that it begins half-way, a batch has the second
+  # half of the other.
+  whole, _ = traces
+  generate, _ = calls()
+  half = PROMPTS // 2 * GROUP
+  part, _ = generate((POLICY, REFERENCE), BATCH, KEY, half)
+  for name in ('tokens', 'mask', 'thinking_mask', 'forced'):
+    np.testing.assert_array_equal(
+      getattr(part, name)[:half], getattr(whole, name)[half:]
+    )
+  assert (part.tokens[half:] != whole.tokens[half:]).any()
+
+
+def chances(rollout):
+  """f64[B], J at the end of each prefix, off the table."""
+  count = (given(rollout) & (np.asarray(rollout.tokens) == SPECIAL)).sum(1)
+  probs = np.exp(np.asarray(jax.nn.log_softmax(POLICY), np.float64))
+  return probs[9 + count, RIGHT] * probs[9 + count, EOS]
+
+
+def test_success_is_measured_at_the_prefix():
+  # The policy's own prefixes, which hold 0 to 6 SPECIALs, tails included.
+  generate, prove = calls()
+  rollout, cache = generate((POLICY, POLICY), BATCH, KEY, 0)
+  found = prove(POLICY, BATCH, rollout, cache, KEY)
+  wanted = chances(rollout)
+  assert len(set(wanted)) > 3
+  np.testing.assert_allclose(found.prefix_success, wanted, rtol=1e-4)
+  np.testing.assert_array_equal(
+    found.continues, branches.is_continue(len(wanted), GROUP)
+  )
+  # What the ordinary `prove` found is left as it was.
+  assert found.rewards.shape == found.stop_index.shape == wanted.shape
+  _, by_sampling = calls('sampled')
+  estimate = by_sampling(POLICY, BATCH, rollout, cache, KEY).prefix_success
+  sigma = np.sqrt(wanted * (1 - wanted) / 256)
+  assert (np.abs(estimate - wanted) < 4.5 * sigma).all()
+  assert (estimate != found.prefix_success).any()
+
+
+def test_success_of_the_direct_rollouts_themselves(traces):
+  generate, prove = calls('direct')
+  del generate
+  rollout, cache = traces
+  found = prove(POLICY, BATCH, rollout, cache, KEY)
+  rewards = np.asarray(found.rewards).reshape(PROMPTS, GROUP)
+  assert rewards.any()
+  np.testing.assert_allclose(
+    found.prefix_success, np.repeat(rewards[:, 2:].mean(1), GROUP), rtol=1e-6
+  )
+
+
+def test_metrics_by_hand(traces):
+  _, prove = calls()
+  rollout, cache = traces
+  measured = prove(POLICY, BATCH, rollout, cache, KEY)
+  found = steps.rollout_metrics(
+    rollout, measured, group_size=GROUP, horizon=BUDGET, has_success=False
+  )
+  on = np.asarray(measured.continues)
+  rewards = np.asarray(measured.rewards)
+  length, success = given(rollout).sum(1), np.asarray(measured.prefix_success)
+  for name, value in {
+    'rollout/continue_reward_mean': rewards[on].mean(),
+    'rollout/direct_reward_mean': rewards[~on].mean(),
+    'rollout/prefix_tokens_mean': length.mean(),
+    'progress/prefix': success.mean(),
+    'progress/continue': (rewards - success)[on].mean(),
+  }.items():
+    assert float(found[name]) == pytest.approx(value, rel=1e-5), name
+
+
+@pytest.mark.parametrize(
+  'call, message',
+  [
+    (lambda: calls(policy='older'), "prefix_policy='older' is unknown"),
+    (lambda: calls('guess'), "prefix_success='guess' is unknown"),
+    (lambda: calls(group_size=3), 'group_size=3: half of the rollouts'),
+  ],
+)
+def test_bad_options_are_refused(call, message):
+  with pytest.raises(ValueError, match=message):
+    call()
+
+
+# --- in the loop
+
+
+def test_the_reference_goes_into_generate_alone():
+  calls = {f.name: f.name for f in dataclasses.fields(sharding.Parallel)}
+  calls['generate'] = lambda params, batch, key: (params, batch, key)
+  given = train.with_reference(sharding.Parallel(**calls), 'start')
+  assert given.generate('now', 'batch', 'key') == (
+    ('now', 'start'),
+    'batch',
+    'key',
+  )
+  assert given.prove == 'prove'
+
+
+@pytest.mark.full
+def test_one_and_one_steps_are_two(small, tmp_path):
+  """A resumed run has the reference of its start, not of its checkpoint."""
+  moving = {'loss__entropy_coef': 1.0, 'optimizer__learning_rate': 0.1}
+  config = small.config('mrt_rl', total_steps=2, **moving)
+  whole = small.run(config, tmp_path / 'whole')
+  config = small.config('mrt_rl', total_steps=1, **moving)
+  assert small.run(config, tmp_path / 'parts').code == 0
+  config = small.config('mrt_rl', total_steps=2, **moving)
+  parts = small.run(config, tmp_path / 'parts', allow_change='total_steps')
+  assert 'resuming after step 1 of 2' in parts.out
+  same = lambda rows: [
+    {k: v for k, v in row.items() if k.startswith(('rollout', 'opt', 'loss'))}
+    for row in rows
+  ]
+  assert same(parts.rows) == same(whole.rows)
+  assert whole.rows[0]['optimizer/update_norm'] > 0.1
+
+
+KINDS = """
+import jax, numpy as np, optax
+from meta_rl import sharding
+import test_branches as t
+
+parts = {}
+for kind in ('none', 'jit', 'pmap'):
+  generate, prove = (f.__wrapped__ for f in t.calls())
+  parallel = sharding.parallelize(
+    kind, generate=generate, prove=prove, rows_per_prompt=t.GROUP,
+    make_update=lambda *_: lambda state, *given: (state, {}),
+  )
+  params = tuple(parallel.put_params(p) for p in (t.POLICY, t.REFERENCE))
+  batch = parallel.put_batch(t.BATCH)
+  rollout, cache = parallel.generate(params, batch, t.KEY)
+  found = parallel.prove(params[0], batch, rollout, cache, t.KEY)
+  parts[kind] = parallel.get((rollout, found))
+  assert parallel.traces['generate'] == parallel.traces['prove'] == 1
+for kind in ('jit', 'pmap'):
+  for a, b in zip(jax.tree.leaves(parts[kind]), jax.tree.leaves(parts['none'])):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+assert len(jax.tree.leaves(parts['none'])) == 18
+print('equal')
+"""
+
+
+@pytest.mark.full
+def test_one_device_a_mesh_and_pmap_agree(run_python, root):
+  output = run_python(
+    KINDS, devices=4, cwd=root / 'tests', env={'JAX_PLATFORMS': 'cpu'}
+  )
+  assert output.split()[-1] == 'equal'

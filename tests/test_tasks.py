@@ -1,0 +1,140 @@
+"""The kits: what the host does with a task, whatever it is."""
+
+import jax
+import numpy as np
+import pytest
+
+from meta_rl import data, tasks, tokenizer
+from meta_rl.tasks import builder, countdown, traces
+
+# Small options of each task.
+OPTIONS = {
+  'countdown': {'n': 3, 'high': 6, 'ops': '+-', 'max_answers': 4, 'orders': 2},
+  'hidden': {'n': 5, 'num_problems': 64},
+}
+SHOWN = {'countdown': 1, 'hidden': None}
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+  return tmp_path_factory.mktemp('data')
+
+
+def test_every_task_is_here():
+  assert set(OPTIONS) == set(tasks.TASKS)
+
+
+@pytest.mark.parametrize('name', OPTIONS)
+def test_arrays_fit_the_task(name, data_dir):
+  kit, options = tasks.TASKS[name], OPTIONS[name]
+  task = kit.make_task(**options)
+  assert task.name == name
+  hash(task)
+  source = kit.load_source(data_dir, 'train', **options)
+  batch = next(
+    data.problem_iterator(source, record_arrays=kit.record_arrays, batch_size=8)
+  )
+  rows, length = batch['prompts'].shape
+  assert rows == 8
+  assert batch['prompt_mask'].shape == (rows, length)
+  assert batch['prompt_mask'][:, -1].all()
+  assert batch['answers'].shape == batch['answer_mask'].shape
+  assert batch['answers'].shape[::2] == (rows, task.answer_length)
+  for key in ('prompts', 'answers'):
+    assert batch[key].dtype == np.int32
+    assert batch[key].max() < task.vocab_size
+  assert kit.decode(batch['prompts'][0]).startswith('<bos>')
+  # The accepted answers are right, and each ends in EOS.
+  per_answer = {k: x[:, None] for k, x in batch.items()}
+  real = batch['answer_mask'].any(-1)
+  verify = jax.jit(task.verify)
+  rewards = verify(batch['answers'], batch['answer_mask'], per_answer)
+  np.testing.assert_array_equal(np.asarray(rewards) == 1, real)
+  last = batch['answer_mask'].sum(-1) - 1
+  ends = np.take_along_axis(batch['answers'], last[..., None], -1)[..., 0]
+  assert (ends[real] == task.eos_id).all()
+
+
+@pytest.mark.parametrize('name', OPTIONS)
+def test_no_problem_is_in_two_splits(name, data_dir):
+  kit = tasks.TASKS[name]
+  train, validation, test = (
+    {kit.cluster_key(r) for r in kit.load_source(data_dir, s, **OPTIONS[name])}
+    for s in ('train', 'validation', 'test')
+  )
+  assert len(train) > 10
+  assert not train & validation
+  assert not train & test
+  assert not validation & test
+
+
+@pytest.mark.parametrize('name', OPTIONS)
+def test_traces_are_of_the_task(name, data_dir):
+  kit, options = tasks.TASKS[name], OPTIONS[name]
+  task = kit.make_task(**options)
+  source = kit.load_source(data_dir, 'train', **options)
+  problems = kit.trace_problems(source, shown=SHOWN[name], **options)
+  rng = np.random.default_rng(0)
+  limits = {'ordinary_episodes': 3, 'max_episodes': 5, 'long_share': 0.2}
+  drawn = kit.sample_traces(problems, rng, 64, **limits)
+  assert len(drawn) == 64
+  longest = kit.max_trace_length(problems, **limits)
+  lengths = [len(tokens) for tokens, _ in drawn]
+  assert max(lengths) <= longest
+  # A trace of five episodes is there, and its answer as long as can be.
+  assert longest - max(lengths) < task.episode_length
+  for tokens, _ in drawn:
+    assert tokens[-1] == task.eos_id
+    assert (tokens == task.think_end_id).sum() == 1
+  data.pack(drawn, longest)
+
+
+@pytest.mark.parametrize('name', OPTIONS)
+def test_unknown_options_are_refused(name, data_dir):
+  kit = tasks.TASKS[name]
+  for call in (
+    kit.make_task,
+    lambda **o: kit.load_source(data_dir, 'test', **o),
+  ):
+    with pytest.raises(ValueError, match=r'unknown .* options \[.colour'):
+      call(colour=3)
+
+
+# ---- Countdown's own
+
+
+def test_the_task_of_countdown_reads_its_dataset_options():
+  answer = np.array([tokenizer.encode('9 8 + <eos>')], np.int32)
+  batch = {'numbers': np.array([[9, 8]]), 'target': np.array([17])}
+  for max_value, reward in ((16, 0), (17, 1)):
+    options = OPTIONS['countdown'] | {'n': 2, 'max_value': max_value}
+    task = tasks.TASKS['countdown'].make_task(**options)
+    assert (task.episode_length, task.answer_length) == (6, 4)
+    assert task.verify(answer, np.ones(answer.shape, bool), batch) == reward
+
+
+def test_trace_problems_of_countdown(data_dir):
+  options = OPTIONS['countdown']
+  source = builder.load_source(data_dir, 'train', **options)
+  problems = builder.trace_problems(source, **options)
+  assert problems == [builder.record_problem(r, ops='+-') for r in source]
+  for record, problem in zip(source, problems):
+    assert problem.numbers == tuple(np.asarray(record['numbers']).tolist())
+    assert problem == countdown.make_problem(
+      problem.numbers, int(record['target']), '+-'
+    )
+  # Every order of a problem is a record; one is shown.
+  one = builder.trace_problems(source, shown=1, **options)
+  assert one == countdown.prompt_orders(problems, orders=1)
+  assert len(set(one)) < len(set(problems))
+
+
+def test_longest_trace_of_countdown():
+  problems = [
+    countdown.make_problem((1, 2, 3), 6, '+-'),
+    countdown.make_problem((1, 3, 4, 6), 24, '+-*/'),
+  ]
+  assert traces.longest(problems) == traces.max_trace_length(4) == 593
+  assert traces.longest(problems[:1], max_episodes=2, p_stop=0.5) == (
+    traces.max_trace_length(3, 2)
+  )
