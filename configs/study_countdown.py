@@ -66,8 +66,9 @@ METHODS = {
     'config': 'grpo_countdown',
     'arg': 'dr',
     'overrides': _NO_PROVER,
+    'seeds': 5,
   },
-  'brpo': {'label': 'BRPO', 'config': 'brpo_countdown'},
+  'brpo': {'label': 'BRPO', 'config': 'brpo_countdown', 'seeds': 5},
   'immediate': {
     # The literal gradient of the paper's objective.
     'label': 'immediate credit',

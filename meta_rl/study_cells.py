@@ -29,11 +29,13 @@ CELLS, FAILED, VARIANCE = 'cells', 'failed', 'variance'
 
 # What a dose and a method may say: u is the expected hits within the budget,
 # `of_methods` what single methods override at this dose, `short` a name of at
-# most 9 letters for the charts.
+# most 9 letters for the charts, `seeds` how many in place of the tier's.
 _DOSE_KEYS = {
   'u', 'label', 'arg', 'total_cost', 'extrapolate', 'overrides', 'of_methods',
 }  # fmt: skip
-_METHOD_KEYS = {'label', 'short', 'config', 'arg', 'overrides', 'train'}
+_METHOD_KEYS = {
+  'label', 'short', 'config', 'arg', 'overrides', 'train', 'seeds',
+}  # fmt: skip
 EXPECTED = ('lower', 'higher', 'none')
 _NAME = re.compile(r'[A-Za-z0-9_.-]+')
 
@@ -119,12 +121,18 @@ def keys(study: ConfigDict) -> list[Key]:
   """
   listed = []
   for tier in ('core', 'rest'):
-    for seed in range(study.seeds[tier]):
+    seeds = {
+      method: study.methods[method].get('seeds', study.seeds[tier])
+      if study.methods[method].get('train', True)
+      else 1
+      for method in study[tier]
+    }
+    for seed in range(max(seeds.values(), default=0)):
       for dose in sorted(study.doses):
         listed += [
           Key(dose, method, seed)
           for method in study[tier]
-          if seed == 0 or study.methods[method].get('train', True)
+          if seed < seeds[method]
         ]
   return listed
 
