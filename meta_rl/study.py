@@ -19,6 +19,7 @@ Exit codes: 0 done or out of time, 1 an error (one line) or cells that failed,
 75 stopped by SIGTERM or Ctrl-C after the cells had saved.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -107,6 +108,7 @@ def run(
     chosen = study_cells.select(study_cells.keys(study), only)
     make_jobs = variance_jobs if variance else cell_jobs
     jobs = make_jobs(study, chosen, folder)
+    study_cells.check_done(study, folder)
     with workdir.open_workdir(
       folder, study.to_dict(), allow_change=allow_change
     ):
@@ -133,16 +135,13 @@ def run(
 
 
 def cell_jobs(study, chosen: Sequence[study_cells.Key], folder) -> list[Job]:
-  """Returns the job of every cell; those that are done must have its settings.
+  """Returns the job of every cell.
 
   Raises:
-    ValueError: a config that cannot be used, a cell that is done with others.
+    ValueError: a config that cannot be used.
   """
   jobs = []
   for key, spec in study_cells.make_specs(study, chosen).items():
-    done = study_cells.read(folder, key)
-    if done is not None:
-      study_cells.check_same(key, spec, done)
     paths = [
       study_cells.path_of(folder, key, part)
       for part in (study_cells.CELLS, study_cells.FAILED)
@@ -152,19 +151,30 @@ def cell_jobs(study, chosen: Sequence[study_cells.Key], folder) -> list[Job]:
 
 
 def variance_jobs(study, chosen: Sequence[study_cells.Key], folder):
-  """Returns the job of every dose that is chosen."""
+  """Returns the job of every dose that is chosen.
+
+  Raises:
+    ValueError: a config that cannot be used, one measured with other settings.
+  """
   doses = sorted({key.dose for key in chosen})
-  return [
-    Job(
-      f'variance_{dose}',
-      f'variance of {dose}',
-      'study_variance',
-      spec,
-      Path(folder) / study_cells.VARIANCE / f'{dose}.json',
-      Path(folder) / study_cells.FAILED / f'variance_{dose}.json',
+  jobs = []
+  for dose, spec in study_cells.make_variance_specs(study, doses).items():
+    done = study_cells.read_variance(folder, dose)
+    if done is not None:
+      study_cells.check_same_variance(dose, spec, done)
+    # A dot, which joins no names of cells.
+    name = f'variance.{dose}'
+    jobs.append(
+      Job(
+        name,
+        f'variance of {dose}',
+        'study_variance',
+        spec,
+        Path(folder) / study_cells.VARIANCE / f'{dose}.json',
+        Path(folder) / study_cells.FAILED / f'{name}.json',
+      )
     )
-    for dose, spec in study_cells.make_variance_specs(study, doses).items()
-  ]
+  return jobs
 
 
 def run_jobs(
@@ -184,7 +194,7 @@ def run_jobs(
   began = time.monotonic()
   waiting, running, failed, done = list(todo), {}, [], 0
   cores = split_cores(num_workers)
-  with signals.GracefulExit() as stop:
+  with signals.GracefulExit() as stop, ending(running):
     asked = False
     while waiting or running:
       minutes = (time.monotonic() - began) / 60
@@ -233,6 +243,21 @@ def run_jobs(
     )
     return signals.EXIT_ERROR
   return signals.EXIT_OK
+
+
+@contextlib.contextmanager
+def ending(running: Mapping):
+  """Waits for what still runs to save and leave, if an error ends the loop.
+
+  A full disk, say: the folder must not be free while processes write to it.
+  """
+  try:
+    yield
+  finally:
+    for _, process, _ in running.values():
+      process.stdin.close()
+    for _, process, _ in running.values():
+      process.wait()
 
 
 def split_cores(num_workers: int) -> list[set[int] | None]:

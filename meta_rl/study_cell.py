@@ -38,9 +38,11 @@ from meta_rl import (
   study_cells,
   train,
   weights,
+  workdir,
 )
 from meta_rl.files import atomic_write
 
+STARTS_NAME = 'starts.json'  # in a run folder
 MAX_BYTES = 60_000  # of a cell's JSON
 MAX_POINTS = 60  # of a learning curve
 
@@ -54,13 +56,15 @@ def run(spec: Mapping, folder: str, out: str) -> int:
     out: the JSON to write.
   """
   config = study_cells.to_config(spec)
-  rows = []
-  if spec['train']:
-    code = train.run(config, folder)
-    if code != signals.EXIT_OK:
-      return code
-    rows = metrics.read_metrics(Path(folder) / 'metrics.jsonl')
+  rows, starts = [], ()
   try:
+    if spec['train']:
+      check_run_folder(config, folder)
+      starts = note_start(folder)
+      code = train.run(config, folder)
+      if code != signals.EXIT_OK:
+        return code
+      rows = metrics.read_metrics(Path(folder) / 'metrics.jsonl')
     check_cost(config, rows, trained=spec['train'])
     params = base_params = setup_run.initial_params(config)
     if spec['train']:
@@ -76,7 +80,8 @@ def run(spec: Mapping, folder: str, out: str) -> int:
       base_params=base_params if options.pop('base_prover') else None,
       **options,
     )
-    result = sum_up(spec, found, rows, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    result = sum_up(spec, found, rows, seconds, starts=starts)
     text = json.dumps(result, allow_nan=False)
     if len(text) > MAX_BYTES:
       raise ValueError(
@@ -89,6 +94,34 @@ def run(spec: Mapping, folder: str, out: str) -> int:
     print(f'error: {error}', file=sys.stderr)
     return signals.EXIT_ERROR
   return signals.EXIT_OK
+
+
+def check_run_folder(config, folder: str):
+  """Raises ValueError if an interrupted run there has another config."""
+  recorded = workdir.read_config(folder)
+  changed = recorded and workdir.difference(recorded, config.to_dict())
+  if changed:
+    shown = ', '.join(f'{k}: {o!r} -> {n!r}' for k, (o, n) in changed.items())
+    raise ValueError(
+      f'{folder} holds a run with other settings ({shown}): delete that folder '
+      'to train the cell anew.'
+    )
+
+
+def note_start(folder: str) -> list[int]:
+  """Returns the steps before which a process of this run started.
+
+  This one's is added: the newest that is saved. The next step compiles, which
+  the count of compiled programs, begun anew, need not show.
+  """
+  path = Path(folder) / STARTS_NAME
+  saved = Path(folder) / checkpoint.CHECKPOINTS_DIR
+  names = [p.name for p in saved.iterdir()] if saved.is_dir() else []
+  starts = json.loads(path.read_text()) if path.exists() else []
+  starts.append(max((int(n) for n in names if n.isdecimal()), default=0))
+  path.parent.mkdir(parents=True, exist_ok=True)
+  atomic_write(path, json.dumps(starts).encode())
+  return starts
 
 
 def check_cost(config, rows: Sequence[Mapping], *, trained: bool):
@@ -109,7 +142,12 @@ def check_cost(config, rows: Sequence[Mapping], *, trained: bool):
 
 
 def sum_up(
-  spec: Mapping, found: Mapping, rows: Sequence[Mapping], seconds: float
+  spec: Mapping,
+  found: Mapping,
+  rows: Sequence[Mapping],
+  seconds: float,
+  *,
+  starts: Sequence[int] = (),
 ) -> dict:
   """Returns the content of a cell's JSON.
 
@@ -118,18 +156,19 @@ def sum_up(
     found: of `evaluate.evaluate`.
     rows: metrics of the run, one a step; none of a policy that is not trained.
     seconds: that the evaluation took.
+    starts: of `note_start`.
 
   Returns:
-    The settings; 'seconds', 'steps', 'cost' and 'tokens' of training;
-    'scalars', 'stopping' and, where they were measured, 'extrapolation' and
-    'base_prover' as in eval.json; 'budgets' and 'accuracy_at_budget';
-    'learning' (`learning_curves`); 'per_problem' lists, and in 'problems' a
-    digest that is equal where the problems are.
+    The settings; 'seconds' (those of training without compiling), 'steps',
+    'cost' and 'tokens' of training; 'scalars', 'stopping' and, where they were
+    measured, 'extrapolation' and 'base_prover' as in eval.json; 'budgets' and
+    'accuracy_at_budget'; 'learning' (`learning_curves`); 'per_problem' lists,
+    and in 'problems' a digest that is equal where the problems are.
   """
   of_problem = found['per_problem']
   last = rows[-1] if rows else {}
   result = {
-    'format': 1,
+    'format': study_cells.FORMAT,
     **{k: spec[k] for k in ('dose', 'method', 'seed', 'label', 'train')},
     'config': spec['config'],
     'evaluation': spec['evaluation'],
@@ -140,14 +179,14 @@ def sum_up(
     'cost': last.get('cost/cumulative', 0.0),
     'tokens': sum(row['rollout/tokens_sum'] for row in rows),
     'seconds': {
-      'train': sum(row['time/step_s'] for row in rows),
+      'train': sum(without_compiling(rows, starts)),
       'evaluate': seconds,
     },
     'scalars': found['scalars'],
     'stopping': found['stopping'],
     'budgets': found['budgets'],
     'accuracy_at_budget': found['accuracy_at_budget'],
-    'learning': learning_curves(rows),
+    'learning': learning_curves(rows, starts),
     'problems': zlib.crc32(str(of_problem['cluster']).encode()),
     'per_problem': {
       name: of_problem[name]
@@ -160,7 +199,9 @@ def sum_up(
   return rounded(result)
 
 
-def learning_curves(rows: Sequence[Mapping]) -> dict:
+def learning_curves(
+  rows: Sequence[Mapping], starts: Sequence[int] = ()
+) -> dict:
   """Returns what was learnt against steps, cost and seconds.
 
   'held_out' holds the points at which held-out problems were measured, and
@@ -170,7 +211,7 @@ def learning_curves(rows: Sequence[Mapping]) -> dict:
   finds its programs in the cache must not look quicker.
   """
   steps = [row['step'] for row in rows]
-  clock = np.cumsum(without_compiling(rows)) if rows else np.zeros(0)
+  clock = np.cumsum(without_compiling(rows, starts)) if rows else np.zeros(0)
   at = dict(zip(steps, clock.tolist()))
   held_out = [row for row in rows if 'eval/accuracy' in row]
   stride = max(1, -(-len(rows) // MAX_POINTS))
@@ -199,10 +240,20 @@ def learning_curves(rows: Sequence[Mapping]) -> dict:
   }
 
 
-def without_compiling(rows: Sequence[Mapping]) -> list[float]:
-  """Returns each step's seconds, those that compiled replaced by the median."""
+def without_compiling(
+  rows: Sequence[Mapping], starts: Sequence[int] = ()
+) -> list[float]:
+  """Returns each step's seconds, those that compiled replaced by the median.
+
+  Args:
+    rows: metrics, one a step.
+    starts: steps behind which a process started: the next one compiled.
+  """
   before = [0, *(row['compile/count'] for row in rows[:-1])]
-  compiled = [row['compile/count'] != b for row, b in zip(rows, before)]
+  compiled = [
+    row['compile/count'] != b or row['step'] - 1 in starts
+    for row, b in zip(rows, before)
+  ]
   plain = [r['time/step_s'] for r, c in zip(rows, compiled) if not c]
   typical = float(np.median(plain)) if plain else None
   return [

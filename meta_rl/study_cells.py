@@ -26,6 +26,13 @@ from ml_collections import ConfigDict
 from meta_rl import check_config, env, evaluate, workdir
 
 CELLS, FAILED, VARIANCE = 'cells', 'failed', 'variance'
+FORMAT = 1  # of a cell's file
+
+# What a study must say.
+_NEEDED = (
+  'name', 'doses', 'methods', 'core', 'rest', 'base', 'reference', 'hero',
+  'seeds', 'evaluation', 'variance', 'predictions',
+)  # fmt: skip
 
 # What a dose and a method may say: u is the expected hits within the budget,
 # `of_methods` what single methods override at this dose, `short` a name of at
@@ -36,6 +43,7 @@ _DOSE_KEYS = {
 _METHOD_KEYS = {
   'label', 'short', 'config', 'arg', 'overrides', 'train', 'seeds',
 }  # fmt: skip
+_PREDICTION_KEYS = ('text', 'dose', 'method', 'against', 'figure', 'expect')
 EXPECTED = ('lower', 'higher', 'none')
 _NAME = re.compile(r'[A-Za-z0-9_.-]+')
 
@@ -65,6 +73,12 @@ def check(study: ConfigDict):
       'the config has no doses and methods: it is no study; one run is trained '
       'with python -m meta_rl.train.'
     )
+  lacking = [key for key in _NEEDED if key not in study]
+  if lacking:
+    raise ValueError(
+      f'the study lacks {", ".join(lacking)}: start from '
+      'configs/study_countdown.py.'
+    )
   for group, allowed, needed in (
     ('doses', _DOSE_KEYS, ('u', 'label', 'total_cost')),
     ('methods', _METHOD_KEYS, ('label', 'config')),
@@ -89,6 +103,18 @@ def check(study: ConfigDict):
       f'core and rest list {sorted(listed)} and methods holds '
       f'{sorted(study.methods)}: list every method once.'
     )
+  for tier in ('core', 'rest'):
+    if tier not in study.seeds:
+      raise ValueError(f'seeds.{tier} is not given: how many of each method?')
+  names = {}
+  for dose in study.doses:
+    for method in study.methods:
+      other = names.setdefault(Key(dose, method, 0).name, (dose, method))
+      if other != (dose, method):
+        raise ValueError(
+          f'{"/".join(other)} and {dose}/{method} would share their files: '
+          'rename one.'
+        )
   for role in ('base', 'reference', 'hero'):
     _known(f'{role}', study[role], study.methods)
   if study.methods[study.base].get('train', True):
@@ -100,7 +126,14 @@ def check(study: ConfigDict):
     for name in entry.get('of_methods', {}):
       _known(f'doses.{dose}.of_methods', name, study.methods)
   for name, entry in study.predictions.items():
+    if set(entry) - {'than_dose'} != set(_PREDICTION_KEYS):
+      raise ValueError(
+        f'predictions.{name} has the keys {sorted(entry)}; needed are '
+        f'{", ".join(_PREDICTION_KEYS)}, and than_dose is allowed.'
+      )
     _known(f'predictions.{name}.dose', entry.dose, study.doses)
+    if 'than_dose' in entry:
+      _known(f'predictions.{name}.than_dose', entry.than_dose, study.doses)
     _known(f'predictions.{name}.method', entry.method, study.methods)
     _known(f'predictions.{name}.against', entry.against, study.methods)
     _known(f'predictions.{name}.expect', entry.expect, EXPECTED)
@@ -184,7 +217,8 @@ def load_config(name: str, arg: str = '') -> ConfigDict:
   )
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return module.get_config(arg)
+  # Another's config may take no argument.
+  return module.get_config(arg) if arg else module.get_config()
 
 
 def override(config: ConfigDict, changes: Mapping):
@@ -309,20 +343,70 @@ def read(folder, key: Key, part: str = CELLS) -> dict | None:
     raise ValueError(
       f'{path} is damaged ({error}): delete it, and the cell is run again.'
     ) from None
-  if not isinstance(value, dict) or value.get('dose') != key.dose:
+  wrong = not isinstance(value, dict) or any(
+    value.get(name) != wanted for name, wanted in key._asdict().items()
+  )
+  if wrong:
     raise ValueError(
       f'{path} is not of cell {key.path}: delete it, and the cell is run again.'
     )
+  if part == CELLS and value.get('format') != FORMAT:
+    raise ValueError(
+      f'{path} has format {value.get("format")} and {FORMAT} is read: delete '
+      'it, and the cell is run again.'
+    )
+  return value
+
+
+def check_done(study: ConfigDict, folder):
+  """Raises ValueError if any cell that is done was run with other settings.
+
+  All of them, not the chosen alone: the report shows them side by side.
+  """
+  done = {key: read(folder, key) for key in keys(study)}
+  done = {key: cell for key, cell in done.items() if cell is not None}
+  for key, spec in make_specs(study, list(done)).items():
+    check_same(key, spec, done[key])
+
+
+def read_variance(folder, dose: str) -> dict | None:
+  """Returns the gradient variance of a dose, None if it was not measured.
+
+  Raises:
+    ValueError: the file is damaged.
+  """
+  path = Path(folder) / VARIANCE / f'{dose}.json'
+  try:
+    value = json.loads(path.read_text(encoding='utf-8'))
+  except FileNotFoundError:
+    return None
+  except ValueError as error:
+    raise ValueError(
+      f'{path} is damaged ({error}): delete it, and it is measured again.'
+    ) from None
+  if not isinstance(value, dict) or 'rows' not in value:
+    raise ValueError(f'{path} is no gradient variance: delete it.')
   return value
 
 
 def check_same(key: Key, spec: Mapping, result: Mapping):
   """Raises ValueError if a cell that is done was run with other settings."""
-  for part in ('config', 'evaluation'):
+  file = f'{CELLS}/{key.name}.json'
+  _same(f'cell {key.path}', ('config', 'evaluation'), spec, result, file)
+
+
+def check_same_variance(dose: str, spec: Mapping, result: Mapping):
+  """Raises ValueError if a variance was measured with other settings."""
+  file = f'{VARIANCE}/{dose}.json'
+  _same(f'variance of {dose}', ('config', 'variance'), spec, result, file)
+
+
+def _same(what, parts, spec, result, file):
+  for part in parts:
     changed = workdir.difference(result.get(part, {}), spec[part])
     if changed:
       shown = ', '.join(f'{k}: {o!r} -> {n!r}' for k, (o, n) in changed.items())
       raise ValueError(
-        f'cell {key.path} was run with another {part} ({shown}): delete its '
-        'file in cells/ to run it again, or use another workdir.'
+        f'{what} was run with another {part} ({shown}): delete its file, '
+        f'{file}, to run it again, or use another workdir.'
       )

@@ -21,8 +21,9 @@ from meta_rl.report_parts import (
 )
 from meta_rl.study_results import FIGURES, Results
 
-SHARES = (0.25, 0.5, 0.75, 1.0)  # of the cost, or the time, in the tables
 POINTS = 60  # of a curve's grid
+# Colours of methods outside the core, which stand beside reference and hero.
+_FREE = (3, 4, 5, 0)
 
 
 def page(results: Results, summary: Mapping, command: str) -> str:
@@ -48,9 +49,25 @@ def page(results: Results, summary: Mapping, command: str) -> str:
 
 def colors(study) -> dict[str, int]:
   """Returns each method's palette index: base, reference, hero, the others."""
-  order = [study.base, study.reference, study.hero]
-  order += [m for m in (*study.core, *study.rest) if m not in order]
-  return {m: i % len(plots.LIGHT) for i, m in enumerate(order)}
+  first = [study.base, study.reference, study.hero]
+  first += [m for m in study.core if m not in first]
+  found = {m: i % len(plots.LIGHT) for i, m in enumerate(first)}
+  rest = [m for m in study.rest if m not in found]
+  return found | {m: _FREE[i % len(_FREE)] for i, m in enumerate(rest)}
+
+
+def groups(study) -> list[tuple[str, ...]]:
+  """Returns the methods that are drawn together, no colour twice.
+
+  The core, and the others in fours beside what they are compared with.
+  """
+  beside = study.reference, study.hero
+  rest = [m for m in study.rest if m not in (study.base, *beside)]
+  size = len(_FREE)
+  return [
+    tuple(study.core),
+    *((*beside, *rest[i : i + size]) for i in range(0, len(rest), size)),
+  ]
 
 
 def short(study, method: str) -> str:
@@ -116,8 +133,12 @@ def predictions_section(results: Results) -> str:
     found = study_results.outcome(results, entry)
     figure = FIGURES[entry.figure]
     a, b = (study.methods[m].label for m in (entry.method, entry.against))
-    measured = NONE
-    if found is not None:
+    than = ''
+    if 'than_dose' in entry:
+      than = f', less the same at {study.doses[entry.than_dose].label}'
+    if found is None:
+      measured = NONE
+    else:
       measured = (
         study_tables.interval_text(found.difference, figure.digits)
         + f', {len(found.seeds)} seeds'
@@ -127,7 +148,7 @@ def predictions_section(results: Results) -> str:
       _row(
         {
           'prediction': entry.text,
-          'compared': f'{figure.title}: {a} − {b}',
+          'compared': f'{figure.title}: {a} − {b}{than}',
           'predicted': expected,
           'measured': measured,
           'outcome': study_results.reading(found, entry.expect),
@@ -151,7 +172,7 @@ def doses_section(results: Results) -> str:
   """Returns the difference to the reference against the dose."""
   study, lines = results.study, []
   palette = colors(study)
-  for method in (*study.core, *study.rest):
+  for method in study.core:
     if method in (study.base, study.reference):
       continue
     points = []
@@ -161,9 +182,9 @@ def doses_section(results: Results) -> str:
       )
       if found is not None:
         points.append((study.doses[dose].u, *found.difference))
-    if points and method in study.core:
+    if points:
       x, mean, low, high = np.array(sorted(points)).T
-      band = np.isfinite(low).all()
+      band = np.isfinite(low).any()
       lines.append(
         plots.Line(
           short(study, method),
@@ -202,6 +223,8 @@ def dose_section(results: Results, dose: str) -> str:
   if not methods:
     return section(entry.label, note('No cell of this dose is done.'))
   palette = colors(study)
+  cells = [cell for m in methods for cell in results.of(dose, m).values()]
+  problems = max(cell['num_problems'] for cell in cells)
 
   def rows(make):
     made = [make(results, dose, method) for method in methods]
@@ -211,21 +234,24 @@ def dose_section(results: Results, dose: str) -> str:
   parts = [
     note(
       f'{entry.total_cost:,.0f} forward tokens of training a cell '
-      f'({results.of(dose, methods[0])[0]["num_problems"]:,} test problems, '
-      'the same in all). Square brackets: 95% intervals over seeds.'
+      f'({problems:,} test problems, the same in all). Square brackets: 95% '
+      'intervals over seeds. The step that reaches the cost is the last one: a '
+      'cell spends a little more.'
     ),
     rows(study_tables.main_row),
-    '<h3>Stopping, longer budgets, cost</h3>\n',
+    '<h3>Stopping, the base prover, cost</h3>\n',
     rows(study_tables.more_row),
+    kept_tables(results, dose, methods, palette),
   ]
-  groups = [study.core]
-  if shown(results, dose, study.rest):
-    # Six colours: the others stand beside what they are compared with.
-    groups.append((study.reference, study.hero, *study.rest))
-  for i, group in enumerate(groups):
-    panels = dose_panels(results, dose, shown(results, dose, group))
-    parts.append(_charts_div(charts(f'{_plain(dose)}g{i}', panels)))
-  parts.append(learning_tables(results, dose, methods))
+  place = sorted(study.doses).index(dose)
+  for i, group in enumerate(groups(study)):
+    # A group of others is drawn if it holds more than what they stand beside.
+    drawn = shown(results, dose, group)
+    if i and set(drawn) <= {study.reference, study.hero}:
+      continue
+    panels = dose_panels(results, dose, drawn)
+    parts.append(_charts_div(charts(f'd{place}g{i}p', panels)))
+  parts.append(learning_tables(results, dose, palette))
   return section(entry.label, ''.join(parts))
 
 
@@ -316,58 +342,61 @@ def _learning(cells, x):
   return grid, *study_results.learning_curve(cells, x, 'regret', grid)
 
 
-def learning_tables(results: Results, dose: str, methods) -> str:
+def learning_tables(results: Results, dose: str, palette) -> str:
   """Returns held-out regret at equal cost, and at equal time, as two tables."""
-  study, parts = results.study, []
-  palette = colors(study)
-  name = study.methods[study.reference].label
-  for x, title, unit, what in (
-    (
-      'cost',
-      'Held-out regret at equal training cost',
-      'forward tokens',
-      'cost',
-    ),
-    ('seconds', 'The same at equal time', 'seconds', 'seconds'),
+  parts = []
+  for x, title in (
+    ('cost', 'Held-out regret at equal training cost'),
+    ('seconds', 'Held-out regret at equal time'),
   ):
-    end = study_results.shared_end(results, dose, x)
-    if not math.isfinite(end):
-      continue
-    grid = [share * end for share in SHARES]
-    lines, header = [], []
-    for method in methods:
-      cells = results.of(dose, method)
-      found = study_results.learning_curve(cells, x, 'regret', grid)
-      if found is None:
-        continue
-      row = {'method': study.methods[method].label}
-      for at, *ends in zip(grid, *found):
-        row[f'{plots.compact(float(f"{at:.3g}"))} {unit}'] = (
-          study_tables.interval_text(stats.Interval(*ends), 4)
-        )
-      row[f"{what} to {name}'s held-out accuracy"] = _reached(
-        study_results.training_to(cells, results.of(dose, study.reference), x)
-      )
-      header = list(row)
-      lines.append(_row(row, palette[method]))
-    if lines:
+    rows = study_tables.learning_rows(results, dose, x)
+    if rows:
+      header = list(next(iter(rows.values())))
+      lines = [_row(row, palette[method]) for method, row in rows.items()]
       parts.append(f'<h3>{escape(title)}</h3>\n{table(header, lines)}')
   if not parts:
     return ''
-  explained = note(
+  text = (
     'Measured on validation problems during training, read off between '
-    'measurements by straight lines; – where a seed was not measured so early.'
-    ' Seconds are those of training steps alone, without compiling.',
-    'small',
+    'measurements by straight lines, up to where every run of this dose got; – '
+    'where no seed was measured so early. Seconds are those of training steps '
+    'alone, without compiling.'
   )
-  return ''.join(parts) + explained
+  cells = [cell for key, cell in results.cells.items() if key.dose == dose]
+  machines = {cell['machine'] for cell in cells if cell['train']}
+  if len(machines) > 1:
+    text += (
+      f' They come from {len(machines)} different machines, named below, and do'
+      ' not compare.'
+    )
+  return ''.join(parts) + note(text, 'small')
 
 
-def _reached(found):
-  if found is None:
-    return NONE
-  digits = 0 if found.reached and abs(found.needed.mean) >= 100 else 1
-  return study_tables.reach_text(found, digits)
+def kept_tables(results: Results, dose: str, methods, palette) -> str:
+  """Returns what comes of thinking kept going beyond the training budget."""
+  cells = [c for m in methods for c in results.of(dose, m).values()]
+  cells = [cell for cell in cells if cell.get('extrapolation')]
+  if not cells:
+    return ''
+  sizes = sorted({cell['extrapolation']['num_problems'] for cell in cells})
+  parts = [
+    '<h3>Kept thinking beyond the training budget</h3>\n',
+    note(
+      'Budget forcing: the end of thinking is suppressed up to the multiple of '
+      'the budget, 1× included, over which regret is averaged. '
+      f'{", ".join(f"{n:,}" for n in sizes)} test problems.',
+      'small',
+    ),
+  ]
+  for figure, (_, title, _) in study_results.KEPT.items():
+    rows = {
+      method: study_tables.kept_row(results, dose, method, figure)
+      for method in methods
+    }
+    lines = [_row(row, palette[method]) for method, row in rows.items()]
+    header = list(next(iter(rows.values())))
+    parts.append(table([title, *header[1:]], lines))
+  return ''.join(parts)
 
 
 def variance_section(results: Results) -> str:
@@ -394,10 +423,10 @@ def variance_section(results: Results) -> str:
             'between traces': f'{row["between"]:.3g}',
             'of the prover': f'{row["within"]:.3g}',
             'total': f'{row["total"]:.3g}',
-            'share of the prover': fixed(row['within'] / row['total'], 2),
+            'share of the prover': _ratio(row['within'], row['total']),
             'cost of a batch': fixed(row['cost'], 0),
-            'total at equal cost': fixed(
-              row['total'] * row['cost'] / (exact['total'] * exact['cost']), 2
+            'total at equal cost': _ratio(
+              row['total'] * row['cost'], exact['total'] * exact['cost']
             ),
           }
         )
@@ -412,6 +441,11 @@ def variance_section(results: Results) -> str:
       f'<h3>{escape(label)}</h3>\n{table(header, rows)}' + note(sizes, 'small')
     )
   return section('Variance of the gradient', ''.join(parts))
+
+
+def _ratio(top, bottom):
+  """Returns a ratio as text; – to a variance whose estimate is not above 0."""
+  return fixed(top / bottom, 2) if bottom > 0 else NONE
 
 
 def missing_section(results: Results) -> str:
@@ -479,8 +513,3 @@ def _key(color):
 
 def _charts_div(text):
   return f'<div class="charts">{text}</div>\n' if text else ''
-
-
-def _plain(name):
-  """Returns a name as letters and digits, for the ids of a chart."""
-  return ''.join(c for c in name if c.isalnum())

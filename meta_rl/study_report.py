@@ -39,6 +39,9 @@ def summarize(results: Results) -> dict:
           for method in (*study.core, *study.rest)
           if results.of(dose, method)
         },
+        # Held-out problems, during training: the second comparison by time.
+        'at_equal_cost': _equal(results, dose, 'cost'),
+        'at_equal_seconds': _equal(results, dose, 'seconds'),
       }
       for dose in sorted(study.doses)
     },
@@ -48,7 +51,10 @@ def summarize(results: Results) -> dict:
     },
     'not_run': [key.path for key in results.missing],
     'failed': {key.path: f['error'] for key, f in results.failures.items()},
-    'variance': results.variance,
+    'variance': {
+      dose: {k: v for k, v in found.items() if k != 'config'}
+      for dose, found in results.variance.items()
+    },
   }
 
 
@@ -85,15 +91,54 @@ def _summary(results, dose, method):
     'seconds_to_reference': _plain(
       study_results.training_to(cells, reference, 'seconds')
     ),
+    'kept': {
+      name: _kept(study.doses[dose], cells, reference if other else {}, name)
+      for name in study_results.KEPT
+    },
     'cost': mean(lambda c: c['cost']),
     'steps': mean(lambda c: c['steps']),
     'tokens_sampled': mean(lambda c: c['tokens']),
     'seconds': mean(lambda c: c['seconds']['train']),
-    'extrapolation': {
-      factor: _plain(value)
-      for factor, value in study_results.extrapolation(cells).items()
-    },
   }
+  return found
+
+
+def _kept(entry, cells, reference, figure):
+  """Returns factor -> a figure with thinking kept so long, and against what."""
+  found = {}
+  for factor in (1, *entry.get('extrapolate', ())):
+    get = study_results.kept(figure, factor)
+    found[str(factor)] = {
+      'value': _plain(study_results.over(cells, get)),
+      'against_reference': _plain(
+        study_results.difference(cells, reference, get)
+      ),
+    }
+  return found
+
+
+def _equal(results, dose, x):
+  """Returns held-out figures in training at equal cost, or at equal time."""
+  study = results.study
+  end = study_results.shared_end(results, dose, x)
+  grid = [share * end for share in study_tables.SHARES if math.isfinite(end)]
+  reference = results.of(dose, study.reference)
+  found = {'at': grid, 'methods': {}}
+  for method in (*study.core, *study.rest):
+    cells = results.of(dose, method)
+    if not any(cell['train'] for cell in cells.values()):
+      continue
+    other = reference if method != study.reference else {}
+    found['methods'][method] = {
+      y: {
+        'values': [_plain(study_results.over(cells, get)) for get in gets],
+        'against_reference': [
+          _plain(study_results.difference(cells, other, get)) for get in gets
+        ],
+      }
+      for y in ('regret', 'accuracy')
+      for gets in [[study_results.held_out_at(x, y, at) for at in grid]]
+    }
   return found
 
 
@@ -112,8 +157,8 @@ def _plain(value):
     return {k: _plain(v) for k, v in value._asdict().items()}
   if isinstance(value, tuple):
     return [_plain(v) for v in value]
-  if isinstance(value, float) and not math.isfinite(value):
-    return None
+  if isinstance(value, float):
+    return round(value, 6) if math.isfinite(value) else None
   return value
 
 

@@ -5,10 +5,8 @@ half-finished study says what it can. The unit of every interval is the seed
 (meta_rl/study_statistics.py), and methods are paired by seed.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,6 +68,15 @@ FIGURES = {
 }
 
 
+# What is measured beyond the training budget, at each factor of it: as in the
+# cell, title, decimals.
+KEPT = {
+  'regret': ('regret_token_weighted', 'regret', 4),
+  'regret_normalized': ('regret_normalized', 'regret, normalised', 4),
+  'accuracy': ('accuracy', 'accuracy', 3),
+}
+
+
 def check_figures(study):
   """Raises ValueError if a prediction is about no figure of a cell."""
   for name, entry in study.predictions.items():
@@ -120,18 +127,61 @@ def collect(study, folder) -> Results:
       missing.append(key)
   variance = {}
   for dose in sorted(study.doses):
-    path = Path(folder) / study_cells.VARIANCE / f'{dose}.json'
-    if path.exists():
-      variance[dose] = json.loads(path.read_text(encoding='utf-8'))
+    found = study_cells.read_variance(folder, dose)
+    if found is not None:
+      variance[dose] = found
   return Results(study, cells, failures, missing, variance)
 
 
-def values(cells: Mapping[int, Cell], figure: str) -> dict[int, float]:
-  """Returns seed -> a figure, of the cells that have it."""
+def kept(figure: str, factor: int) -> Callable[[Cell], float | None]:
+  """Returns the figure of KEPT with thinking kept to a multiple of the budget.
+
+  Args:
+    figure: a key of KEPT.
+    factor: 1, or one of the dose's.
+  """
+
+  def get(cell):
+    more = cell['extrapolation']
+    if factor not in more['factors']:
+      return None
+    return more[KEPT[figure][0]][more['factors'].index(factor)]['mean']
+
+  return get
+
+
+def held_out_at(x: str, y: str, at: float) -> Callable[[Cell], float]:
+  """Returns a held-out figure in training, read off where x is `at`.
+
+  Args:
+    x: 'cost' or 'seconds'.
+    y: 'regret' or 'accuracy'.
+    at: x; the figure is nan where a cell was not measured so early or late.
+  """
+
+  def get(cell):
+    points = _held_out(cell, x, y)
+    if not points[0]:
+      return math.nan
+    return float(np.interp(at, *points, left=math.nan, right=math.nan))
+
+  return get
+
+
+def values(
+  cells: Mapping[int, Cell], figure: str | Callable
+) -> dict[int, float]:
+  """Returns seed -> a figure, of the cells that have it.
+
+  Args:
+    cells: by seed.
+    figure: a key of FIGURES, or `(cell) -> float or None`.
+  """
+  get = FIGURES[figure].get if isinstance(figure, str) else figure
   found = {}
   for seed, cell in cells.items():
     try:
-      value = FIGURES[figure].get(cell)
+      value = get(cell)
     except KeyError:  # it was not measured
       continue
     if value is not None and math.isfinite(value):
@@ -139,7 +189,7 @@ def values(cells: Mapping[int, Cell], figure: str) -> dict[int, float]:
   return found
 
 
-def over(cells: Mapping[int, Cell], figure: str) -> Interval | None:
+def over(cells: Mapping[int, Cell], figure: str | Callable) -> Interval | None:
   """Returns the mean of a figure over seeds with its t interval."""
   found = list(values(cells, figure).values())
   return stats.mean_interval(found) if found else None
@@ -161,12 +211,12 @@ def _pair(a, b):
   return {s: a[s] for s in seeds}, {s: b[s] for s in seeds}
 
 
-def difference(a, b, figure: str) -> stats.Paired | None:
+def difference(a, b, figure: str | Callable) -> stats.Paired | None:
   """Returns a figure of a minus that of b, paired by seed.
 
   Args:
     a, b: cells by seed. Seeds whose test problems differ are left out.
-    figure: a key of FIGURES.
+    figure: as of `values`.
   """
   a, b = _pair(a, b)
   return stats.paired(values(a, figure), values(b, figure))
@@ -237,24 +287,25 @@ def shared_end(results: Results, dose: str, x: str) -> float:
   return min(ends, default=math.nan)
 
 
-def extrapolation(cells: Mapping[int, Cell]) -> dict[str, Interval]:
-  """Returns factor -> regret over seeds, thinking kept up to that budget."""
-  found = {}
-  for cell in cells.values():
-    more = cell.get('extrapolation')
-    if more:
-      for factor, value in zip(more['factors'], more['regret_token_weighted']):
-        found.setdefault(str(factor), []).append(value['mean'])
-  return {f: stats.mean_interval(v) for f, v in found.items()}
-
-
 def outcome(results: Results, prediction) -> stats.Paired | None:
-  """Returns the difference that a prediction is about, None if not run."""
-  return difference(
-    results.of(prediction.dose, prediction.method),
-    results.of(prediction.dose, prediction.against),
-    prediction.figure,
+  """Returns the difference that a prediction is about, None if not run.
+
+  With `than_dose` it is how much more it is at `dose` than there, seed by seed.
+  """
+  found = _outcome(results, prediction, prediction.dose)
+  if 'than_dose' not in prediction:
+    return stats.paired(found, dict.fromkeys(found, 0.0))
+  return stats.paired(
+    found, _outcome(results, prediction, prediction.than_dose)
   )
+
+
+def _outcome(results, prediction, dose):
+  a, b = _pair(
+    results.of(dose, prediction.method), results.of(dose, prediction.against)
+  )
+  a, b = values(a, prediction.figure), values(b, prediction.figure)
+  return {seed: a[seed] - b[seed] for seed in a if seed in b}
 
 
 def reading(found: stats.Paired | None, expect: str) -> str:

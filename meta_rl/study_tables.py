@@ -8,8 +8,11 @@ import numpy as np
 from meta_rl import study_results
 from meta_rl import study_statistics as stats
 from meta_rl.headline import NONE, fixed
+from meta_rl.plots import compact
 from meta_rl.statistics import Interval
 from meta_rl.study_results import FIGURES, Results
+
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of the cost, or the time, in the tables
 
 
 def interval_text(value: Interval | None, digits: int) -> str:
@@ -70,7 +73,7 @@ def main_row(results: Results, dose: str, method: str) -> dict[str, str]:
 
 
 def more_row(results: Results, dose: str, method: str) -> dict[str, str]:
-  """Returns the second table of a dose: stopping, longer budgets, cost."""
+  """Returns a further table of a dose: stopping, provers, cost."""
   study = results.study
   cells = results.of(dose, method)
   show = lambda figure: interval_text(
@@ -82,18 +85,96 @@ def more_row(results: Results, dose: str, method: str) -> dict[str, str]:
     FIGURES['regret_normalized'].title: show('regret_normalized'),
     FIGURES['regret_base_prover'].title: show('regret_base_prover'),
   }
-  found = study_results.extrapolation(cells)
-  for factor in (1, *study.doses[dose].get('extrapolate', ())):
-    row[f'regret at {factor}×, kept thinking'] = interval_text(
-      found.get(str(factor)), 4
-    )
-  mean = lambda get: float(np.mean([get(cell) for cell in cells.values()]))
   trained = next(iter(cells.values()))['train']
-  row['steps'] = fixed(mean(lambda c: c['steps']), 0) if trained else NONE
-  row['minutes'] = (
-    fixed(mean(lambda c: c['seconds']['train']) / 60, 1) if trained else NONE
-  )
+
+  def mean(get, digits):
+    value = float(np.mean([get(cell) for cell in cells.values()]))
+    return fixed(value, digits) if trained else NONE
+
+  row['cost, thousands'] = mean(lambda c: c['cost'] / 1000, 0)
+  row['steps'] = mean(lambda c: c['steps'], 0)
+  row['minutes'] = mean(lambda c: c['seconds']['train'] / 60, 1)
   return row
+
+
+def kept_row(
+  results: Results, dose: str, method: str, figure: str
+) -> dict[str, str]:
+  """Returns a figure with thinking kept to multiples of the training budget.
+
+  Args:
+    results: what lies in the study's folder.
+    dose, method: which.
+    figure: a key of `study_results.KEPT`.
+  """
+  study = results.study
+  cells = results.of(dose, method)
+  reference = results.of(dose, study.reference)
+  digits = study_results.KEPT[figure][2]
+  factors = (1, *study.doses[dose].get('extrapolate', ()))
+  row = {'method': study.methods[method].label}
+  for factor in factors:
+    get = study_results.kept(figure, factor)
+    row[f'at {factor}×'] = interval_text(study_results.over(cells, get), digits)
+  for factor in factors:
+    get = study_results.kept(figure, factor)
+    found = None
+    if method != study.reference:
+      found = study_results.difference(cells, reference, get)
+    row[f'minus {study.methods[study.reference].label} at {factor}×'] = (
+      interval_text(found and found.difference, digits)
+    )
+  return row
+
+
+def learning_rows(
+  results: Results, dose: str, x: str
+) -> dict[str, dict[str, str]]:
+  """Returns held-out regret at equal training cost, or at equal time.
+
+  Args:
+    results: what lies in the study's folder.
+    dose: which.
+    x: 'cost' or 'seconds'.
+
+  Returns:
+    method -> the cells of its row, of the methods that were trained.
+  """
+  study, rows = results.study, {}
+  end = study_results.shared_end(results, dose, x)
+  if not math.isfinite(end):
+    return rows
+  name = study.methods[study.reference].label
+  unit = {'cost': 'forward tokens', 'seconds': 'seconds'}[x]
+  reference = results.of(dose, study.reference)
+  for method in (*study.core, *study.rest):
+    cells = results.of(dose, method)
+    if not any(cell['train'] for cell in cells.values()):
+      continue
+    row = {'method': study.methods[method].label}
+    for share in SHARES:
+      get = study_results.held_out_at(x, 'regret', share * end)
+      at = compact(float(f'{share * end:.3g}'))
+      row[f'{at} {unit}'] = interval_text(study_results.over(cells, get), 4)
+    found = None
+    if method != study.reference:
+      found = study_results.difference(
+        cells, reference, study_results.held_out_at(x, 'regret', end)
+      )
+    row[f'minus {name}, at the end'] = interval_text(
+      found and found.difference, 4
+    )
+    found = study_results.training_to(cells, reference, x)
+    row[f"{x} to {name}'s held-out accuracy"] = reach_text(
+      found, _digits(found)
+    )
+    rows[method] = row
+  return rows
+
+
+def _digits(found):
+  big = found is not None and found.reached and abs(found.needed.mean) >= 100
+  return 0 if big else 1
 
 
 def markdown(results: Results) -> str:
@@ -110,6 +191,12 @@ def markdown(results: Results) -> str:
       parts.append(
         f'{entry.label}; {entry.total_cost:,.0f} forward tokens a cell\n\n'
         + markdown_table(rows)
+      )
+    timed = learning_rows(results, dose, 'seconds')
+    if timed:
+      parts.append(
+        'held-out regret at equal seconds of training steps\n\n'
+        + markdown_table(list(timed.values()))
       )
   if not parts:
     return 'No cell is done.'

@@ -47,7 +47,8 @@ def run(spec: Mapping, folder: str, out: str) -> int:
   try:
     config = study_cells.to_config(spec)
     result = measure(config, **spec['variance'])
-    result = {'dose': spec['dose'], **result}
+    # With its settings: they are compared before it is taken for done.
+    result = {k: spec[k] for k in ('dose', 'variance', 'config')} | result
     atomic_write(out, json.dumps(result, allow_nan=False).encode())
   except (ValueError, OSError) as error:
     print(f'error: {error}', file=sys.stderr)
@@ -71,9 +72,15 @@ def measure(
     number of branches and the exact prover 'prover', 'branches' (None for
     exact), 'between', 'within', 'total', 'mean_norm' and 'cost' of a batch.
   """
-  if not branches or min(branches) < 1:
+  if not branches or min(branches) < 1 or len(set(branches)) < len(branches):
     raise ValueError(
-      f'variance.branches={tuple(branches)} is given; allowed are numbers >= 1.'
+      f'variance.branches={tuple(branches)} is given; allowed are different '
+      'numbers >= 1.'
+    )
+  if config.loss.kl_coef:
+    raise ValueError(
+      f'loss.kl_coef={config.loss.kl_coef}: the variance is measured on the '
+      'policy that is its own reference; set it to 0.'
     )
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
@@ -105,7 +112,6 @@ def measure(
       measured.prover_tokens,
       group_size=config.rollout.group_size,
       epochs=config.batching.epochs,
-      scorings=bool(config.loss.kl_coef),
     )
     spent.setdefault(name, []).append(float(sum(cost.values())))
 
@@ -197,11 +203,6 @@ def make_gradient(config, model, task):
   if loss['aggregate'] == 'constant':
     constant = (
       config.rollout.thinking_budget + len(task.stop_ids) + task.answer_length
-    )
-  if loss['kl_coef']:
-    raise ValueError(
-      f'loss.kl_coef={loss["kl_coef"]}: the variance is measured on the policy '
-      'that is its own reference; set it to 0.'
     )
   loss_fn = steps.make_loss(
     model, temperature=config.rollout.temperature, constant=constant, **loss

@@ -17,8 +17,16 @@ GAINS = {
 }
 
 
-def make_cell(study, key, *, gain=None, luck=0.004):
-  """Returns a cell as `study_cell.sum_up` gives it."""
+def make_cell(study, key, *, gain=None, luck=0.004, spec=None):
+  """Returns a cell as `study_cell.sum_up` gives it.
+
+  Args:
+    study: the config.
+    key: which cell.
+    gain: of its accuracy over the base; None: that of GAINS.
+    luck: standard deviation of a seed's, for all and for this method alone.
+    spec: whose settings it has; None: none.
+  """
   dose, method = study.doses[key.dose], study.methods[key.method]
   gain = GAINS.get(key.method, 0.08) if gain is None else gain
   # What a seed does to all methods, and what it does to this one.
@@ -64,8 +72,8 @@ def make_cell(study, key, *, gain=None, luck=0.004):
     **key._asdict(),
     'label': method.label,
     'train': trained,
-    'config': {},
-    'evaluation': {},
+    'config': spec['config'] if spec else {},
+    'evaluation': spec['evaluation'] if spec else {},
     'machine': '2 cores of a made-up machine',
     'horizon': horizon,
     'num_problems': problems,
@@ -77,7 +85,7 @@ def make_cell(study, key, *, gain=None, luck=0.004):
       'accuracy': value(accuracy[-1]),
       'reward': value(accuracy[-1]),
       'regret_token_weighted': value(regret),
-      'regret_normalized': regret,
+      'regret_normalized': value(regret),
       'tokens_to_accuracy': {},
       'tokens_mean': 40.0 - 50 * gain,
       'forced_rate': 0.1,
@@ -107,9 +115,9 @@ def make_cell(study, key, *, gain=None, luck=0.004):
       'horizons': [f * horizon for f in factors],
       'budgets': long.tolist(),
       'accuracy_at_budget': curve(long).tolist(),
-      'accuracy': [value(0.7)] * len(factors),
+      'accuracy': [value(curve(f * horizon)) for f in factors],
       'regret_token_weighted': [value(regret * 0.9**f) for f in factors],
-      'regret_normalized': [regret] * len(factors),
+      'regret_normalized': [value(regret * 0.95**f) for f in factors],
       'per_problem': [[0.5] * problems] * len(factors),
     },
     'base_prover': {

@@ -107,11 +107,30 @@ def test_wrong_entries_are_refused(study):
   with pytest.raises(ValueError, match=r"\['config'\].*must be there"):
     study_cells.check(study)
   study = study_countdown.get_config('tiny')
+  study.methods['x_grpo'] = study.methods.grpo
+  study.core = (*study.core, 'x_grpo')
+  study.doses['tiny_x'] = study.doses.tiny
+  with pytest.raises(
+    ValueError, match='tiny/x_grpo and tiny_x/grpo would share their files'
+  ):
+    study_cells.check(study)
+  study = study_countdown.get_config('tiny')
   study.doses['a/b'] = study.doses.tiny
   with pytest.raises(ValueError, match="the name 'a/b'"):
     study_cells.check(study)
   with pytest.raises(ValueError, match='it is no study'):
     study_cells.check(study_cells.load_config('mrt_countdown', 'tiny'))
+  study = study_countdown.get_config('tiny')
+  del study.seeds.rest
+  with pytest.raises(ValueError, match=r'seeds\.rest is not given'):
+    study_cells.check(study)
+  del study.seeds, study.hero
+  with pytest.raises(ValueError, match='the study lacks hero, seeds: start'):
+    study_cells.check(study)
+  study = study_countdown.get_config('tiny')
+  del study.predictions.p1.text
+  with pytest.raises(ValueError, match='predictions.p1 has the keys'):
+    study_cells.check(study)
 
 
 # ---- what each trains
@@ -231,11 +250,33 @@ def test_results_come_back_or_say_why_not(study, tmp_path):
   path.write_text('{"dose": "tiny", "x"')
   with pytest.raises(ValueError, match='tiny_grpo_0.json is damaged'):
     study_cells.read(tmp_path, key)
-  path.write_text('{"dose": "u4"}')
+  for other in ('[]', '{"dose": "u4", "method": "grpo", "seed": 0}'):
+    path.write_text(other)
+    with pytest.raises(ValueError, match='is not of cell tiny/grpo/0'):
+      study_cells.read(tmp_path, key)
+  # A copy under another name would be counted as a seed of its own.
+  path.write_text(json.dumps({**key._asdict(), 'seed': 1}))
   with pytest.raises(ValueError, match='is not of cell tiny/grpo/0'):
     study_cells.read(tmp_path, key)
-  path.write_text('{"dose": "tiny"}')
-  assert study_cells.read(tmp_path, key) == {'dose': 'tiny'}
+  path.write_text(json.dumps(key._asdict()))
+  with pytest.raises(ValueError, match='has format None and 1 is read'):
+    study_cells.read(tmp_path, key)
+  path.write_text(json.dumps({**key._asdict(), 'format': 1}))
+  assert study_cells.read(tmp_path, key)['seed'] == 0
+
+
+def test_a_variance_comes_back_or_says_why_not(tmp_path):
+  assert study_cells.read_variance(tmp_path, 'u4') is None
+  path = tmp_path / 'variance' / 'u4.json'
+  path.parent.mkdir()
+  path.write_text('{"rows"')
+  with pytest.raises(ValueError, match='u4.json is damaged'):
+    study_cells.read_variance(tmp_path, 'u4')
+  path.write_text('{}')
+  with pytest.raises(ValueError, match='u4.json is no gradient variance'):
+    study_cells.read_variance(tmp_path, 'u4')
+  path.write_text('{"rows": []}')
+  assert study_cells.read_variance(tmp_path, 'u4') == {'rows': []}
 
 
 def test_a_cell_of_other_settings_is_refused(study):
@@ -252,6 +293,39 @@ def test_a_cell_of_other_settings_is_refused(study):
   other['evaluation']['num_problems'] = 3
   with pytest.raises(ValueError, match=r'another evaluation \(num_problems: 3'):
     study_cells.check_same(key, spec, other)
+
+
+def test_all_cells_that_are_done_are_checked(study, tmp_path):
+  keys = [Key('tiny', 'grpo', 0), Key('tiny', 'mrt_exact', 1)]
+  for key, spec in study_cells.make_specs(study, keys).items():
+    path = study_cells.path_of(tmp_path, key)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({**spec, 'format': 1}))
+  study_cells.check_done(study, tmp_path)
+  study.methods.mrt_exact.overrides = {'algorithm': {'price': 0.5}}
+  with pytest.raises(
+    ValueError,
+    match=r'cell tiny/mrt_exact/1 .*algorithm.price: 0.0 -> 0.5\): delete its '
+    'file, cells/tiny_mrt_exact_1.json',
+  ):
+    study_cells.check_done(study, tmp_path)
+
+
+def test_a_config_without_an_argument(tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text('def get_config():\n  return 3\n')
+  assert study_cells.load_config(str(path)) == 3
+
+
+def test_a_variance_of_other_settings_is_refused(study):
+  spec = study_cells.make_variance_specs(study, ['tiny'])['tiny']
+  study_cells.check_same_variance('tiny', spec, {**spec, 'rows': []})
+  other = {**spec, 'variance': {**spec['variance'], 'draws': 9}}
+  with pytest.raises(
+    ValueError,
+    match=r'variance of tiny .*draws: 9 -> 2\): .*variance/tiny.json',
+  ):
+    study_cells.check_same_variance('tiny', spec, other)
 
 
 def test_specs_of_the_variance(study):
