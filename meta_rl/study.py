@@ -193,6 +193,7 @@ def run_jobs(
   """
   began = time.monotonic()
   waiting, running, failed, done = list(todo), {}, [], 0
+  interrupted = 0
   cores = split_cores(num_workers)
   with signals.GracefulExit() as stop, ending(running):
     asked = False
@@ -226,6 +227,7 @@ def run_jobs(
           left = each * (len(waiting) + len(running))
           say(job, seconds, len(todo), done, left)
         elif stop or code == signals.EXIT_INTERRUPTED:
+          interrupted += 1
           print(f'{job.path}: interrupted, its checkpoint is kept', flush=True)
         else:
           failed.append(record_failure(job, folder, code, seconds))
@@ -233,8 +235,6 @@ def run_jobs(
         time.sleep(POLL_S)
     if waiting:
       print(f'{len(waiting)} not started', flush=True)
-    if stop:
-      return signals.EXIT_INTERRUPTED
   if failed:
     print(
       f'error: {len(failed)} failed: {", ".join(failed)}; the same command '
@@ -242,7 +242,8 @@ def run_jobs(
       file=sys.stderr,
     )
     return signals.EXIT_ERROR
-  return signals.EXIT_OK
+  # Of all by a signal to the study, or of one by a signal to its process.
+  return signals.EXIT_INTERRUPTED if interrupted or stop else signals.EXIT_OK
 
 
 @contextlib.contextmanager
