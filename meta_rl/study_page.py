@@ -94,7 +94,7 @@ def top(results: Results) -> str:
     if found is None:
       continue
     interval = found.difference
-    detail = f'{len(found.seeds)} seeds'
+    detail = study_tables.seeds_text(found.seeds)
     if math.isfinite(interval.low):
       detail = (
         f'95% interval {fixed(interval.low, 4)} to {fixed(interval.high, 4)}, '
@@ -141,7 +141,7 @@ def predictions_section(results: Results) -> str:
     else:
       measured = (
         study_tables.interval_text(found.difference, figure.digits)
-        + f', {len(found.seeds)} seeds'
+        + f', {study_tables.seeds_text(found.seeds)}'
       )
     expected = {'none': 'no difference'}.get(entry.expect, entry.expect)
     lines.append(
@@ -169,7 +169,36 @@ def predictions_section(results: Results) -> str:
 
 
 def doses_section(results: Results) -> str:
-  """Returns the difference to the reference against the dose."""
+  """Returns the differences to the reference against the dose."""
+  study, panels = results.study, []
+  name = study.methods[study.reference].label
+  for figure, y_label in (('regret', 'regret'), ('accuracy', 'accuracy')):
+    lines = dose_lines(results, figure)
+    if lines:
+      panels.append(
+        plots.Panel(
+          f'{y_label.capitalize()} minus that of {name}',
+          'u, successes expected within the budget',
+          f'difference of {y_label}',
+          lines,
+          level=0.0,
+          level_label=name,
+        )
+      )
+  if not panels:
+    return ''
+  text = note(
+    f'At equal training cost: below 0 a method has less regret than {name}, '
+    'above 0 more accuracy at the full budget. Bands: 95% intervals of the '
+    "paired difference, Student's t over seeds, where there are two seeds."
+  )
+  return section(
+    'Against the dose', text + _charts_div(charts('doses', panels))
+  )
+
+
+def dose_lines(results: Results, figure: str) -> list[plots.Line]:
+  """Returns a figure minus the reference's against the dose, of the core."""
   study, lines = results.study, []
   palette = colors(study)
   for method in study.core:
@@ -178,7 +207,7 @@ def doses_section(results: Results) -> str:
     points = []
     for dose in sorted(study.doses):
       found = study_results.difference(
-        results.of(dose, method), results.of(dose, study.reference), 'regret'
+        results.of(dose, method), results.of(dose, study.reference), figure
       )
       if found is not None:
         points.append((study.doses[dose].u, *found.difference))
@@ -195,24 +224,7 @@ def doses_section(results: Results) -> str:
           high=high if band else None,
         )
       )
-  if not lines:
-    return ''
-  name = study.methods[study.reference].label
-  panel = plots.Panel(
-    f'Regret minus that of {name}',
-    'u, successes expected within the budget',
-    'difference of regret',
-    lines,
-    level=0.0,
-    level_label=name,
-  )
-  text = note(
-    f'Below 0 a method has less regret than {name} at equal training cost. '
-    "Bands: 95% intervals of the paired difference, Student's t over seeds."
-  )
-  return section(
-    'Against the dose', text + _charts_div(charts('doses', [panel]))
-  )
+  return lines
 
 
 def dose_section(results: Results, dose: str) -> str:

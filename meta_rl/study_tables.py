@@ -27,6 +27,11 @@ def interval_text(value: Interval | None, digits: int) -> str:
   return f'{text} [{fixed(value.low, digits)}, {fixed(value.high, digits)}]'
 
 
+def seeds_text(seeds: Sequence[int]) -> str:
+  """Returns '5 seeds', '1 seed'."""
+  return f'{len(seeds)} seed' + 's' * (len(seeds) != 1)
+
+
 def reach_text(found: stats.Reach | None, digits: int = 1) -> str:
   """Returns the tokens to a level, and how many seeds get there at all."""
   if found is None:
@@ -200,10 +205,10 @@ def markdown(results: Results) -> str:
       )
   if not parts:
     return 'No cell is done.'
-  counts = f'{len(results.cells)} cells are done'
+  counts = f'Cells that are done: {len(results.cells)}'
   left = len(results.failures) + len(results.missing)
   if left:
-    counts += f', {left} are not'
+    counts += f'; that are not: {left}'
   parts.append(
     "Square brackets: 95% intervals, Student's t over training seeds; "
     'differences are paired by seed; gain ratio: (method - base) / '
