@@ -136,7 +136,7 @@ PREDICTIONS = {
     'expect': 'lower',
   },
   'p4': {
-    'text': 'At u = 4 (30%) it is lower,',
+    'text': 'At u = 4 (30%) it is lower.',
     'dose': 'u4',
     'method': 'mrt_exact',
     'against': 'grpo',
@@ -144,7 +144,7 @@ PREDICTIONS = {
     'expect': 'lower',
   },
   'p4b': {
-    'text': 'and by more than at u = 2.',
+    'text': 'At u = 4 it is lower by more than at u = 2.',
     'dose': 'u4',
     'than_dose': 'u2',
     'method': 'mrt_exact',

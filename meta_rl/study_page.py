@@ -135,7 +135,7 @@ def predictions_section(results: Results) -> str:
     a, b = (study.methods[m].label for m in (entry.method, entry.against))
     than = ''
     if 'than_dose' in entry:
-      than = f', less the same at {study.doses[entry.than_dose].label}'
+      than = f', less the same at u = {study.doses[entry.than_dose].u:g}'
     if found is None:
       measured = NONE
     else:
@@ -251,19 +251,23 @@ def dose_section(results: Results, dose: str) -> str:
       'cell spends a little more.'
     ),
     rows(study_tables.main_row),
+  ]
+  place, drawn = sorted(study.doses).index(dose), []
+  for g, group in enumerate(groups(study)):
+    some = shown(results, dose, group)
+    # A group of others is drawn if it holds more than what they stand beside.
+    if not g or not set(some) <= {study.reference, study.hero}:
+      panels = dose_panels(results, dose, some)
+      drawn.append(_charts_div(charts(f'd{place}g{g}p', panels)))
+  parts += [
+    drawn[0],
     '<h3>Stopping, the base prover, cost</h3>\n',
     rows(study_tables.more_row),
     kept_tables(results, dose, methods, palette),
+    learning_tables(results, dose, palette),
   ]
-  place = sorted(study.doses).index(dose)
-  for i, group in enumerate(groups(study)):
-    # A group of others is drawn if it holds more than what they stand beside.
-    drawn = shown(results, dose, group)
-    if i and set(drawn) <= {study.reference, study.hero}:
-      continue
-    panels = dose_panels(results, dose, drawn)
-    parts.append(_charts_div(charts(f'd{place}g{i}p', panels)))
-  parts.append(learning_tables(results, dose, palette))
+  if drawn[1:]:
+    parts.append(details('Curves of the other methods', ''.join(drawn[1:])))
   return section(entry.label, ''.join(parts))
 
 
@@ -407,7 +411,8 @@ def kept_tables(results: Results, dose: str, methods, palette) -> str:
     }
     lines = [_row(row, palette[method]) for method, row in rows.items()]
     header = list(next(iter(rows.values())))
-    parts.append(table([title, *header[1:]], lines))
+    title = escape(title.capitalize())
+    parts.append(f'<h4>{title}</h4>\n{table(header, lines)}')
   return ''.join(parts)
 
 

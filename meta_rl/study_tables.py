@@ -120,13 +120,15 @@ def kept_row(
   row = {'method': study.methods[method].label}
   for factor in factors:
     get = study_results.kept(figure, factor)
-    row[f'at {factor}×'] = interval_text(study_results.over(cells, get), digits)
+    row[f'at\xa0{factor}×'] = interval_text(
+      study_results.over(cells, get), digits
+    )
   for factor in factors:
     get = study_results.kept(figure, factor)
     found = None
     if method != study.reference:
       found = study_results.difference(cells, reference, get)
-    row[f'minus {study.methods[study.reference].label} at {factor}×'] = (
+    row[f'minus {study.methods[study.reference].label} at\xa0{factor}×'] = (
       interval_text(found and found.difference, digits)
     )
   return row
@@ -170,7 +172,11 @@ def learning_rows(
       found and found.difference, 4
     )
     found = study_results.training_to(cells, reference, x)
-    row[f"{x} to {name}'s held-out accuracy"] = reach_text(
+    if found and x == 'cost':
+      needed = Interval(*(value / 1000 for value in found.needed))
+      found = found._replace(needed=needed)
+    what = {'cost': 'thousands', 'seconds': 'seconds'}[x]
+    row[f"{what} to {name}'s held-out accuracy"] = reach_text(
       found, _digits(found)
     )
     rows[method] = row

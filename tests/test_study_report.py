@@ -62,7 +62,7 @@ def test_the_page_of_a_whole_study(whole):
     'u = 4: + −, 15 episodes',
     'tokens to GRPO',
     'Kept thinking beyond the training budget',
-    'minus GRPO at 3×',
+    'minus GRPO at\xa03×',
     'Held-out regret at equal training cost',
     'Held-out regret at equal time',
     'Variance of the gradient',

@@ -108,42 +108,42 @@ def test_the_row_of_longer_budgets():
   # .2, .3: .25 -+ 12.7062 * .05; both .2 below.
   assert row == {
     'method': 'MRT, exact',
-    'at 1×': '0.4500 [−0.1853, 1.0853]',
-    'at 2×': '0.2500 [−0.3853, 0.8853]',
-    'minus GRPO at 1×': '−0.1000 [−0.1000, −0.1000]',
-    'minus GRPO at 2×': '−0.2000 [−0.2000, −0.2000]',
+    'at\xa01×': '0.4500 [−0.1853, 1.0853]',
+    'at\xa02×': '0.2500 [−0.3853, 0.8853]',
+    'minus GRPO at\xa01×': '−0.1000 [−0.1000, −0.1000]',
+    'minus GRPO at\xa02×': '−0.2000 [−0.2000, −0.2000]',
   }
   row = study_tables.kept_row(results, 'tiny', 'mrt_exact', 'accuracy')
-  assert row['minus GRPO at 2×'] == '0.200 [0.200, 0.200]'
+  assert row['minus GRPO at\xa02×'] == '0.200 [0.200, 0.200]'
   row = study_tables.kept_row(results, 'tiny', 'grpo', 'regret_normalized')
-  assert row['at 2×'].startswith('0.5500 [')
-  assert row['minus GRPO at 2×'] == '–'
+  assert row['at\xa02×'].startswith('0.5500 [')
+  assert row['minus GRPO at\xa02×'] == '–'
   # The base was not measured there.
   row = study_tables.kept_row(results, 'tiny', 'base', 'regret')
   assert set(row.values()) == {'base', '–'}
 
 
 def test_rows_at_equal_cost_and_at_equal_time():
-  grpo = {0: make(0, held_out=([100, 200], [0.5, 0.6], [0.5, 0.4]))}
-  mrt = {0: make(0, held_out=([50, 400], [0.5, 0.85], [0.6, 0.25]))}
+  grpo = {0: make(0, held_out=([100e3, 200e3], [0.5, 0.6], [0.5, 0.4]))}
+  mrt = {0: make(0, held_out=([50e3, 400e3], [0.5, 0.85], [0.6, 0.25]))}
   results = results_of(base=BASE, grpo=grpo, mrt=mrt)
   rows = study_tables.learning_rows(results, 'tiny', 'cost')
   assert list(rows) == ['grpo', 'mrt_exact']
-  # Until 200, where GRPO ended. MRT falls by .35 over 350: .55 at 100.
+  # Until 200k, where GRPO ended. MRT falls by .35 over 350k: .55 at 100k.
   assert rows['mrt_exact'] == {
     'method': 'MRT, exact',
-    '50 forward tokens': '0.6000',
-    '100 forward tokens': '0.5500',
-    '150 forward tokens': '0.5000',
-    '200 forward tokens': '0.4500',
+    '50k forward tokens': '0.6000',
+    '100k forward tokens': '0.5500',
+    '150k forward tokens': '0.5000',
+    '200k forward tokens': '0.4500',
     'minus GRPO, at the end': '0.0500',
-    # 0.6 is .1 / .35 of the way from 50 to 400.
-    "cost to GRPO's held-out accuracy": '150',
+    # 0.6 is .1 / .35 of the way from 50k to 400k.
+    "thousands to GRPO's held-out accuracy": '150',
   }
-  assert rows['grpo']['50 forward tokens'] == '–'
+  assert rows['grpo']['50k forward tokens'] == '–'
   rows = study_tables.learning_rows(results, 'tiny', 'seconds')
-  assert rows['mrt_exact']['10 seconds'] == '0.5500'
-  assert rows['mrt_exact']["seconds to GRPO's held-out accuracy"] == '15.0'
+  assert rows['mrt_exact']['10k seconds'] == '0.5500'
+  assert rows['mrt_exact']["seconds to GRPO's held-out accuracy"] == '15000'
   assert study_tables.learning_rows(results_of(base=BASE), 'tiny', 'cost') == {}
 
 
