@@ -57,9 +57,11 @@ phase() {
 make_venv ''
 mkdir -p "$DIR"
 mrt=configs/mrt_countdown.py
-phase 'training MRT' meta_rl.train --config="$mrt" --workdir="$DIR/mrt"
+# Both end when they have sampled as many tokens, about 50 steps.
+equal='--config.total_tokens=420000 --config.total_steps=60'
+phase 'training MRT' meta_rl.train --config="$mrt" --workdir="$DIR/mrt" $equal
 phase 'training GRPO' meta_rl.train --config=configs/grpo_countdown.py \
-  --workdir="$DIR/grpo"
+  --workdir="$DIR/grpo" $equal
 phase 'evaluating MRT' meta_rl.evaluate --workdir="$DIR/mrt"
 phase 'evaluating GRPO' meta_rl.evaluate --workdir="$DIR/grpo"
 phase 'evaluating the base policy' meta_rl.evaluate --config="$mrt" --base \

@@ -96,16 +96,19 @@ def check(config: ml_collections.ConfigDict):
       f'rollout.temperature={config.rollout.temperature} is given; allowed is '
       '> 0: the gradient is that of a policy that samples.'
     )
-  total_cost = values.get('total_cost')
-  if total_cost is not None and not total_cost > 0:
-    raise ValueError(
-      f'total_cost={total_cost} is given; allowed is > 0, or None for no limit.'
-    )
-  if total_cost is not None and config.algorithm.name == 'sft':
-    raise ValueError(
-      f"total_cost={total_cost} is of reinforcement: algorithm.name='sft' ends "
-      'by total_steps; leave it out.'
-    )
+  for name in ('total_cost', 'total_tokens'):
+    budget = values.get(name)
+    if budget is None:
+      continue
+    if not budget > 0:
+      raise ValueError(
+        f'{name}={budget} is given; allowed is > 0, or None for no limit.'
+      )
+    if config.algorithm.name == 'sft':
+      raise ValueError(
+        f"{name}={budget} is of reinforcement: algorithm.name='sft' ends by "
+        'total_steps; leave it out.'
+      )
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
   setup_run.make_training_calls(config, model, task)

@@ -28,6 +28,9 @@ BACKWARD = 3  # a token that is trained on costs as much as three forward ones
 
 PARTS = ('cost/generate', 'cost/prove', 'cost/train')
 
+# What a meter has counted, in the order of its budgets; kept in checkpoints.
+METER_STATE = ('cumulative_cost', 'cumulative_tokens')
+
 
 def exact_tokens(count: Array, answer_mask: Array, stop_length: int) -> Array:
   """Returns the tokens that the exact prover feeds for each trace.
@@ -125,29 +128,52 @@ def step_costs(
 
 
 class Meter:
-  """Adds up the cost of a run, and says when its budget is spent (host).
+  """Adds up what a run spends, and says when a budget is used up (host).
 
   Args:
-    total_cost: the budget, forward tokens; None: no end.
-    spent: cost so far, of the checkpoint that the run goes on from.
+    total_cost: budget of forward tokens of all kinds; None: no end.
+    total_tokens: budget of sampled response tokens; None: no end.
+    state: of an earlier meter's `state`, where a run goes on; it may hold other
+      keys.
   """
 
-  def __init__(self, total_cost: float | None, spent: float = 0.0):
-    if total_cost is not None:
-      masked.check_range('total_cost', total_cost, above=0)
-    self._budget, self.spent = total_cost, float(spent)
+  def __init__(
+    self,
+    total_cost: float | None = None,
+    total_tokens: float | None = None,
+    state: Mapping[str, float] | None = None,
+  ):
+    self._budgets = {'total_cost': total_cost, 'total_tokens': total_tokens}
+    for name, budget in self._budgets.items():
+      if budget is not None:
+        masked.check_range(name, budget, above=0)
+    self.state = {
+      name: float((state or {}).get(name, 0.0)) for name in METER_STATE
+    }
 
   def add(self, row: Mapping[str, float]) -> dict[str, float]:
-    """Returns 'cost/total' and 'cost/cumulative' after one more step.
+    """Returns the metrics 'cost/total' and 'cost/cumulative' after a step.
 
     Args:
-      row: metrics of the step, those of PARTS among them.
+      row: metrics of the step, PARTS and 'rollout/tokens_sum' among them.
     """
     total = sum(row[name] for name in PARTS)
-    self.spent += total
-    return {'cost/total': total, 'cost/cumulative': self.spent}
+    self.state['cumulative_cost'] += total
+    self.state['cumulative_tokens'] += row['rollout/tokens_sum']
+    return {
+      'cost/total': total,
+      'cost/cumulative': self.state['cumulative_cost'],
+    }
 
   @property
-  def reached(self) -> bool:
-    """Whether the budget is spent: the step that crossed it was the last."""
-    return self._budget is not None and self.spent >= self._budget
+  def reached(self) -> str:
+    """The budget that is used up, such as 'total_cost', else ''.
+
+    The step that crossed it was the last.
+    """
+    for (name, budget), spent in zip(
+      self._budgets.items(), self.state.values()
+    ):
+      if budget is not None and spent >= budget:
+        return name
+    return ''

@@ -47,8 +47,6 @@ from meta_rl import (
 from meta_rl.compiled import CountedJit
 
 FLAGS = flags.FLAGS
-# Of the cost so far, beside the data iterator's state in a checkpoint.
-SPENT = 'cumulative_cost'
 
 
 def define_flags():
@@ -75,8 +73,9 @@ def define_flags():
 def train(config, folder: str, *, profile_steps: str = '') -> int:
   """Trains a policy by reinforcement until its steps or its cost are spent.
 
-  The last step is `config.total_steps`, or the first whose cumulative cost
-  (meta_rl/costs.py) reaches `config.total_cost`.
+  The last step is `config.total_steps`, or the first at which the cumulative
+  cost (meta_rl/costs.py) reaches `config.total_cost`, or the response tokens
+  that were sampled reach `config.total_tokens`.
 
   Args:
     config: of configs/, locked.
@@ -120,16 +119,18 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       setup_run.blank_params(config), optimizer, config.seed
     )
     restored = saver.restore_latest(parallel.put_state(blank))
-    first, meter = 0, costs.Meter(config.total_cost)
+    first, spent = 0, {}
     if restored is not None:
       first, state, data_state = restored
-      meter = costs.Meter(config.total_cost, data_state.pop(SPENT, 0.0))
+      # What was spent lies beside the state of the data iterator.
+      spent = {k: data_state.pop(k, 0.0) for k in costs.METER_STATE}
       problems.set_state(data_state)
       print(f'resuming after step {first} of {config.total_steps}')
     else:
       start = setup_run.start_params(config, folder)
       state = update.init_state(start, optimizer, config.seed)
     state = parallel.put_state(state)
+    meter = costs.Meter(config.total_cost, config.total_tokens, spent)
     base_params = None  # of the reference, where there is one
     if setup_run.has_reference(config):
       base_params = setup_run.reference_params(config, folder)
@@ -172,7 +173,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       metrics.check_finite(step, row, saver.latest_step())
       metrics.check_gap(step, row, config.max_log_prob_gap)
 
-      last = step == config.total_steps or meter.reached
+      last = step == config.total_steps or bool(meter.reached)
       if last or step % config.eval.every == 0:
         measured = held_out.measure(
           eval_calls, state.params, eval_batches, jax.random.key(config.seed)
@@ -194,12 +195,11 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       # Read once: a signal behind the save must not leave without one.
       leave = last or bool(stop)
       if leave or step % config.checkpoint.every == 0:
-        saved = data_state | {SPENT: meter.spent}
+        saved = data_state | meter.state
         saver.save(step, state, saved, row, wait=leave)
       if last and step < config.total_steps:
-        bar.say(
-          f'total_cost={config.total_cost:g} was reached after step {step}'
-        )
+        budget = meter.reached
+        bar.say(f'{budget}={config[budget]:,g} was reached after step {step}')
       if last:
         break
       if leave:

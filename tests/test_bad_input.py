@@ -86,6 +86,8 @@ SIZES = [
   ('mrt_rl', {'algorithm__alpha': -1.0}, 'alpha', '>= 0'),
   ('mrt', {'total_cost': 0.0}, 'total_cost=0.0', '> 0, or None'),
   ('sft', {'total_cost': 1.0}, 'total_cost=1.0', 'total_steps'),
+  ('mrt', {'total_tokens': -1.0}, 'total_tokens=-1.0', '> 0, or None'),
+  ('sft', {'total_tokens': 1.0}, 'total_tokens=1.0', 'total_steps'),
   *(
     ('mrt', {key.replace('.', '__'): 0}, f'{key}=0', 'allowed is >= 1')
     for key in check_config._COUNTS

@@ -106,6 +106,7 @@ def test_numbers_are_whole_beyond_one_batch():
       'stop_length must be >= 1',
     ),
     (lambda: costs.Meter(0.0), 'total_cost must be > 0'),
+    (lambda: costs.Meter(None, -1.0), 'total_tokens must be > 0'),
   ],
 )
 def test_what_cannot_be_counted_is_refused(call, message):
@@ -114,16 +115,19 @@ def test_what_cannot_be_counted_is_refused(call, message):
 
 
 def test_the_meter():
-  meter = costs.Meter(100.0)
+  meter = costs.Meter(100.0, 90.0)
   row = {'cost/generate': 10.0, 'cost/prove': 20.0, 'cost/train': 30.0}
+  row['rollout/tokens_sum'] = 40.0
   assert meter.add(row) == {'cost/total': 60.0, 'cost/cumulative': 60.0}
   assert not meter.reached
   assert meter.add(row) == {'cost/total': 60.0, 'cost/cumulative': 120.0}
-  assert meter.reached
+  assert meter.reached == 'total_cost'
+  assert meter.state == {'cumulative_cost': 120.0, 'cumulative_tokens': 80.0}
   # It goes on from a checkpoint, and 'reaches' is 'at least'.
-  assert not costs.Meter(121.0, 120.0).reached
-  assert costs.Meter(120.0, 120.0).reached
-  assert not costs.Meter(None, 1e12).reached
+  assert not costs.Meter(121.0, 81.0, meter.state).reached
+  assert costs.Meter(120.0, None, meter.state).reached == 'total_cost'
+  assert costs.Meter(None, 80.0, meter.state).reached == 'total_tokens'
+  assert not costs.Meter(state={'cumulative_cost': 1e12}).reached
 
 
 # ---- what the provers report is what they feed

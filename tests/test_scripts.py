@@ -154,9 +154,10 @@ def test_another_python_makes_another_environment(whole):
   assert 'disk' in refusal(make(whole, 'test', PYTHON=str(other)))
 
 
-PHASES = """\
--m meta_rl.train --config=configs/mrt_countdown.py --workdir=D/mrt
--m meta_rl.train --config=configs/grpo_countdown.py --workdir=D/grpo
+EQUAL = '--config.total_tokens=420000 --config.total_steps=60'
+PHASES = f"""\
+-m meta_rl.train --config=configs/mrt_countdown.py --workdir=D/mrt {EQUAL}
+-m meta_rl.train --config=configs/grpo_countdown.py --workdir=D/grpo {EQUAL}
 -m meta_rl.evaluate --workdir=D/mrt
 -m meta_rl.evaluate --workdir=D/grpo
 -m meta_rl.evaluate --config=configs/mrt_countdown.py --base --workdir=D/base

@@ -229,21 +229,25 @@ def test_cost_is_counted(trained):
     assert row['cost/train'] == 3 * (row['cost/generate'] + 12 * 7)
 
 
-def test_training_ends_when_its_cost_is_spent(
-  small, trained, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+  'budget, counted',
+  [('total_cost', 'cost/total'), ('total_tokens', 'rollout/tokens_sum')],
+)
+def test_training_ends_when_a_budget_is_spent(
+  small, trained, tmp_path, monkeypatch, budget, counted
 ):
-  spent = trained.rows[1]['cost/cumulative']
-  config = small.config('mrt', checkpoint__every=3, total_cost=spent)
+  spent = sum(row[counted] for row in trained.rows[:2])
+  config = small.config('mrt', checkpoint__every=3, **{budget: spent})
   folder = tmp_path / 'run'
   with monkeypatch.context() as patch:
     after_step(patch, 1, lambda _: signal.raise_signal(signal.SIGTERM))
     assert small.run(config, folder).code == signals.EXIT_INTERRUPTED
-  # The cost of step 1 is in its checkpoint.
+  # What step 1 spent is in its checkpoint.
   result = small.run(config, folder)
   assert result.code == signals.EXIT_OK
   assert [row['step'] for row in result.rows] == [1, 2]
   assert untimed(result.rows) == untimed(trained.rows[:2])
-  assert 'was reached after step 2' in result.err
+  assert f'{budget}={spent:,g} was reached after step 2' in result.err
   assert steps_of(folder)[-1] == 2
   # Reached is reached: nothing is trained any more.
   again = small.run(config, folder)
