@@ -35,7 +35,12 @@ METHODS = {
     'config': 'length_penalty_countdown',
     'overrides': _NO_PROVER,
   },
-  'mrt_rl': {'label': 'MRT-RL', 'config': 'mrt_rl_countdown'},
+  'mrt_rl': {
+    # J along a trace would be for the log: its own prefix is measured anyway.
+    'label': 'MRT-RL',
+    'config': 'mrt_rl_countdown',
+    'overrides': _NO_PROVER,
+  },
   'mrt_sampled': {
     'label': 'MRT, 4 branches',
     'short': 'MRT ×4',
@@ -218,10 +223,10 @@ def get_config(arg: str = '') -> ConfigDict:
   # In the order of their names. Forward tokens (meta_rl/costs.py) a cell. No
   # budget is extrapolated beyond 48 episodes, the most that the warm start saw.
   config.doses = {
-    'u03': _dose(0.3, '+ − ×, 4 episodes', 'hard', 4, 3.0e6, (2, 4)),
-    'u1': _dose(1.0, '+ − ×, 12 episodes', 'hard', 12, 4.0e6, (2, 4)),
-    'u2': _dose(2.0, '+ −, 8 episodes', '', 8, 4.0e6, (2, 4)),
-    'u4': _dose(4.0, '+ −, 15 episodes', '', 15, 4.0e6, (2, 3)),
+    'u03': _dose(0.3, '+ − ×, 4 episodes', 'hard', 4, 2.4e6, (2, 4)),
+    'u1': _dose(1.0, '+ − ×, 12 episodes', 'hard', 12, 2.4e6, (2, 4)),
+    'u2': _dose(2.0, '+ −, 8 episodes', '', 8, 2.4e6, (2, 4)),
+    'u4': _dose(4.0, '+ −, 15 episodes', '', 15, 2.4e6, (2, 3)),
   }
   config.methods = METHODS
   config.core = CORE

@@ -188,10 +188,6 @@ def sum_up(
     'accuracy_at_budget': found['accuracy_at_budget'],
     'learning': learning_curves(rows, starts),
     'problems': zlib.crc32(str(of_problem['cluster']).encode()),
-    'per_problem': {
-      name: of_problem[name]
-      for name in ('regret_token_weighted', 'accuracy', 'tokens')
-    },
   }
   for name in ('extrapolation', 'base_prover'):
     if name in found:
