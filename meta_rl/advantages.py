@@ -21,6 +21,7 @@ Array = jax.Array
 
 SCALES = ('std', 'none')
 KINDS = ('immediate', 'return_to_go')
+BASELINE_ROWS = ('reaching', 'continuing')
 
 
 def group_normalize(
@@ -248,6 +249,7 @@ def prover_baseline(
   *,
   ridge: float = 1e-3,
   min_rows: int = 16,
+  rows: str = 'reaching',
   axis_name: str | None = None,
   valid: Array | None = None,
 ) -> Array:
@@ -270,16 +272,19 @@ def prover_baseline(
     ridge: penalty on the squared slope, > 0; the intercept has none.
     min_rows: with fewer rows at a boundary the slope is 0: the mean of the
       other rows.
+    rows: 'reaching', or 'continuing': the baseline is fitted to, and given to,
+      the rows that go on from j alone (j < count). It is the mistake that is
+      spoken of above, kept as the control of an ablation.
     axis_name: mapped axis (shard_map, pmap, vmap) over which the rows are
       spread; the fit then takes in the rows of all of it.
     valid: bool[B], rows that take part; None: all. The others are in no fit.
 
   Returns:
-    f32[B,K+1]; 0 for j > count, for a row alone at its boundary, and for rows
-    that are not valid.
+    f32[B,K+1]; 0 for j > count, for a row alone at its boundary, for rows that
+    are not valid and, of 'continuing', at count.
 
   Raises:
-    ValueError: wrong shape or dtype, ridge <= 0, or min_rows < 1.
+    ValueError: wrong shape or dtype, ridge <= 0, min_rows < 1, or other rows.
   """
   dims = {}
   returns = masked.as_array('returns', returns, 'float[B,K+1]', dims)
@@ -287,8 +292,11 @@ def prover_baseline(
   count = masked.as_array('count', count, 'int[B]', dims)
   masked.check_range('ridge', ridge, above=0)
   masked.check_range('min_rows', min_rows, low=1)
+  masked.check_choice('rows', rows, BASELINE_ROWS)
 
-  reached = jnp.arange(dims['K'] + 1) <= count[:, None]
+  index = jnp.arange(dims['K'] + 1)
+  last = count if rows == 'reaching' else count - 1
+  reached = index <= last[:, None]
   if valid is not None:
     reached &= masked.as_array('valid', valid, 'bool[B]', dims)[:, None]
 

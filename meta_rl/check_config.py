@@ -80,6 +80,11 @@ def check(config: ml_collections.ConfigDict):
   It is called before anything is written or compiled, so that a config that is
   refused leaves nothing behind.
   """
+  if 'task' not in config:
+    raise ValueError(
+      'the config has no task: it is not of a training run (a study runs with '
+      'python -m meta_rl.study).'
+    )
   values = workdir.flatten(config.to_dict())
   check_numbers(values)
   check_sections(config)

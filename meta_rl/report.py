@@ -28,6 +28,7 @@ from meta_rl.headline import (
   level_of,
   reference_index,
 )
+from meta_rl.report_parts import document
 from meta_rl.report_traces import traces_section
 from meta_rl.runs import Run, read_runs, series
 
@@ -123,7 +124,7 @@ def build_report(
     traces_section(evaluated),
     page.details_section(runs, command),
   ]
-  text = page.document(title, ''.join(body))
+  text = document(title, ''.join(body))
   out.write_text(text, encoding='utf-8', errors='replace')
   return Report(out, images, headline_table(evals))
 

@@ -1,13 +1,10 @@
 """The sections of the report as HTML text.
 
-Every string that comes from a run passes through `escape`; what is written here
-by hand is the only markup of the page.
+Every string that comes from a run passes through `escape`
+(meta_rl/report_parts.py).
 """
 
-import html
-import json
 import math
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,16 +21,16 @@ from meta_rl.headline import (
   percent,
   reference_index,
 )
-from meta_rl.report_style import style_sheet
+from meta_rl.report_parts import charts as _charts
+from meta_rl.report_parts import details as _details
+from meta_rl.report_parts import escape
+from meta_rl.report_parts import note as _note
+from meta_rl.report_parts import pre as _pre
+from meta_rl.report_parts import pretty as _json
+from meta_rl.report_parts import section as _section
+from meta_rl.report_parts import table as _table
 from meta_rl.runs import Run
 from meta_rl.statistics import Interval
-
-PAPER = 'https://arxiv.org/abs/2503.07572'
-
-# Nothing may be loaded and nothing may run, whatever a trace holds.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-_CONTROL = re.compile('[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]')
-
 
 _WORDS = ('One', 'Two', 'Three', 'Four', 'Five', 'Six')
 
@@ -52,28 +49,6 @@ class Comparison(NamedTuple):
   b: str
   difference: Interval
   relative: Interval | None
-
-
-def escape(value: object) -> str:
-  """Returns any value as text that is safe in HTML and in attributes."""
-  return html.escape(_CONTROL.sub('\ufffd', str(value)), quote=True)
-
-
-def document(title: str, body: str) -> str:
-  """Returns the whole page."""
-  return (
-    '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-    f'<meta http-equiv="Content-Security-Policy" content="{escape(_POLICY)}">\n'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-    '<meta name="color-scheme" content="light dark">\n'
-    f'<title>{escape(title)}</title>\n<style>\n{style_sheet()}</style>\n'
-    f'</head>\n<body>\n<main>\n{body}</main>\n'
-    '<footer>\nWritten by <code>python -m meta_rl.report</code>. Progress,'
-    ' regret and the meta-prover are those of Qu, Yang, Setlur, Tunstall,'
-    ' Beeching, Salakhutdinov and Kumar,'
-    f' <a href="{PAPER}">Optimizing Test-Time Compute via Meta Reinforcement'
-    ' Fine-Tuning</a> (2025).\n</footer>\n</body>\n</html>\n'
-  )
 
 
 def top(title: str, runs: Sequence[Run], rows: Sequence[Headline]) -> str:
@@ -381,25 +356,6 @@ def _comparison(name, interval, relative, *, better='', worse=''):
   )
 
 
-def _charts(name, panels, *, small=False):
-  charts = []
-  size = plots.SMALL_PANEL if small else plots.PANEL
-  for i, panel in enumerate(panels):
-    ends = ', '.join(
-      f'{line.label} ends at {fixed(float(line.y[-1]), 3)}'
-      for line in panel.lines
-    )
-    svg = plots.to_svg(
-      plots.figure([panel], size=size),
-      prefix=f'{name}{i}',
-      description=_CONTROL.sub(
-        '\ufffd', f'{panel.title}: {panel.y_label} over {panel.x_label}; {ends}'
-      ),
-    )
-    charts.append(f'<figure>{svg}</figure>\n')
-  return ''.join(charts)
-
-
 def _key(run):
   """Returns a sample of the run's line, so that the table is the legend."""
   dashes = plots.DASHES[run.color % len(plots.DASHES)]
@@ -409,32 +365,3 @@ def _key(run):
     f' x2="25" y2="4" stroke="var(--s{run.color})" stroke-width="3"'
     f' stroke-dasharray="{dashes}"/></svg>'
   )
-
-
-def _section(title, content):
-  return f'<section>\n<h2>{escape(title)}</h2>\n{content}</section>\n'
-
-
-def _note(text, kind=''):
-  return f'<p class="note {kind}">{escape(text)}</p>\n'
-
-
-def _table(header, lines):
-  head = ''.join(f'<th scope="col">{escape(name)}</th>' for name in header)
-  return (
-    f'<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n'
-    + ''.join(lines)
-    + '</tbody>\n</table>\n'
-  )
-
-
-def _details(summary, content):
-  return f'<details><summary>{escape(summary)}</summary>\n{content}</details>\n'
-
-
-def _pre(text):
-  return f'<pre tabindex="0">{escape(text)}</pre>\n'
-
-
-def _json(value):
-  return json.dumps(value, indent=2, ensure_ascii=False, default=str)

@@ -85,6 +85,9 @@ td .detail {
   display: block; color: var(--muted); font-size: 13px; white-space: nowrap;
 }
 td .figure { white-space: nowrap; }
+.words :is(th, td) { text-align: left; }
+.words tbody th { font-weight: 400; }
+.words td .figure { white-space: normal; }
 .key { flex: none; width: 26px; height: 8px; align-self: center; }
 .charts {
   display: grid; gap: 26px 28px;

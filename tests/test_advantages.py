@@ -405,6 +405,19 @@ def test_prover_baseline_of_few_rows():
   np.testing.assert_allclose(got, [[4, 0], [3.5, 0], [1.5, 0]], atol=1e-6)
 
 
+def test_prover_baseline_of_continuing_rows():
+  # Boundary 0: rows 0 and 1 go on, each has the other's return; row 2 stops.
+  # Boundary 1: row 0 alone goes on.
+  returns = jnp.array([[1.0, 7.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+  count = jnp.array([2, 1, 0], jnp.int32)
+  got = advantages.prover_baseline(
+    returns, jnp.full((3, 3), 0.5), count, rows='continuing'
+  )
+  np.testing.assert_allclose(got, [[2, 0, 0], [1, 0, 0], [0, 0, 0]], atol=1e-6)
+  with pytest.raises(ValueError, match='rows must be one of'):
+    advantages.prover_baseline(returns, returns, count, rows='all')
+
+
 def test_prover_baseline_over_devices_is_the_whole_batch():
   batch = _batch()
   whole = _baseline(*batch)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from meta_rl import advantages
 from meta_rl.algorithms import CREDITS, Measured, mrt, outcome
 from meta_rl.algorithms.base import spread
 from meta_rl.types import Episodes
@@ -107,7 +106,8 @@ def test_decay_judges_an_episode_by_where_it_led():
 
 
 @pytest.mark.parametrize(
-  'options', [{'credit': 'immediate'}, {'baseline': 'none'}]
+  'options',
+  [{'credit': 'immediate'}, {'baseline': 'none'}, {'baseline': 'continuing'}],
 )
 def test_decay_without_a_critic_is_refused(options):
   with pytest.raises(ValueError, match=r'decay=0\.5 needs'):
@@ -307,13 +307,18 @@ def test_stopping_early_is_learned():
   gradient = 0.5 * first[on].sum() - 0.5 * first[~on].sum()
   assert gradient == pytest.approx(16 * gain / 7, rel=1e-5)
   # A baseline fitted on and subtracted from those alone who went on: nothing
-  # is left to learn from.
-  returns = advantages.prover_baseline(
-    jnp.asarray([[gain, 0.0]] * 4),
-    jnp.asarray(success[:4], jnp.float32),
-    jnp.asarray(count[:4]),
+  # is left to learn from, and stopping gets exactly 0.
+  found = mrt(
+    traces,
+    LENGTH,
+    group_size=8,
+    horizon=10,
+    outcome_mass=1.0,
+    baseline='continuing',
   )
-  assert 4 * 0.5 * (gain - returns[0, 0]) == pytest.approx(0, abs=1e-6)
+  first = np.asarray(found[:, 2])
+  np.testing.assert_array_equal(first[~on], 0)
+  assert 0.5 * first[on].sum() == pytest.approx(0, abs=1e-6)
 
 
 def test_spread_by_hand():

@@ -20,12 +20,13 @@ LAYERS = [
   'models cache scoring decode rollout probes prover prover_gradient '
   'continuations algorithms update value',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
-  'answers statistics eval_figures study_statistics signals workdir files '
-  'leaves chat profiler rewards external',
+  'answers statistics eval_figures study_statistics gradient_variance '
+  'signals workdir files leaves chat profiler rewards external',
   'steps compiled dynamic_sampling',
   'setup_run setup_own check_config command_line held_out evaluate plots '
-  'headline runs report report_page report_style report_traces',
-  'train sft study plan export generate',
+  'headline runs report report_page report_style report_traces report_parts',
+  'train sft study study_cells study_cell study_results study_tables '
+  'study_page study_report study_variance plan export generate',
 ]
 LAYERS = [row.split() for row in LAYERS]
 PURE = LAYERS[1]

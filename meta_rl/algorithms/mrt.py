@@ -13,7 +13,7 @@ from meta_rl.algorithms.outcome import outcome
 from meta_rl.types import Array
 
 CREDITS = ('token_weighted', 'return_to_go', 'immediate')
-BASELINES = ('prover', 'none')
+BASELINES = ('prover', 'continuing', 'none')
 
 
 def mrt(
@@ -69,7 +69,9 @@ def mrt(
     outcome_mass: rho in [0, 1], share of the budget prior on the full budget;
       of 'token_weighted' alone ('return_to_go' is rho = 1).
     price: lambda >= 0, of a horizon of tokens; of 'token_weighted' alone.
-    baseline: 'prover' (`advantages.prover_baseline`) or 'none'.
+    baseline: 'prover' (`advantages.prover_baseline`), 'continuing' (that of
+      the traces that go on alone, an ablation: stopping earns nothing) or
+      'none'.
     decay: of later episodes' surprises, in [0, 1]; below 1 needs the baseline.
     axis_name: of a mapped data axis; the baseline is then fitted on all rows.
 
@@ -89,7 +91,7 @@ def mrt(
       f"price={price} is of credit='token_weighted' alone, where it is weighed "
       f'against progress: set price=0 with credit={credit!r}.'
     )
-  if decay != 1 and (credit == 'immediate' or baseline == 'none'):
+  if decay != 1 and (credit == 'immediate' or baseline != 'prover'):
     raise ValueError(
       f"decay={decay} needs baseline='prover' and a credit that looks ahead "
       f"('token_weighted' or 'return_to_go'): set decay=1 with "
@@ -125,9 +127,14 @@ def mrt(
     horizon=horizon,
   )
   base = jnp.zeros_like(returns)
-  if baseline == 'prover':
+  if baseline != 'none':
     base = advantages.prover_baseline(
-      returns, success, count, axis_name=axis_name, valid=measured.valid
+      returns,
+      success,
+      count,
+      rows='reaching' if baseline == 'prover' else baseline,
+      axis_name=axis_name,
+      valid=measured.valid,
     )
   earned = scale * advantages.bootstrapped(returns, base, count, decay=decay)
   credited = spread(

@@ -1,0 +1,107 @@
+"""Building blocks of the HTML pages: text that is safe, sections, charts.
+
+Every string that comes from a run passes through `escape`; what is written here
+by hand is the only markup of the page.
+"""
+
+import html
+import json
+import re
+from collections.abc import Sequence
+
+from meta_rl import plots
+from meta_rl.headline import fixed
+from meta_rl.report_style import style_sheet
+
+PAPER = 'https://arxiv.org/abs/2503.07572'
+
+# Nothing may be loaded and nothing may run, whatever a trace holds.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_CONTROL = re.compile('[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]')
+
+
+def escape(value: object) -> str:
+  """Returns any value as text that is safe in HTML and in attributes."""
+  return html.escape(_CONTROL.sub('\ufffd', str(value)), quote=True)
+
+
+def document(
+  title: str, body: str, *, command: str = 'python -m meta_rl.report'
+) -> str:
+  """Returns the whole page.
+
+  Args:
+    title: of the window.
+    body: HTML.
+    command: that the footer names as its writer.
+  """
+  return (
+    '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+    f'<meta http-equiv="Content-Security-Policy" content="{escape(_POLICY)}">\n'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+    '<meta name="color-scheme" content="light dark">\n'
+    f'<title>{escape(title)}</title>\n<style>\n{style_sheet()}</style>\n'
+    f'</head>\n<body>\n<main>\n{body}</main>\n'
+    f'<footer>\nWritten by <code>{escape(command)}</code>. Progress,'
+    ' regret and the meta-prover are those of Qu, Yang, Setlur, Tunstall,'
+    ' Beeching, Salakhutdinov and Kumar,'
+    f' <a href="{PAPER}">Optimizing Test-Time Compute via Meta Reinforcement'
+    ' Fine-Tuning</a> (2025).\n</footer>\n</body>\n</html>\n'
+  )
+
+
+def charts(
+  name: str, panels: Sequence[plots.Panel], *, small: bool = False
+) -> str:
+  """Returns each panel as a figure; `name`, of its ids, is the page's alone."""
+  figures = []
+  size = plots.SMALL_PANEL if small else plots.PANEL
+  for i, panel in enumerate(panels):
+    ends = ', '.join(
+      f'{line.label} ends at {fixed(float(line.y[-1]), 3)}'
+      for line in panel.lines
+    )
+    svg = plots.to_svg(
+      plots.figure([panel], size=size),
+      prefix=f'{name}{i}',
+      description=_CONTROL.sub(
+        '\ufffd', f'{panel.title}: {panel.y_label} over {panel.x_label}; {ends}'
+      ),
+    )
+    figures.append(f'<figure>{svg}</figure>\n')
+  return ''.join(figures)
+
+
+def section(title: str, content: str) -> str:
+  """Returns a section with its headline; the content is HTML."""
+  return f'<section>\n<h2>{escape(title)}</h2>\n{content}</section>\n'
+
+
+def note(text: str, kind: str = '') -> str:
+  """Returns a paragraph of plain text."""
+  return f'<p class="note {kind}">{escape(text)}</p>\n'
+
+
+def table(header: Sequence[str], lines: Sequence[str]) -> str:
+  """Returns a table; each line is the HTML of one row."""
+  head = ''.join(f'<th scope="col">{escape(name)}</th>' for name in header)
+  return (
+    f'<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n'
+    + ''.join(lines)
+    + '</tbody>\n</table>\n'
+  )
+
+
+def details(summary: str, content: str) -> str:
+  """Returns content, HTML, that opens on a click."""
+  return f'<details><summary>{escape(summary)}</summary>\n{content}</details>\n'
+
+
+def pre(text: str) -> str:
+  """Returns plain text as it is."""
+  return f'<pre tabindex="0">{escape(text)}</pre>\n'
+
+
+def pretty(value: object) -> str:
+  """Returns a value as indented JSON."""
+  return json.dumps(value, indent=2, ensure_ascii=False, default=str)

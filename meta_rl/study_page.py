@@ -1,0 +1,532 @@
+"""The page of a study: one self-contained HTML file in the report's style."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from meta_rl import plots, study_results, study_tables
+from meta_rl import study_statistics as stats
+from meta_rl.headline import NONE, fixed
+from meta_rl.report_parts import (
+  charts,
+  details,
+  document,
+  escape,
+  note,
+  pre,
+  pretty,
+  section,
+  table,
+)
+from meta_rl.study_results import FIGURES, Results
+
+POINTS = 60  # of a curve's grid
+# Colours of methods outside the core, which stand beside reference and hero.
+_FREE = (3, 4, 5, 0)
+
+
+def page(results: Results, summary: Mapping, command: str) -> str:
+  """Returns the whole page.
+
+  Args:
+    results: what lies in the study's folder.
+    summary: of `study_report.summarize`.
+    command: what the reader types to go on; '' for none.
+  """
+  study = results.study
+  body = [
+    top(results),
+    predictions_section(results),
+    doses_section(results),
+    *(dose_section(results, dose) for dose in sorted(study.doses)),
+    variance_section(results),
+    missing_section(results),
+    made_section(results, summary, command),
+  ]
+  return document(study.name, ''.join(body), command='python -m meta_rl.study')
+
+
+def colors(study) -> dict[str, int]:
+  """Returns each method's palette index: base, reference, hero, the others."""
+  first = [study.base, study.reference, study.hero]
+  first += [m for m in study.core if m not in first]
+  found = {m: i % len(plots.LIGHT) for i, m in enumerate(first)}
+  rest = [m for m in study.rest if m not in found]
+  return found | {m: _FREE[i % len(_FREE)] for i, m in enumerate(rest)}
+
+
+def groups(study) -> list[tuple[str, ...]]:
+  """Returns the methods that are drawn together, no colour twice.
+
+  The core, and the others in fours beside what they are compared with.
+  """
+  beside = study.reference, study.hero
+  rest = [m for m in study.rest if m not in (study.base, *beside)]
+  size = len(_FREE)
+  return [
+    tuple(study.core),
+    *((*beside, *rest[i : i + size]) for i in range(0, len(rest), size)),
+  ]
+
+
+def short(study, method: str) -> str:
+  """Returns a method's name for the end of a line."""
+  return study.methods[method].get('short', study.methods[method].label)
+
+
+def shown(results: Results, dose: str, methods: Sequence[str]) -> list[str]:
+  """Returns the methods that a dose has results of."""
+  return [method for method in methods if results.of(dose, method)]
+
+
+def top(results: Results) -> str:
+  """Returns the page's head: what was asked, and the answer dose by dose."""
+  study = results.study
+  hero, reference = (
+    study.methods[name].label for name in (study.hero, study.reference)
+  )
+  tiles = []
+  for dose in sorted(study.doses):
+    found = study_results.difference(
+      results.of(dose, study.hero), results.of(dose, study.reference), 'regret'
+    )
+    if found is None:
+      continue
+    interval = found.difference
+    detail = study_tables.seeds_text(found.seeds)
+    if math.isfinite(interval.low):
+      detail = (
+        f'95% interval {fixed(interval.low, 4)} to {fixed(interval.high, 4)}, '
+        f'{detail}'
+      )
+    tiles.append(
+      f'<div class="tile t2"><dt>{escape(study.doses[dose].label)}</dt>'
+      f'<dd class="figure">{escape(fixed(interval.mean, 4))}</dd>'
+      f'<dd class="detail">{escape(detail)}</dd></div>\n'
+    )
+  total = len(results.cells) + len(results.failures) + len(results.missing)
+  lead = (
+    f'{len(results.cells)} of {total} cells are done. A cell is one training '
+    'run and its evaluation; all methods of a dose may spend the same cost in '
+    'training. Regret is how far the chance of a right answer stays below 1, '
+    'averaged over the thinking budget. '
+  )
+  lead += (
+    f'Below: regret of {hero} minus regret of {reference}, paired by seed; '
+    f'below 0, {hero} is better.'
+    if tiles
+    else f'{hero} and {reference} were not run with equal seeds yet.'
+  )
+  tiles = f'<dl class="tiles">\n{"".join(tiles)}</dl>\n' if tiles else ''
+  return (
+    '<header class="top">\n<p class="kicker">meta_rl · study</p>\n'
+    f'<h1>{escape(study.name)}</h1>\n'
+    f'<p class="lead">{escape(lead)}</p>\n{tiles}</header>\n'
+  )
+
+
+def predictions_section(results: Results) -> str:
+  """Returns what was predicted before the seeds were run, and what came."""
+  study, lines = results.study, []
+  for entry in study.predictions.values():
+    found = study_results.outcome(results, entry)
+    figure = FIGURES[entry.figure]
+    a, b = (study.methods[m].label for m in (entry.method, entry.against))
+    than = ''
+    if 'than_dose' in entry:
+      than = f', less the same at u = {study.doses[entry.than_dose].u:g}'
+    if found is None:
+      measured = NONE
+    else:
+      measured = (
+        study_tables.interval_text(found.difference, figure.digits)
+        + f', {study_tables.seeds_text(found.seeds)}'
+      )
+    expected = {'none': 'no difference'}.get(entry.expect, entry.expect)
+    lines.append(
+      _row(
+        {
+          'prediction': entry.text,
+          'compared': f'{figure.title}: {a} − {b}{than}',
+          'predicted': expected,
+          'measured': measured,
+          'outcome': study_results.reading(found, entry.expect),
+        }
+      )
+    )
+  if not lines:
+    return ''
+  header = ['prediction', 'compared', 'predicted', 'measured', 'outcome']
+  text = note(
+    'Written down before any seed was run. A prediction of no difference comes'
+    ' true if the interval holds 0, which few seeds make easy: look at its'
+    ' width.'
+  )
+  # Words, not figures: to the left.
+  words = f'<div class="words">{table(header, lines)}</div>\n'
+  return section('Predictions', text + words)
+
+
+def doses_section(results: Results) -> str:
+  """Returns the differences to the reference against the dose."""
+  study, panels = results.study, []
+  name = study.methods[study.reference].label
+  for figure, y_label in (('regret', 'regret'), ('accuracy', 'accuracy')):
+    lines = dose_lines(results, figure)
+    if lines:
+      panels.append(
+        plots.Panel(
+          f'{y_label.capitalize()} minus that of {name}',
+          'u, successes expected within the budget',
+          f'difference of {y_label}',
+          lines,
+          level=0.0,
+          level_label=name,
+        )
+      )
+  if not panels:
+    return ''
+  text = note(
+    f'At equal training cost: below 0 a method has less regret than {name}, '
+    'above 0 more accuracy at the full budget. Bands: 95% intervals of the '
+    "paired difference, Student's t over seeds, where there are two seeds."
+  )
+  return section(
+    'Against the dose', text + _charts_div(charts('doses', panels))
+  )
+
+
+def dose_lines(results: Results, figure: str) -> list[plots.Line]:
+  """Returns a figure minus the reference's against the dose, of the core."""
+  study, lines = results.study, []
+  palette = colors(study)
+  for method in study.core:
+    if method in (study.base, study.reference):
+      continue
+    points = []
+    for dose in sorted(study.doses):
+      found = study_results.difference(
+        results.of(dose, method), results.of(dose, study.reference), figure
+      )
+      if found is not None:
+        points.append((study.doses[dose].u, *found.difference))
+    if points:
+      x, mean, low, high = np.array(sorted(points)).T
+      band = np.isfinite(low).any()
+      lines.append(
+        plots.Line(
+          short(study, method),
+          palette[method],
+          x,
+          mean,
+          low=low if band else None,
+          high=high if band else None,
+        )
+      )
+  return lines
+
+
+def dose_section(results: Results, dose: str) -> str:
+  """Returns the tables and curves of one dose."""
+  study = results.study
+  entry = study.doses[dose]
+  methods = shown(results, dose, (*study.core, *study.rest))
+  if not methods:
+    return section(entry.label, note('No cell of this dose is done.'))
+  palette = colors(study)
+  cells = [cell for m in methods for cell in results.of(dose, m).values()]
+  problems = max(cell['num_problems'] for cell in cells)
+
+  def rows(make):
+    made = [make(results, dose, method) for method in methods]
+    lines = [_row(row, palette[m]) for row, m in zip(made, methods)]
+    return table(list(made[0]), lines)
+
+  parts = [
+    note(
+      f'{entry.total_cost:,.0f} forward tokens of training a cell '
+      f'({problems:,} test problems, the same in all). Square brackets: 95% '
+      'intervals over seeds. The step that reaches the cost is the last one: a '
+      'cell spends a little more.'
+    ),
+    rows(study_tables.main_row),
+  ]
+  place, drawn = sorted(study.doses).index(dose), []
+  for g, group in enumerate(groups(study)):
+    some = shown(results, dose, group)
+    # A group of others is drawn if it holds more than what they stand beside.
+    if not g or not set(some) <= {study.reference, study.hero}:
+      panels = dose_panels(results, dose, some)
+      drawn.append(_charts_div(charts(f'd{place}g{g}p', panels)))
+  parts += [
+    drawn[0],
+    '<h3>Stopping, the base prover, cost</h3>\n',
+    rows(study_tables.more_row),
+    kept_tables(results, dose, methods, palette),
+    learning_tables(results, dose, palette),
+  ]
+  if drawn[1:]:
+    parts.append(details('Curves of the other methods', ''.join(drawn[1:])))
+  return section(entry.label, ''.join(parts))
+
+
+def dose_panels(results, dose, methods) -> list[plots.Panel]:
+  """Returns the charts of a dose for some methods."""
+  panels = [
+    (
+      'Accuracy when stopped at a budget',
+      'thinking tokens',
+      'success probability J',
+      lambda cells: _accuracy(cells, 'budgets', lambda c: c),
+    ),
+    (
+      'Kept thinking beyond the budget',
+      'thinking tokens',
+      'success probability J',
+      lambda cells: _accuracy(
+        cells, 'budgets', lambda c: c.get('extrapolation')
+      ),
+    ),
+    (
+      'Held-out regret against training cost',
+      'forward tokens',
+      'regret',
+      lambda cells: _learning(cells, 'cost'),
+    ),
+    (
+      'Held-out regret against training time',
+      'seconds of training steps',
+      'regret',
+      lambda cells: _learning(cells, 'seconds'),
+    ),
+  ]
+  drawn = []
+  for title, x_label, y_label, make in panels:
+    lines = _lines(results, dose, methods, make)
+    if lines:
+      drawn.append(plots.Panel(title, x_label, y_label, lines))
+  return drawn
+
+
+def _lines(results, dose, methods, make):
+  study, lines = results.study, []
+  palette = colors(study)
+  for method in methods:
+    found = make(results.of(dose, method))
+    if found is None:
+      continue
+    grid, mean, low, high = (np.asarray(x, float) for x in found)
+    keep = np.isfinite(mean)
+    if not keep.any():
+      continue
+    band = np.isfinite(low[keep]).all()
+    lines.append(
+      plots.Line(
+        short(study, method),
+        palette[method],
+        grid[keep],
+        mean[keep],
+        low=low[keep] if band else None,
+        high=high[keep] if band else None,
+      )
+    )
+  return lines
+
+
+def _accuracy(cells, x, part):
+  curves = [
+    (found[x], found['accuracy_at_budget'])
+    for found in map(part, cells.values())
+    if found
+  ]
+  if not curves:
+    return None
+  grid = curves[0][0]
+  return grid, *stats.mean_curve(curves, grid)
+
+
+def _learning(cells, x):
+  points = [cell['learning']['held_out'][x] for cell in cells.values()]
+  points = [p for p in points if p]
+  if not points:
+    return None
+  low, high = max(p[0] for p in points), min(p[-1] for p in points)
+  if low > high:
+    return None
+  grid = np.linspace(low, high, POINTS)
+  return grid, *study_results.learning_curve(cells, x, 'regret', grid)
+
+
+def learning_tables(results: Results, dose: str, palette) -> str:
+  """Returns held-out regret at equal cost, and at equal time, as two tables."""
+  parts = []
+  for x, title in (
+    ('cost', 'Held-out regret at equal training cost'),
+    ('seconds', 'Held-out regret at equal time'),
+  ):
+    rows = study_tables.learning_rows(results, dose, x)
+    if rows:
+      header = list(next(iter(rows.values())))
+      lines = [_row(row, palette[method]) for method, row in rows.items()]
+      parts.append(f'<h3>{escape(title)}</h3>\n{table(header, lines)}')
+  if not parts:
+    return ''
+  text = (
+    'Measured on validation problems during training, read off between '
+    'measurements by straight lines, up to where every run of this dose got; – '
+    'where no seed was measured so early. Seconds are those of training steps '
+    'alone, without compiling.'
+  )
+  cells = [cell for key, cell in results.cells.items() if key.dose == dose]
+  machines = {cell['machine'] for cell in cells if cell['train']}
+  if len(machines) > 1:
+    text += (
+      f' They come from {len(machines)} different machines, named below, and do'
+      ' not compare.'
+    )
+  return ''.join(parts) + note(text, 'small')
+
+
+def kept_tables(results: Results, dose: str, methods, palette) -> str:
+  """Returns what comes of thinking kept going beyond the training budget."""
+  cells = [c for m in methods for c in results.of(dose, m).values()]
+  cells = [cell for cell in cells if cell.get('extrapolation')]
+  if not cells:
+    return ''
+  sizes = sorted({cell['extrapolation']['num_problems'] for cell in cells})
+  parts = [
+    '<h3>Kept thinking beyond the training budget</h3>\n',
+    note(
+      'Budget forcing: the end of thinking is suppressed up to the multiple of '
+      'the budget, 1× included, over which regret is averaged. '
+      f'{", ".join(f"{n:,}" for n in sizes)} test problems.',
+      'small',
+    ),
+  ]
+  for figure, (_, title, _) in study_results.KEPT.items():
+    rows = {
+      method: study_tables.kept_row(results, dose, method, figure)
+      for method in methods
+    }
+    lines = [_row(row, palette[method]) for method, row in rows.items()]
+    header = list(next(iter(rows.values())))
+    title = escape(title.capitalize())
+    parts.append(f'<h4>{title}</h4>\n{table(header, lines)}')
+  return ''.join(parts)
+
+
+def variance_section(results: Results) -> str:
+  """Returns the variance of the gradient by number of branches."""
+  if not results.variance:
+    return ''
+  parts = [
+    note(
+      'On the base policy and on one batch of traces a draw, the variance of '
+      'the policy gradient, summed over all parameters: the part between '
+      'batches of traces, and the part that the prover adds on given traces '
+      '(law of total variance). At equal cost: times the cost of one batch, '
+      'relative to the exact prover; what many cheap batches would average to.'
+    )
+  ]
+  for dose, found in results.variance.items():
+    rows = []
+    exact = next(r for r in found['rows'] if r['prover'] == 'exact')
+    for row in found['rows']:
+      rows.append(
+        _row(
+          {
+            'prover': row['prover'],
+            'between traces': f'{row["between"]:.3g}',
+            'of the prover': f'{row["within"]:.3g}',
+            'total': f'{row["total"]:.3g}',
+            'share of the prover': _ratio(row['within'], row['total']),
+            'cost of a batch': fixed(row['cost'], 0),
+            'total at equal cost': _ratio(
+              row['total'] * row['cost'], exact['total'] * exact['cost']
+            ),
+          }
+        )
+      )
+    header = [
+      'prover', 'between traces', 'of the prover', 'total',
+      'share of the prover', 'cost of a batch', 'total at equal cost',
+    ]  # fmt: skip
+    label = results.study.doses[dose].label
+    sizes = f'{found["batches"]} batches of traces, {found["draws"]} draws each'
+    parts.append(
+      f'<h3>{escape(label)}</h3>\n{table(header, rows)}' + note(sizes, 'small')
+    )
+  return section('Variance of the gradient', ''.join(parts))
+
+
+def _ratio(top, bottom):
+  """Returns a ratio as text; – to a variance whose estimate is not above 0."""
+  return fixed(top / bottom, 2) if bottom > 0 else NONE
+
+
+def missing_section(results: Results) -> str:
+  """Returns the cells that failed or were not run, by name."""
+  items = [
+    f'{key.path} failed: {failure["error"]}'
+    for key, failure in results.failures.items()
+  ]
+  groups = {}
+  for key in results.missing:
+    groups.setdefault((key.dose, key.method), []).append(str(key.seed))
+  items += [
+    f'{dose}/{method} was not run with seed {", ".join(seeds)}'
+    for (dose, method), seeds in groups.items()
+  ]
+  if not items:
+    return section('What was not run', note('Nothing: every cell is done.'))
+  listed = ''.join(f'<li>{escape(item)}</li>\n' for item in items)
+  return section('What was not run', f'<ul class="notes">{listed}</ul>\n')
+
+
+def made_section(results: Results, summary: Mapping, command: str) -> str:
+  """Returns how the page was made: command, machines, settings."""
+  parts = []
+  if command:
+    parts.append(details('Command', pre(command)))
+  machines = '\n'.join(summary['machines']) or 'no cell is done'
+  parts.append(details('Machines', pre(machines)))
+  parts.append(details('The study', pre(pretty(results.study.to_dict()))))
+  return section('How this was made', ''.join(parts))
+
+
+def _row(columns: Mapping[str, str], color: int | None = None) -> str:
+  """Returns one row of a table; the first column is its name.
+
+  '0.3 [0.2, 0.4]' becomes a figure with its interval below.
+  """
+  (_, name), *rest = columns.items()
+  key = '' if color is None else _key(color)
+  cells = [
+    f'<th scope="row"><span class="policy">{key}<span>{escape(name)}</span>'
+    '</span></th>'
+  ]
+  for label, text in rest:
+    figure, space, detail = text.partition(' [')
+    detail = (
+      f'<span class="detail">{escape("[" + detail)}</span>' if space else ''
+    )
+    cells.append(
+      f'<td data-label="{escape(label)}"><span><span class="figure">'
+      f'{escape(figure)}</span>{detail}</span></td>'
+    )
+  return '<tr>' + ''.join(cells) + '</tr>\n'
+
+
+def _key(color):
+  dashes = plots.DASHES[color % len(plots.DASHES)]
+  dashes = ' '.join(str(2 * d) for d in dashes) if dashes else 'none'
+  return (
+    '<svg class="key" viewBox="0 0 26 8" aria-hidden="true"><line x1="1" y1="4"'
+    f' x2="25" y2="4" stroke="var(--s{color})" stroke-width="3"'
+    f' stroke-dasharray="{dashes}"/></svg>'
+  )
+
+
+def _charts_div(text):
+  return f'<div class="charts">{text}</div>\n' if text else ''

@@ -1,0 +1,334 @@
+"""Tests of meta_rl.study_cells: which cells there are, and what each trains."""
+
+import json
+
+import pytest
+
+from meta_rl import env, study_cells, workdir
+from meta_rl.configs import study_countdown
+from meta_rl.study_cells import Key
+
+
+@pytest.fixture
+def study():
+  return study_countdown.get_config('tiny')
+
+
+# ---- which there are
+
+
+def test_the_core_comes_first_round_by_round():
+  whole = study_countdown.get_config()
+  keys = study_cells.keys(whole)
+  assert len(set(keys)) == len(keys)
+  # 4 doses: the base once, 5 methods of the core and 2 more with 5 seeds, the
+  # others with 3.
+  others = len(whole.rest) - 2
+  assert len(keys) == 4 * (1 + 5 * 5 + 2 * 5 + others * 3)
+  first = keys[: 4 * 6]
+  assert {key.seed for key in first} == {0}
+  assert [key.path for key in first[:7]] == [
+    'u03/base/0',
+    'u03/grpo/0',
+    'u03/length_penalty/0',
+    'u03/mrt_rl/0',
+    'u03/mrt_sampled/0',
+    'u03/mrt_exact/0',
+    'u1/base/0',
+  ]
+  # Then the second seed, without the base, and the rest at last.
+  assert keys[24] == Key('u03', 'grpo', 1)
+  assert {key.method for key in keys[4 + 4 * 25 :]} == set(whole.rest)
+
+
+def test_names_of_a_key():
+  key = Key('u4', 'mrt_exact', 3)
+  assert key.path == 'u4/mrt_exact/3'
+  assert key.name == 'u4_mrt_exact_3'
+
+
+@pytest.mark.parametrize(
+  'only, wanted',
+  [
+    ('', {(m, s) for m in 'ab' for s in (0, 1)}),
+    ('x', {(m, s) for m in 'ab' for s in (0, 1)}),
+    ('x/a', {('a', 0), ('a', 1)}),
+    ('*/*/1', {('a', 1), ('b', 1)}),
+    ('x/a/0, x/b/1', {('a', 0), ('b', 1)}),
+    ('?/[b-z]/*', {('b', 0), ('b', 1)}),
+  ],
+)
+def test_select(only, wanted):
+  keys = [Key('x', m, s) for s in (0, 1) for m in 'ab']
+  chosen = study_cells.select(keys, only)
+  assert {key[1:] for key in chosen} == wanted
+  # The order of the study, not of the patterns.
+  assert chosen == [key for key in keys if key in chosen]
+
+
+@pytest.mark.parametrize('only', ['y', 'x/c', 'x/a/7', 'x/a/0/0', 'x,x/c'])
+def test_a_pattern_that_matches_nothing(only):
+  keys = [Key('x', m, s) for s in (0, 1) for m in 'ab']
+  with pytest.raises(ValueError, match='matches no cell: give .*a, b and a se'):
+    study_cells.select(keys, only)
+
+
+# ---- studies that do not fit together
+
+
+def test_the_shipped_studies_fit():
+  for arg in ('', 'tiny'):
+    study_cells.check(study_countdown.get_config(arg))
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    ({'core': ('base', 'grpo')}, 'list every method once'),
+    ({'rest': ('grpo',)}, 'list every method once'),
+    ({'hero': 'ppo'}, "hero='ppo': allowed are base"),
+    ({'base': 'grpo'}, "base='grpo' is trained"),
+    ({'variance.method': 'x'}, "variance.method='x'"),
+    ({'predictions.p1.dose': 'u9'}, "predictions.p1.dose='u9'.*tiny"),
+    ({'predictions.p1.expect': 'more'}, 'lower, higher, none'),
+  ],
+)
+def test_a_study_that_does_not_fit_together(study, change, message):
+  study.update_from_flattened_dict(change)
+  with pytest.raises(ValueError, match=message):
+    study_cells.check(study)
+
+
+def test_wrong_entries_are_refused(study):
+  study.methods.grpo.seed = 3
+  with pytest.raises(ValueError, match=r"methods.grpo has .*\['seed'\]"):
+    study_cells.check(study)
+  del study.methods.grpo.seed, study.methods.grpo.config
+  with pytest.raises(ValueError, match=r"\['config'\].*must be there"):
+    study_cells.check(study)
+  study = study_countdown.get_config('tiny')
+  study.methods['x_grpo'] = study.methods.grpo
+  study.core = (*study.core, 'x_grpo')
+  study.doses['tiny_x'] = study.doses.tiny
+  with pytest.raises(
+    ValueError, match='tiny/x_grpo and tiny_x/grpo would share their files'
+  ):
+    study_cells.check(study)
+  study = study_countdown.get_config('tiny')
+  study.doses['a/b'] = study.doses.tiny
+  with pytest.raises(ValueError, match="the name 'a/b'"):
+    study_cells.check(study)
+  with pytest.raises(ValueError, match='it is no study'):
+    study_cells.check(study_cells.load_config('mrt_countdown', 'tiny'))
+  study = study_countdown.get_config('tiny')
+  del study.seeds.rest
+  with pytest.raises(ValueError, match=r'seeds\.rest is not given'):
+    study_cells.check(study)
+  del study.seeds, study.hero
+  with pytest.raises(ValueError, match='the study lacks hero, seeds: start'):
+    study_cells.check(study)
+  study = study_countdown.get_config('tiny')
+  del study.predictions.p1.text
+  with pytest.raises(ValueError, match='predictions.p1 has the keys'):
+    study_cells.check(study)
+
+
+# ---- what each trains
+
+
+def test_a_cell_differs_from_its_config_where_the_study_says(study):
+  study.methods.mrt_exact.overrides = {'algorithm': {'price': 0.5}}
+  study.overrides.eval.every = 3
+  config = study_cells.cell_config(study, 'tiny', 'mrt_exact')
+  plain = study_cells.load_config('mrt_countdown', 'tiny')
+  assert workdir.difference(plain.to_dict(), config.to_dict()) == {
+    'algorithm.price': (0.0, 0.5),
+    'eval.every': (2, 3),
+    'task.high': (14, 8),
+    'total_cost': (None, 5500.0),
+  }
+  with pytest.raises((AttributeError, KeyError)):
+    config.optimizer.lr = 1.0
+
+
+def test_the_method_has_the_last_word(study):
+  study.doses.tiny.overrides = {'prover': {'num_branches': 2}}
+  study.methods.mrt_exact.overrides = {'prover': {'num_branches': 3}}
+  config = study_cells.cell_config(study, 'tiny', 'mrt_exact')
+  assert config.prover.num_branches == 3
+  config = study_cells.cell_config(study, 'tiny', 'grpo')
+  assert config.prover.num_branches == 2
+
+
+def test_arguments_are_joined(study):
+  study.methods.grpo.arg = 'dr'
+  config = study_cells.cell_config(study, 'tiny', 'grpo')
+  assert config.name == 'Dr. GRPO'
+  assert config.model.num_layers == 1
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    (
+      {'methods.grpo.config': 'grpo_cuontdown'},
+      "cell tiny/grpo: no config 'grpo_cuontdown': give the path",
+    ),
+    ({'doses.tiny.arg': 'tinny'}, 'cell tiny/grpo: unknown argument .*tinny'),
+    (
+      {'methods.grpo.overrides.prover.kind': 'oracle'},
+      'cell tiny/grpo: prover kind .*oracle',
+    ),
+    ({'doses.tiny.total_cost': -1.0}, 'cell tiny/grpo: total_cost=-1.0'),
+    ({'doses.tiny.extrapolate': (1,)}, 'integers above 1'),
+  ],
+)
+def test_a_cell_that_cannot_work_is_one_line(study, change, message):
+  study.update_from_flattened_dict(change)
+  with pytest.raises(ValueError, match=message) as caught:
+    study_cells.cell_config(study, 'tiny', 'grpo')
+  assert '\n' not in str(caught.value)
+
+
+def test_an_unknown_key_is_named(study):
+  study.methods.grpo.overrides = {'optimzer': {'learning_rate': 1.0}}
+  with pytest.raises(ValueError, match='did you mean optimizer.learning_rate'):
+    study_cells.cell_config(study, 'tiny', 'grpo')
+  study.methods.grpo.overrides = {'optimizer': {'learning_rate': 'fast'}}
+  with pytest.raises(ValueError, match="optimizer.learning_rate='fast'"):
+    study_cells.cell_config(study, 'tiny', 'grpo')
+
+
+def test_every_method_of_the_study_can_be_used_or_is_named():
+  """A config that is not there (yet) is one line, and stops no other."""
+  study = study_countdown.get_config()
+  for method in (*study.core, *study.rest):
+    name = study.methods[method].config
+    if name in env.config_names():
+      config = study_cells.cell_config(study, 'u4', method)
+      assert config.rollout.thinking_budget == 135
+      assert config.prover.max_episodes == 15
+      outcome = config.algorithm.name == 'outcome'
+      assert (config.prover.kind == 'none') == outcome, method
+    else:
+      with pytest.raises(ValueError, match=f'u4/{method}: no config .{name}'):
+        study_cells.cell_config(study, 'u4', method)
+
+
+def test_no_dose_thinks_beyond_what_the_warm_start_saw():
+  study = study_countdown.get_config()
+  for dose in study.doses.values():
+    episodes = dose.overrides.prover.max_episodes
+    assert dose.overrides.rollout.thinking_budget == 9 * episodes
+    assert max(dose.extrapolate) * episodes <= 48
+
+
+# ---- specs and results
+
+
+def test_a_spec_is_json_and_comes_back_as_the_config(study):
+  keys = study_cells.keys(study)
+  specs = study_cells.make_specs(study, keys)
+  assert list(specs) == keys
+  spec = specs[Key('tiny', 'grpo', 1)]
+  assert json.loads(json.dumps(spec)) == spec
+  assert (spec['label'], spec['train']) == ('GRPO', True)
+  assert spec['evaluation']['extrapolate'] == [2]
+  config = study_cells.to_config(spec)
+  wanted = study_cells.cell_config(study, 'tiny', 'grpo').to_dict()
+  # Tuples too: they may be static arguments of a jitted call.
+  assert config.to_dict() == {**wanted, 'seed': 1}
+  assert config.is_locked
+  assert not specs[Key('tiny', 'base', 0)]['train']
+
+
+def test_results_come_back_or_say_why_not(study, tmp_path):
+  key = Key('tiny', 'grpo', 0)
+  assert study_cells.read(tmp_path, key) is None
+  path = study_cells.path_of(tmp_path, key)
+  path.parent.mkdir()
+  path.write_text('{"dose": "tiny", "x"')
+  with pytest.raises(ValueError, match='tiny_grpo_0.json is damaged'):
+    study_cells.read(tmp_path, key)
+  for other in ('[]', '{"dose": "u4", "method": "grpo", "seed": 0}'):
+    path.write_text(other)
+    with pytest.raises(ValueError, match='is not of cell tiny/grpo/0'):
+      study_cells.read(tmp_path, key)
+  # A copy under another name would be counted as a seed of its own.
+  path.write_text(json.dumps({**key._asdict(), 'seed': 1}))
+  with pytest.raises(ValueError, match='is not of cell tiny/grpo/0'):
+    study_cells.read(tmp_path, key)
+  path.write_text(json.dumps(key._asdict()))
+  with pytest.raises(ValueError, match='has format None and 1 is read'):
+    study_cells.read(tmp_path, key)
+  path.write_text(json.dumps({**key._asdict(), 'format': 1}))
+  assert study_cells.read(tmp_path, key)['seed'] == 0
+
+
+def test_a_variance_comes_back_or_says_why_not(tmp_path):
+  assert study_cells.read_variance(tmp_path, 'u4') is None
+  path = tmp_path / 'variance' / 'u4.json'
+  path.parent.mkdir()
+  path.write_text('{"rows"')
+  with pytest.raises(ValueError, match='u4.json is damaged'):
+    study_cells.read_variance(tmp_path, 'u4')
+  path.write_text('{}')
+  with pytest.raises(ValueError, match='u4.json is no gradient variance'):
+    study_cells.read_variance(tmp_path, 'u4')
+  path.write_text('{"rows": []}')
+  assert study_cells.read_variance(tmp_path, 'u4') == {'rows': []}
+
+
+def test_a_cell_of_other_settings_is_refused(study):
+  key = Key('tiny', 'grpo', 0)
+  spec = study_cells.make_specs(study, [key])[key]
+  study_cells.check_same(key, spec, {**spec, 'scalars': {}})
+  other = study_cells.as_json(spec)
+  other['config']['optimizer']['learning_rate'] = 1.0
+  with pytest.raises(
+    ValueError, match=r'another config \(optimizer.learning_rate: 1.0 -> 0.0001'
+  ):
+    study_cells.check_same(key, spec, other)
+  other = study_cells.as_json(spec)
+  other['evaluation']['num_problems'] = 3
+  with pytest.raises(ValueError, match=r'another evaluation \(num_problems: 3'):
+    study_cells.check_same(key, spec, other)
+
+
+def test_all_cells_that_are_done_are_checked(study, tmp_path):
+  keys = [Key('tiny', 'grpo', 0), Key('tiny', 'mrt_exact', 1)]
+  for key, spec in study_cells.make_specs(study, keys).items():
+    path = study_cells.path_of(tmp_path, key)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({**spec, 'format': 1}))
+  study_cells.check_done(study, tmp_path)
+  study.methods.mrt_exact.overrides = {'algorithm': {'price': 0.5}}
+  with pytest.raises(
+    ValueError,
+    match=r'cell tiny/mrt_exact/1 .*algorithm.price: 0.0 -> 0.5\): delete its '
+    'file, cells/tiny_mrt_exact_1.json',
+  ):
+    study_cells.check_done(study, tmp_path)
+
+
+def test_a_config_without_an_argument(tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text('def get_config():\n  return 3\n')
+  assert study_cells.load_config(str(path)) == 3
+
+
+def test_a_variance_of_other_settings_is_refused(study):
+  spec = study_cells.make_variance_specs(study, ['tiny'])['tiny']
+  study_cells.check_same_variance('tiny', spec, {**spec, 'rows': []})
+  other = {**spec, 'variance': {**spec['variance'], 'draws': 9}}
+  with pytest.raises(
+    ValueError,
+    match=r'variance of tiny .*draws: 9 -> 2\): .*variance/tiny.json',
+  ):
+    study_cells.check_same_variance('tiny', spec, other)
+
+
+def test_specs_of_the_variance(study):
+  spec = study_cells.make_variance_specs(study, ['tiny'])['tiny']
+  assert spec['variance'] == {'branches': [1, 2], 'batches': 2, 'draws': 2}
+  assert study_cells.to_config(spec).algorithm.name == 'mrt'
