@@ -23,6 +23,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -47,6 +48,7 @@ from meta_rl.files import atomic_write
 
 FLAGS = flags.FLAGS
 POLL_S = 0.2
+_ENDED = -signal.SIGTERM  # while it evaluates there is nothing to save
 
 
 class Job(NamedTuple):
@@ -219,6 +221,7 @@ def run_jobs(
         if code is None:
           continue
         del running[slot]
+        process.stdin.close()
         seconds = time.monotonic() - since
         if code == signals.EXIT_OK and job.out.exists():
           done += 1
@@ -226,7 +229,7 @@ def run_jobs(
           each = (time.monotonic() - began) / done
           left = each * (len(waiting) + len(running))
           say(job, seconds, len(todo), done, left)
-        elif stop or code == signals.EXIT_INTERRUPTED:
+        elif code == signals.EXIT_INTERRUPTED or (stop and code == _ENDED):
           interrupted += 1
           print(f'{job.path}: interrupted, its checkpoint is kept', flush=True)
         else:
@@ -241,9 +244,12 @@ def run_jobs(
       'tries them again',
       file=sys.stderr,
     )
+  if stop:  # whatever failed before: who started it may start it again
+    return signals.EXIT_INTERRUPTED
+  if failed:
     return signals.EXIT_ERROR
-  # Of all by a signal to the study, or of one by a signal to its process.
-  return signals.EXIT_INTERRUPTED if interrupted or stop else signals.EXIT_OK
+  # Of one, by a signal to its process alone.
+  return signals.EXIT_INTERRUPTED if interrupted else signals.EXIT_OK
 
 
 @contextlib.contextmanager

@@ -253,6 +253,11 @@ def cell_config(study: ConfigDict, dose: str, method: str) -> ConfigDict:
     own = of_dose.to_dict().get('of_methods', {}).get(method, {})
     override(config, own)
     override(config, {'total_cost': of_dose.total_cost})
+    if config.get('total_tokens') is not None:
+      raise ValueError(
+        f'total_tokens={config.total_tokens}: cells end by total_cost; set it '
+        'to None.'
+      )
     check_config.check(workdir.lock_and_check(config))
     evaluate.check_factors(of_dose.get('extrapolate', ()))
   except (ValueError, OSError) as error:

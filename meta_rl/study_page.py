@@ -1,12 +1,9 @@
 """The page of a study: one self-contained HTML file in the report's style."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import numpy as np
-
-from meta_rl import plots, study_results, study_tables
-from meta_rl import study_statistics as stats
+from meta_rl import plots, study_charts, study_results, study_tables
 from meta_rl.headline import NONE, fixed
 from meta_rl.report_parts import (
   charts,
@@ -20,10 +17,6 @@ from meta_rl.report_parts import (
   table,
 )
 from meta_rl.study_results import FIGURES, Results
-
-POINTS = 60  # of a curve's grid
-# Colours of methods outside the core, which stand beside reference and hero.
-_FREE = (3, 4, 5, 0)
 
 
 def page(results: Results, summary: Mapping, command: str) -> str:
@@ -45,39 +38,6 @@ def page(results: Results, summary: Mapping, command: str) -> str:
     made_section(results, summary, command),
   ]
   return document(study.name, ''.join(body), command='python -m meta_rl.study')
-
-
-def colors(study) -> dict[str, int]:
-  """Returns each method's palette index: base, reference, hero, the others."""
-  first = [study.base, study.reference, study.hero]
-  first += [m for m in study.core if m not in first]
-  found = {m: i % len(plots.LIGHT) for i, m in enumerate(first)}
-  rest = [m for m in study.rest if m not in found]
-  return found | {m: _FREE[i % len(_FREE)] for i, m in enumerate(rest)}
-
-
-def groups(study) -> list[tuple[str, ...]]:
-  """Returns the methods that are drawn together, no colour twice.
-
-  The core, and the others in fours beside what they are compared with.
-  """
-  beside = study.reference, study.hero
-  rest = [m for m in study.rest if m not in (study.base, *beside)]
-  size = len(_FREE)
-  return [
-    tuple(study.core),
-    *((*beside, *rest[i : i + size]) for i in range(0, len(rest), size)),
-  ]
-
-
-def short(study, method: str) -> str:
-  """Returns a method's name for the end of a line."""
-  return study.methods[method].get('short', study.methods[method].label)
-
-
-def shown(results: Results, dose: str, methods: Sequence[str]) -> list[str]:
-  """Returns the methods that a dose has results of."""
-  return [method for method in methods if results.of(dose, method)]
 
 
 def top(results: Results) -> str:
@@ -173,7 +133,7 @@ def doses_section(results: Results) -> str:
   study, panels = results.study, []
   name = study.methods[study.reference].label
   for figure, y_label in (('regret', 'regret'), ('accuracy', 'accuracy')):
-    lines = dose_lines(results, figure)
+    lines = study_charts.dose_lines(results, figure)
     if lines:
       panels.append(
         plots.Panel(
@@ -197,44 +157,14 @@ def doses_section(results: Results) -> str:
   )
 
 
-def dose_lines(results: Results, figure: str) -> list[plots.Line]:
-  """Returns a figure minus the reference's against the dose, of the core."""
-  study, lines = results.study, []
-  palette = colors(study)
-  for method in study.core:
-    if method in (study.base, study.reference):
-      continue
-    points = []
-    for dose in sorted(study.doses):
-      found = study_results.difference(
-        results.of(dose, method), results.of(dose, study.reference), figure
-      )
-      if found is not None:
-        points.append((study.doses[dose].u, *found.difference))
-    if points:
-      x, mean, low, high = np.array(sorted(points)).T
-      band = np.isfinite(low).any()
-      lines.append(
-        plots.Line(
-          short(study, method),
-          palette[method],
-          x,
-          mean,
-          low=low if band else None,
-          high=high if band else None,
-        )
-      )
-  return lines
-
-
 def dose_section(results: Results, dose: str) -> str:
   """Returns the tables and curves of one dose."""
   study = results.study
   entry = study.doses[dose]
-  methods = shown(results, dose, (*study.core, *study.rest))
+  methods = study_charts.shown(results, dose, (*study.core, *study.rest))
   if not methods:
     return section(entry.label, note('No cell of this dose is done.'))
-  palette = colors(study)
+  palette = study_charts.colors(study)
   cells = [cell for m in methods for cell in results.of(dose, m).values()]
   problems = max(cell['num_problems'] for cell in cells)
 
@@ -253,11 +183,11 @@ def dose_section(results: Results, dose: str) -> str:
     rows(study_tables.main_row),
   ]
   place, drawn = sorted(study.doses).index(dose), []
-  for g, group in enumerate(groups(study)):
-    some = shown(results, dose, group)
+  for g, group in enumerate(study_charts.groups(study)):
+    some = study_charts.shown(results, dose, group)
     # A group of others is drawn if it holds more than what they stand beside.
     if not g or not set(some) <= {study.reference, study.hero}:
-      panels = dose_panels(results, dose, some)
+      panels = study_charts.dose_panels(results, dose, some)
       drawn.append(_charts_div(charts(f'd{place}g{g}p', panels)))
   parts += [
     drawn[0],
@@ -269,93 +199,6 @@ def dose_section(results: Results, dose: str) -> str:
   if drawn[1:]:
     parts.append(details('Curves of the other methods', ''.join(drawn[1:])))
   return section(entry.label, ''.join(parts))
-
-
-def dose_panels(results, dose, methods) -> list[plots.Panel]:
-  """Returns the charts of a dose for some methods."""
-  panels = [
-    (
-      'Accuracy when stopped at a budget',
-      'thinking tokens',
-      'success probability J',
-      lambda cells: _accuracy(cells, 'budgets', lambda c: c),
-    ),
-    (
-      'Kept thinking beyond the budget',
-      'thinking tokens',
-      'success probability J',
-      lambda cells: _accuracy(
-        cells, 'budgets', lambda c: c.get('extrapolation')
-      ),
-    ),
-    (
-      'Held-out regret against training cost',
-      'forward tokens',
-      'regret',
-      lambda cells: _learning(cells, 'cost'),
-    ),
-    (
-      'Held-out regret against training time',
-      'seconds of training steps',
-      'regret',
-      lambda cells: _learning(cells, 'seconds'),
-    ),
-  ]
-  drawn = []
-  for title, x_label, y_label, make in panels:
-    lines = _lines(results, dose, methods, make)
-    if lines:
-      drawn.append(plots.Panel(title, x_label, y_label, lines))
-  return drawn
-
-
-def _lines(results, dose, methods, make):
-  study, lines = results.study, []
-  palette = colors(study)
-  for method in methods:
-    found = make(results.of(dose, method))
-    if found is None:
-      continue
-    grid, mean, low, high = (np.asarray(x, float) for x in found)
-    keep = np.isfinite(mean)
-    if not keep.any():
-      continue
-    band = np.isfinite(low[keep]).all()
-    lines.append(
-      plots.Line(
-        short(study, method),
-        palette[method],
-        grid[keep],
-        mean[keep],
-        low=low[keep] if band else None,
-        high=high[keep] if band else None,
-      )
-    )
-  return lines
-
-
-def _accuracy(cells, x, part):
-  curves = [
-    (found[x], found['accuracy_at_budget'])
-    for found in map(part, cells.values())
-    if found
-  ]
-  if not curves:
-    return None
-  grid = curves[0][0]
-  return grid, *stats.mean_curve(curves, grid)
-
-
-def _learning(cells, x):
-  points = [cell['learning']['held_out'][x] for cell in cells.values()]
-  points = [p for p in points if p]
-  if not points:
-    return None
-  low, high = max(p[0] for p in points), min(p[-1] for p in points)
-  if low > high:
-    return None
-  grid = np.linspace(low, high, POINTS)
-  return grid, *study_results.learning_curve(cells, x, 'regret', grid)
 
 
 def learning_tables(results: Results, dose: str, palette) -> str:

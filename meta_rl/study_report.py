@@ -20,7 +20,7 @@ def summarize(results: Results) -> dict:
     'name': study.name,
     'written': datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M'),
     'machines': sorted({c['machine'] for c in results.cells.values()}),
-    'intervals': "95%, Student's t over seeds; gain ratios: bootstrap",
+    'intervals': "95%, Student's t over seeds; gain ratios: Fieller's",
     'base': study.base,
     'reference': study.reference,
     'hero': study.hero,

@@ -223,7 +223,7 @@ def difference(a, b, figure: str | Callable) -> stats.Paired | None:
 
 
 def gain_ratio(method, base, reference, figure: str) -> Interval | None:
-  """Returns (method - base) / (reference - base), bootstrapped over seeds.
+  """Returns (method - base) / (reference - base) with Fieller's interval.
 
   None without a seed that all three have, or where two of them are one.
   """

@@ -218,8 +218,8 @@ def markdown(results: Results) -> str:
   parts.append(
     "Square brackets: 95% intervals, Student's t over training seeds; "
     'differences are paired by seed; gain ratio: (method - base) / '
-    f'({study.methods[study.reference].label} - base) in regret, bootstrap '
-    f'over seeds. {counts}.'
+    f'({study.methods[study.reference].label} - base) in regret, with '
+    f"Fieller's interval. {counts}."
   )
   return '\n\n'.join(parts)
 

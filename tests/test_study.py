@@ -284,6 +284,23 @@ def test_a_signal_lets_cells_save_and_leave(tiny, tmp_path, number):
   assert (tmp_path / 'runs' / 'tiny_grpo_0').exists()
 
 
+def test_what_fails_as_it_is_asked_to_leave_is_a_failure(tiny, tmp_path):
+  """One cannot save, on a full disk; the other one had nothing to save."""
+
+  def signalled(process):
+    if process.job.path == 'tiny/base/0':
+      signal.raise_signal(signal.SIGTERM)
+      return failing(1, 'error: No space left')(process)
+    return -signal.SIGTERM
+
+  start = Starter(ends=dict.fromkeys(ORDER, signalled))
+  found = run(tiny, tmp_path, start, num_workers=2)
+  assert found.code == signals.EXIT_INTERRUPTED
+  assert list(failures(tmp_path)) == ['tiny_base_0.json']
+  assert 'tiny/base/0: failed: error: No space left' in found.err
+  assert 'tiny/grpo/0: interrupted' in found.out
+
+
 def test_a_cell_that_a_scheduler_interrupts_is_no_failure(tiny, tmp_path):
   ends = {'tiny/grpo/0': failing(signals.EXIT_INTERRUPTED, 'saved')}
   found = run(tiny, tmp_path, Starter(ends=ends))

@@ -181,6 +181,10 @@ def test_arguments_are_joined(study):
     ),
     ({'doses.tiny.total_cost': -1.0}, 'cell tiny/grpo: total_cost=-1.0'),
     ({'doses.tiny.extrapolate': (1,)}, 'integers above 1'),
+    (
+      {'methods.grpo.overrides.total_tokens': 9.0},
+      'total_tokens=9.0: cells end by total_cost',
+    ),
   ],
 )
 def test_a_cell_that_cannot_work_is_one_line(study, change, message):

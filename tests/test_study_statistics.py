@@ -70,16 +70,43 @@ def test_gain_ratio_by_hand():
   reference = [0.59, 0.60, 0.61]  # gains of .09, .10, .11
   method = [0.68, 0.70, 0.72]  # twice as much each
   found = stats.gain_ratio(method, base, reference)
-  # Every resample gives 2: numerator and denominator move together.
+  # Numerator and denominator move together.
   assert found == pytest.approx((2.0, 2.0, 2.0))
   # Regret falls: both gains are negative, the ratio keeps its sense.
   down = [[1 - x for x in xs] for xs in (method, base, reference)]
   assert stats.gain_ratio(*down).mean == pytest.approx(2.0)
   spread = stats.gain_ratio([0.6, 0.7, 0.8], base, reference)
   assert spread.mean == pytest.approx(2.0)
+  # The ends are where the t interval of d - r g begins or ends at 0.
+  for end in (spread.low, spread.high):
+    rest = stats.mean_interval(
+      np.subtract([0.1, 0.2, 0.3], end * np.array([0.09, 0.10, 0.11]))
+    )
+    assert min(abs(rest.low), abs(rest.high)) == pytest.approx(0, abs=1e-9)
   assert spread.low < 2 < spread.high
-  # Drawn with replacement, all seeds may be the first, or the last.
-  assert spread.low == pytest.approx(0.1 / 0.09, abs=0.2)
+  # By hand: d .1, .2, .3 and g .09, .10, .11 have variances .01, .0001 and
+  # covariance .001; weight 4.30265^2 / 3 = 6.17095. So a = .01 - .000617
+  # = .009383, b = .02 - .006171 = .013829, c = .04 - .061710 = -.021710 and
+  # (b -+ sqrt(b^2 - a c)) / a = (.013829 -+ .019873) / .009383.
+  assert spread == pytest.approx((2.0, -0.64415, 3.59187), abs=2e-4)
+  # Exactly as wide as the t interval of the gain where the reference's is sure.
+  sure = stats.gain_ratio([0.6, 0.7, 0.8], base, [0.6, 0.6, 0.6])
+  alone = stats.mean_interval([1.0, 2.0, 3.0])
+  assert sure == pytest.approx(alone)
+
+
+def test_gain_ratios_cover():
+  """95% of intervals over 4 seeds hold the truth, 1.5."""
+  draws = np.random.default_rng(0).normal(size=(1000, 2, 4))
+  held = 0
+  for own, gain in draws:
+    reference = 1.0 + 0.1 * gain
+    found = stats.gain_ratio(
+      1.5 + 0.15 * gain + 0.1 * own, [0.0] * 4, reference
+    )
+    held += found.low <= 1.5 <= found.high
+  # The standard error of a share of 0.95 of 1000 is 0.0069.
+  assert held / 1000 == pytest.approx(0.95, abs=4 * 0.0069)
 
 
 def test_a_gain_that_may_be_0_gives_no_ratio():
