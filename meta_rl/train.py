@@ -115,21 +115,9 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   )
   with contextlib.ExitStack() as stack:
     stack.enter_context(saver)
-    blank = update.init_state(
-      setup_run.blank_params(config), optimizer, config.seed
+    first, state, spent = start_or_resume(
+      config, folder, saver, problems, parallel, optimizer
     )
-    restored = saver.restore_latest(parallel.put_state(blank))
-    first, spent = 0, {}
-    if restored is not None:
-      first, state, data_state = restored
-      # What was spent lies beside the state of the data iterator.
-      spent = {k: data_state.pop(k, 0.0) for k in costs.METER_STATE}
-      problems.set_state(data_state)
-      print(f'resuming after step {first} of {config.total_steps}')
-    else:
-      start = setup_run.start_params(config, folder)
-      state = update.init_state(start, optimizer, config.seed)
-    state = parallel.put_state(state)
     meter = costs.Meter(config.total_cost, config.total_tokens, spent)
     base_params = None  # of the reference, where there is one
     if setup_run.has_reference(config):
@@ -139,7 +127,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       parallel = with_reference(parallel, base_params)
     stop = stack.enter_context(signals.GracefulExit())
     writer = stack.enter_context(
-      metrics.MetricsWriter(folder, resume_step=first if restored else None)
+      metrics.MetricsWriter(folder, resume_step=first or None)
     )
     bar = stack.enter_context(
       metrics.ProgressBar(
@@ -206,6 +194,36 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
         bar.say(stop.message(step))
         return signals.EXIT_INTERRUPTED
   return signals.EXIT_OK
+
+
+def start_or_resume(config, folder, saver, problems, parallel, optimizer):
+  """Returns (steps done, state, what was spent) of a run, `problems` set to it.
+
+  A checkpoint's state beats `init_from` and the seed. In a function, so that
+  what the state was copied from or restored into ends here.
+
+  Args:
+    config: an RL config.
+    folder: run folder.
+    saver: its checkpoints.
+    problems: the iterator of training batches.
+    parallel: of `make_parallel`.
+    optimizer: whose state is part of it.
+  """
+  blank = update.init_state(
+    setup_run.blank_params(config), optimizer, config.seed
+  )
+  restored = saver.restore_latest(parallel.put_state(blank))
+  if restored is None:
+    start = setup_run.start_params(config, folder)
+    state = update.init_state(start, optimizer, config.seed)
+    return 0, parallel.put_state(state), {}
+  first, state, data_state = restored
+  # What was spent lies beside the state of the data iterator.
+  spent = {k: data_state.pop(k, 0.0) for k in costs.METER_STATE}
+  problems.set_state(data_state)
+  print(f'resuming after step {first} of {config.total_steps}')
+  return first, parallel.put_state(state), spent
 
 
 def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
