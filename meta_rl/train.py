@@ -434,10 +434,11 @@ def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
 def forget_failed_start(opened: workdir.Workdir):
   """Undoes what opening a run folder recorded, if the run fails at once.
 
-  With nothing saved the folder is freed of its config: there is nothing that
-  another one could spoil, and after a wrong `init_from` the mended command runs
-  in the same folder. A config that `allow_change` let in, but under which no
-  step was taken, gives way to the one before.
+  With nothing saved the folder is freed of its config, and of what the run was
+  to start from: there is nothing that another one could spoil, and after a
+  wrong `init_from` the mended command runs in the same folder. A config that
+  `allow_change` let in, but under which no step was taken, gives way to the one
+  before.
   """
   folder = opened.path
   saved = folder / checkpoint.CHECKPOINTS_DIR
@@ -447,7 +448,8 @@ def forget_failed_start(opened: workdir.Workdir):
     yield
   except BaseException:  # Ctrl-C included
     if not found():
-      (folder / workdir.CONFIG_NAME).unlink(missing_ok=True)
+      for name in (workdir.CONFIG_NAME, setup_run.REFERENCE_NAME):
+        (folder / name).unlink(missing_ok=True)
     elif found() == before:
       opened.revert()
     raise
