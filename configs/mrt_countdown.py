@@ -138,5 +138,5 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     config.checkpoint.every = 2
     config.log.update({'samples_every': 2, 'print_every': 1})
   elif arg:
-    raise ValueError(f'unknown argument {arg!r}: allowed are hard and tiny.')
+    raise ValueError(f'unknown argument {arg!r}: give one of hard and tiny.')
   return config
