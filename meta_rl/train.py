@@ -220,7 +220,11 @@ def start_or_resume(config, folder, saver, problems, parallel, optimizer):
     return 0, parallel.put_state(state), {}
   first, state, data_state = restored
   # What was spent lies beside the state of the data iterator.
-  spent = {k: data_state.pop(k, 0.0) for k in costs.METER_STATE}
+  spent = {k: data_state.pop(k) for k in costs.METER_STATE if k in data_state}
+  if 'cumulative_tokens' not in spent:  # a checkpoint of before total_tokens
+    spent['cumulative_tokens'] = metrics.total(
+      folder, 'rollout/tokens_sum', last_step=first
+    )
   problems.set_state(data_state)
   print(f'resuming after step {first} of {config.total_steps}')
   return first, parallel.put_state(state), spent

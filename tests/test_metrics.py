@@ -241,3 +241,14 @@ def test_a_step_without_the_metric_neither_counts_nor_resets():
 def test_patience_is_checked():
   with pytest.raises(ValueError, match='patience=0'):
     metrics.Watchdog(0)
+
+
+def test_total_of_a_metric(tmp_path):
+  assert metrics.total(tmp_path, 'x') == 0
+  with metrics.MetricsWriter(tmp_path, tensorboard=False) as writer:
+    writer.write(1, {'x': 1.5})
+    writer.write(2, {'y': 100.0})
+    writer.write(3, {'x': 2.0})
+    writer.write(4, {'x': 4.0})
+  assert metrics.total(tmp_path, 'x', last_step=3) == 3.5
+  assert metrics.total(tmp_path, 'x') == 7.5
