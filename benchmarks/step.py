@@ -17,6 +17,7 @@ Prints, as medians over pairs that alternate A B A B in one run:
 import json
 import resource
 import statistics
+import sys
 import time
 
 import jax
@@ -141,6 +142,13 @@ def with_answers(batch: dict, mean: int, width: int) -> dict:
 def run(config, pairs: int) -> dict:
   """Returns every figure of this benchmark as one dict."""
   check_config.check(config)
+  name, kl_coef = config.algorithm.name, config.loss.kl_coef
+  if name in ('prefix', 'ppo', 'sft') or kl_coef:
+    raise ValueError(
+      f'algorithm.name={name!r} with loss.kl_coef={kl_coef}: what is timed is '
+      'a step of generate, prove and update, without a prefix, a critic or a '
+      'reference; take the config of another algorithm, and kl_coef=0.'
+    )
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
   params = setup_run.initial_params(config)
@@ -256,7 +264,10 @@ def main(argv):
   del argv
   logging.set_verbosity(logging.WARNING)
   env.enable_compile_cache()
-  figures = run(FLAGS.config, FLAGS.pairs)
+  try:
+    figures = run(FLAGS.config, FLAGS.pairs)
+  except ValueError as error:
+    sys.exit(f'error: {error}')
   text = json.dumps(figures, indent=2)
   print(text)
   if FLAGS.json:

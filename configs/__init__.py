@@ -5,8 +5,12 @@ it); with the argument 'tiny' (`--config=configs/mrt_countdown.py:tiny`) it runs
 in seconds.
 """
 
+from collections.abc import Sequence
 
-def split_argument(arg: str, *own: str) -> tuple[list[str], str]:
+
+def split_argument(
+  arg: str, *own: str, one_of: Sequence[str] = ()
+) -> tuple[list[str], str]:
   """Returns a config's own words of its argument, and the scale in the rest.
 
   'rloo,tiny' of a config whose own words are 'dr' and 'rloo' gives (['rloo'],
@@ -15,15 +19,22 @@ def split_argument(arg: str, *own: str) -> tuple[list[str], str]:
   Args:
     arg: words joined by commas.
     *own: those that the config knows beside 'hard', 'tiny' and 'backtrack'.
+    one_of: more of them, of which only one may be given.
 
   Raises:
-    ValueError: a word that is neither.
+    ValueError: a word that is neither, or two of `one_of`.
   """
+  own = (*own, *one_of)
   words = [word for word in arg.split(',') if word]
   allowed = [*own, 'hard', 'tiny', 'backtrack']
   if unknown := sorted(set(words) - set(allowed)):
     raise ValueError(
       f'unknown argument {unknown}: allowed are {", ".join(allowed)}.'
+    )
+  if len(set(words) & set(one_of)) > 1:
+    *rest, last = one_of
+    raise ValueError(
+      f'argument {arg!r}: give one of {", ".join(rest)} and {last}.'
     )
   scale = [word for word in words if word not in own]
   return [word for word in words if word in own], ','.join(scale)

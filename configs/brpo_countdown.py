@@ -22,7 +22,7 @@ PRIORS = ('uniform', 'linear', 'base')
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Returns the config; `arg` joins a prior and 'hard' or 'tiny'."""
-  own, scale = split_argument(arg, *PRIORS)
+  own, scale = split_argument(arg, one_of=PRIORS)
   config = mrt_countdown.get_config(scale)
   prior = (own or ['uniform'])[-1]
   config.name = 'BRPO' if prior == 'uniform' else f'BRPO, {prior} prior'

@@ -19,7 +19,7 @@ from meta_rl.configs import mrt_countdown, split_argument
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Returns the config; `arg` joins 'dr' or 'rloo' and 'hard' or 'tiny'."""
-  own, scale = split_argument(arg, 'dr', 'rloo')
+  own, scale = split_argument(arg, one_of=('dr', 'rloo'))
   config = mrt_countdown.get_config(scale)
   config.name = 'GRPO'
   config.algorithm = {'name': 'outcome', 'baseline': 'mean_std'}

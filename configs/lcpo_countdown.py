@@ -29,11 +29,9 @@ from meta_rl.configs import grpo_countdown, split_argument
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Returns the config; `arg` joins 'exact' or 'max' and 'hard' or 'tiny'."""
-  own, scale = split_argument(arg, 'exact', 'max')
+  own, scale = split_argument(arg, one_of=('exact', 'max'))
   config = grpo_countdown.get_config(scale)
   length = config.rollout.thinking_budget // 2
-  if {'exact', 'max'} <= set(own):
-    raise ValueError(f'argument {arg!r}: give one of exact and max.')
   if 'max' in own:
     config.name = 'LCPO-max'
     config.algorithm.update({'shaping': 'lcpo_max', 'max_length': length})

@@ -55,6 +55,16 @@ _NOT_NEGATIVE = (
   'optimizer.weight_decay',
   'optimizer.warmup_steps',
 )
+_SHARE = {'low': 0, 'high': 1}
+# Bounds of `masked.check_range`, for keys that a config has.
+_RANGES = {
+  'seed': {'low': 0, 'high': 2**32 - 1},  # what the shuffles of the data take
+  'model.rope_base': {'above': 0},
+  'loss.clip_low': _SHARE,
+  'loss.clip_high': {'low': 0},
+}
+# Shares and chances, wherever they stand in config.data.
+_DATA_SHARES = ('p_stop', 'p_continue', 'long_share', 'direct_share')
 _CHOICES = {
   'algorithm.name': (*algorithms.ALGORITHMS, 'sft'),
   'algorithm.counted': algorithms.COUNTED,
@@ -159,6 +169,11 @@ def check_numbers(values: dict):
       )
     if name in _NOT_NEGATIVE and given < 0:
       raise ValueError(f'{name}={given} is given; allowed is >= 0.')
+    if name in _RANGES:
+      masked.check_range(name, given, **_RANGES[name])
+    section, _, last = name.rpartition('.')
+    if section.startswith('data.') and last in _DATA_SHARES:
+      masked.check_range(name, given, **_SHARE)
 
 
 def check_sections(config: ml_collections.ConfigDict):
@@ -170,6 +185,12 @@ def check_sections(config: ml_collections.ConfigDict):
       raise ValueError(
         f'algorithm.name={name!r} needs the section config.{section}, which '
         'this config lacks: start from a config of that algorithm.'
+      )
+  for key in ('kl_coef', 'entropy_coef') if name == 'sft' else ():
+    if given := config.get('loss', {}).get(key):
+      raise ValueError(
+        f"loss.{key}={given} is of reinforcement: algorithm.name='sft' has no "
+        'such term; set it to 0.'
       )
   if name in algorithms.ALGORITHMS:
     unknown = sorted(set(config.algorithm) - setup_run.algorithm_keys(name))

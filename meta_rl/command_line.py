@@ -51,7 +51,7 @@ def recorded_config(folder, recorded: dict) -> ml_collections.ConfigDict:
     ValueError: it is no config of meta_rl, such as another tool's file.
   """
   config = ml_collections.ConfigDict(recorded)
-  for section in ('task', 'model', 'rollout', 'algorithm'):
+  for section in ('task', 'model', 'rollout', 'prover', 'algorithm'):
     if not isinstance(config.get(section), ml_collections.ConfigDict):
       raise ValueError(
         f'{folder}/config.json is of another program: it has no {section!r} '

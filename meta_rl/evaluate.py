@@ -126,7 +126,7 @@ def evaluate(
       of four times the length cost more than four times as much.
     base_params: of the policy that training started from.
   """
-  check_factors(extrapolate)
+  check_factors(extrapolate, extrapolate_problems)
   kit = setup_run.task_kit(config)
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
@@ -235,12 +235,17 @@ def evaluate(
   }
 
 
-def check_factors(factors: Sequence[int]):
-  """Raises ValueError unless the factors are integers above 1."""
+def check_factors(factors: Sequence[int], num_problems: int):
+  """Raises ValueError unless the factors are integers above 1, of problems."""
   if not all(isinstance(f, int) and f > 1 for f in factors):
     raise ValueError(
       f'extrapolate={tuple(factors)} is given; allowed are integers above 1, '
       'multiples of the thinking budget.'
+    )
+  if factors and num_problems < 1:
+    raise ValueError(
+      f'extrapolate_problems={num_problems} is given; allowed is >= 1, or no '
+      'extrapolate.'
     )
 
 
@@ -290,9 +295,7 @@ def cluster_ids(source, num_problems: int, cluster_key: Callable) -> np.ndarray:
 
 def training_tokens(folder: str) -> float:
   """Returns the response tokens that a run has sampled in training."""
-  path = os.path.join(folder, 'metrics.jsonl')
-  rows = metrics.read_metrics(path) if os.path.exists(path) else []
-  return sum(row.get('rollout/tokens_sum', 0.0) for row in rows)
+  return metrics.total(folder, 'rollout/tokens_sum')
 
 
 def define_flags():
@@ -338,6 +341,16 @@ def policy(folder: str, config, *, base: bool, which: str):
   return config, weights.init_from(f'{folder}@{which}', like)
 
 
+def make_folder(path: str):
+  """Makes the folder of a result, or raises ValueError: it is a file."""
+  try:
+    os.makedirs(path, exist_ok=True)
+  except (FileExistsError, NotADirectoryError):
+    raise ValueError(
+      f'workdir {path} is a file, or lies under one: name a folder.'
+    ) from None
+
+
 def main(argv):
   """Runs the command."""
   command_line.refuse_arguments(argv)
@@ -352,6 +365,9 @@ def main(argv):
       raise ValueError(
         f'--extrapolate={",".join(FLAGS.extrapolate)}: give integers, as 2,4.'
       )
+    factors = [int(factor) for factor in FLAGS.extrapolate]
+    check_factors(factors, FLAGS.extrapolate_problems)
+    make_folder(FLAGS.workdir)
     frozen = setup_run.initial_params(config) if FLAGS.base_prover else None
     result = evaluate(
       config,
@@ -360,13 +376,12 @@ def main(argv):
       algorithm='base' if FLAGS.base else config.name.lower(),
       num_problems=min(FLAGS.num_problems, len(source)),
       batch_size=FLAGS.batch_size,
-      extrapolate=[int(factor) for factor in FLAGS.extrapolate],
+      extrapolate=factors,
       extrapolate_problems=FLAGS.extrapolate_problems,
       base_params=frozen,
     )
     if not FLAGS.base:
       result['training_tokens'] = training_tokens(FLAGS.workdir)
-    os.makedirs(FLAGS.workdir, exist_ok=True)
     path = os.path.join(FLAGS.workdir, 'eval.json')
     atomic_write(path, json.dumps(result).encode())
   except (ValueError, OSError, checkpoint.CheckpointError) as error:

@@ -97,6 +97,19 @@ def read_metrics(path) -> list[dict]:
   ]
 
 
+def total(workdir, name: str, *, last_step: float = math.inf) -> float:
+  """Returns the sum of a metric over a run's steps up to `last_step`.
+
+  Args:
+    workdir: folder of the run; without a metrics.jsonl the sum is 0.
+    name: of the metric; a step without it adds nothing.
+    last_step: the last step that counts.
+  """
+  path = Path(workdir) / 'metrics.jsonl'
+  rows = read_metrics(path) if path.exists() else []
+  return sum(row.get(name, 0.0) for row in rows if row['step'] <= last_step)
+
+
 class MetricsWriter:
   """Writes scalars to JSONL and TensorBoard, and sampled traces to JSONL.
 

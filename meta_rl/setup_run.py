@@ -1,7 +1,8 @@
 """From a config to a task, its data, a model and the step functions.
 
-The command modules (`train`, `sft`, `evaluate`) share this: nothing else reads
-a ConfigDict.
+The command modules (`train`, `sft`, `evaluate`, `export`) share this, and with
+it `check_config`, `command_line` and `held_out`: nothing else reads a
+ConfigDict.
 """
 
 import inspect
@@ -34,6 +35,17 @@ REFERENCE_NAME = 'reference.safetensors'
 _SAMPLING = {
   'prefix': {'prefix_policy', 'prefix_success'},
   'brpo': {'summary', 'summaries_per_trace', 'summary_baseline'},
+}
+
+
+# Parameters of an algorithm that a run gives it: no key of a config.
+_GIVEN = {
+  'measured',
+  'length',
+  'group_size',
+  'horizon',
+  'budgets',
+  'axis_name',
 }
 
 
@@ -255,8 +267,9 @@ def budgets_of(config: ml_collections.ConfigDict) -> tuple[int, ...] | None:
   """Returns the token budgets of `config.prover`; None where it has delimiters.
 
   Raises:
-    ValueError: budgets beside delimiters, or a last one that is not the
-      thinking budget, behind which nothing would be measured.
+    ValueError: budgets beside delimiters, that are no increasing whole numbers,
+      or whose last is not the thinking budget, behind which nothing would be
+      measured.
   """
   prover, total = config.prover, config.rollout.thinking_budget
   budgets = prover.budgets
@@ -269,6 +282,12 @@ def budgets_of(config: ml_collections.ConfigDict) -> tuple[int, ...] | None:
     return None
   if budgets is None:
     return episodes.equal_budgets(total, min(prover.max_episodes, total))
+  whole = all(type(b) is int and b >= 1 for b in budgets)
+  if not whole or any(b <= a for a, b in zip(budgets, budgets[1:])):
+    raise ValueError(
+      f'prover.budgets={tuple(budgets)} is given; allowed are whole numbers '
+      '>= 1, each above the one before.'
+    )
   if not budgets or budgets[-1] != total:
     raise ValueError(
       f'prover.budgets={tuple(budgets)}: the last must be the thinking budget, '
@@ -412,7 +431,7 @@ def make_advantages(config: ml_collections.ConfigDict, *, axis_name=None):
 
 def algorithm_keys(name: str) -> set[str]:
   """Returns the keys that `config.algorithm` may have."""
-  return {'name', *_parameters(name), *_SAMPLING.get(name, ())}
+  return {'name', *_parameters(name), *_SAMPLING.get(name, ())} - _GIVEN
 
 
 def _parameters(name):

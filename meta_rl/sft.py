@@ -4,7 +4,9 @@
 
 Rows are packed: traces lie one behind another, see only themselves, and only
 their completions are trained. Batches come in buckets of row length, one
-compiled program each, since attention over long rows is what costs.
+compiled program each, since attention over long rows is what costs: rows of a
+bucket hold every example that fits them, and `data.pattern` says which bucket
+each batch is of.
 """
 
 import contextlib
@@ -96,6 +98,8 @@ def make_batches(config) -> Buckets:
   elif source == 'jsonl':
     if not config.data.path:
       raise ValueError("data.source='jsonl' needs data.path, a JSONL file.")
+    # Those alone that batches come from: no example may wait in other rows.
+    names = sorted(set(config.data.pattern))
     lengths = {name: buckets[name]['length'] for name in names}
     examples = data.chat_jsonl(
       config.data.path,
@@ -121,22 +125,32 @@ def make_batches(config) -> Buckets:
 
 
 def spread_examples(examples: list, lengths: dict[str, int]) -> dict[str, list]:
-  """Returns each bucket's examples: those that fit no bucket of shorter rows.
+  """Returns each bucket's examples: all that fit its rows.
 
-  A bucket that is left without any shares those of the shorter rows, since a
-  long row holds several.
+  Long rows hold the short examples too, beside the long ones and as often as
+  them. The pattern says how many batches come from each bucket, so that an
+  example that several buckets hold is trained on more often than one that only
+  long rows can.
 
   Args:
     examples: (tokens, loss mask), none longer than the longest rows.
-    lengths: tokens a row, of each bucket.
+    lengths: tokens a row, of each bucket that batches come from.
+
+  Raises:
+    ValueError: a bucket whose rows are too short for every example.
   """
-  size = lambda example: len(example[0])
-  own, below = {}, 0
-  for name in sorted(lengths, key=lengths.get):
-    fits = [e for e in examples if size(e) <= lengths[name]]
-    own[name] = [e for e in fits if size(e) > below] or fits
-    below = lengths[name]
-  return own
+  sizes = [len(tokens) for tokens, _ in examples]
+  for name, length in lengths.items():
+    if min(sizes) > length:
+      raise ValueError(
+        f'data.buckets.{name}.length={length}: the shortest example has '
+        f'{min(sizes)} tokens, so that these rows can hold none: raise length, '
+        f'or take {name!r} out of data.pattern.'
+      )
+  return {
+    name: [e for e, size in zip(examples, sizes) if size <= length]
+    for name, length in lengths.items()
+  }
 
 
 def make_loss(model: Model, *, chunk: int | None = None):
@@ -201,21 +215,10 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
         max_to_keep=config.checkpoint.max_to_keep,
       )
     )
-    blank = setup_run.blank_params(config)
-    restored = saver.restore_latest(
-      update.init_state(blank, optimizer, config.seed)
-    )
-    first = 0
-    if restored is not None:
-      first, state, data_state = restored
-      batches.set_state(data_state)
-      print(f'resuming after step {first} of {config.total_steps}')
-    else:
-      params = setup_run.initial_params(config)
-      state = update.init_state(params, optimizer, config.seed)
+    first, state = start_or_resume(config, saver, batches, optimizer)
     stop = stack.enter_context(signals.GracefulExit())
     writer = stack.enter_context(
-      metrics.MetricsWriter(folder, resume_step=first if restored else None)
+      metrics.MetricsWriter(folder, resume_step=first or None)
     )
     bar = stack.enter_context(
       metrics.ProgressBar(
@@ -252,3 +255,21 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
         bar.say(stop.message(step))
         return signals.EXIT_INTERRUPTED
   return signals.EXIT_OK
+
+
+def start_or_resume(config, saver, batches, optimizer):
+  """Returns (steps done, state) of a run, its `batches` set to go on there.
+
+  In a function, so that what the state was restored into ends here.
+  """
+  blank = setup_run.blank_params(config)
+  restored = saver.restore_latest(
+    update.init_state(blank, optimizer, config.seed)
+  )
+  if restored is None:
+    params = setup_run.initial_params(config)
+    return 0, update.init_state(params, optimizer, config.seed)
+  first, state, data_state = restored
+  batches.set_state(data_state)
+  print(f'resuming after step {first} of {config.total_steps}')
+  return first, state

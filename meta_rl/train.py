@@ -128,22 +128,9 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   )
   with contextlib.ExitStack() as stack:
     stack.enter_context(saver)
-    blank = update.init_state(
-      setup_run.blank_params(config), optimizer, config.seed
+    first, state, spent = start_or_resume(
+      config, folder, saver, problems, plan, parallel, optimizer
     )
-    restored = saver.restore_latest(parallel.put_state(blank))
-    first, spent = 0, {}
-    if restored is not None:
-      first, state, data_state = restored
-      # What was spent lies beside the state of the data iterator.
-      spent = {k: data_state.pop(k, 0.0) for k in costs.METER_STATE}
-      plan.set_state(data_state.pop(CURRICULUM, {}))
-      problems.set_state(data_state)
-      print(f'resuming after step {first} of {config.total_steps}')
-    else:
-      start = setup_run.start_params(config, folder)
-      state = update.init_state(start, optimizer, config.seed)
-    state = parallel.put_state(state)
     meter = costs.Meter(config.total_cost, config.total_tokens, spent)
     base_params = None  # of the reference, where there is one
     if setup_run.has_reference(config):
@@ -156,7 +143,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       }
     stop = stack.enter_context(signals.GracefulExit())
     writer = stack.enter_context(
-      metrics.MetricsWriter(folder, resume_step=first if restored else None)
+      metrics.MetricsWriter(folder, resume_step=first or None)
     )
     bar = stack.enter_context(
       metrics.ProgressBar(
@@ -269,6 +256,44 @@ def make_batches(config, task):
     batch_size=config.rollout.num_prompts,
     seed=config.seed,
   )
+
+
+def start_or_resume(config, folder, saver, problems, plan, parallel, optimizer):
+  """Returns (steps done, state, what was spent) of a run.
+
+  `problems` and `plan` are set to where it stands.
+
+  A checkpoint's state beats `init_from` and the seed. In a function, so that
+  what the state was copied from or restored into ends here.
+
+  Args:
+    config: an RL config.
+    folder: run folder.
+    saver: its checkpoints.
+    problems: the iterator of training batches.
+    plan: the curriculum.
+    parallel: of `make_parallel`.
+    optimizer: whose state is part of it.
+  """
+  blank = update.init_state(
+    setup_run.blank_params(config), optimizer, config.seed
+  )
+  restored = saver.restore_latest(parallel.put_state(blank))
+  if restored is None:
+    start = setup_run.start_params(config, folder)
+    state = update.init_state(start, optimizer, config.seed)
+    return 0, parallel.put_state(state), {}
+  first, state, data_state = restored
+  # What was spent lies beside the state of the data iterator.
+  spent = {k: data_state.pop(k) for k in costs.METER_STATE if k in data_state}
+  if 'cumulative_tokens' not in spent:  # a checkpoint of before total_tokens
+    spent['cumulative_tokens'] = metrics.total(
+      folder, 'rollout/tokens_sum', last_step=first
+    )
+  plan.set_state(data_state.pop(CURRICULUM, {}))
+  problems.set_state(data_state)
+  print(f'resuming after step {first} of {config.total_steps}')
+  return first, parallel.put_state(state), spent
 
 
 def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
@@ -542,10 +567,11 @@ def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
 def forget_failed_start(opened: workdir.Workdir):
   """Undoes what opening a run folder recorded, if the run fails at once.
 
-  With nothing saved the folder is freed of its config: there is nothing that
-  another one could spoil, and after a wrong `init_from` the mended command runs
-  in the same folder. A config that `allow_change` let in, but under which no
-  step was taken, gives way to the one before.
+  With nothing saved the folder is freed of its config, and of what the run was
+  to start from: there is nothing that another one could spoil, and after a
+  wrong `init_from` the mended command runs in the same folder. A config that
+  `allow_change` let in, but under which no step was taken, gives way to the one
+  before.
   """
   folder = opened.path
   saved = folder / checkpoint.CHECKPOINTS_DIR
@@ -555,7 +581,8 @@ def forget_failed_start(opened: workdir.Workdir):
     yield
   except BaseException:  # Ctrl-C included
     if not found():
-      (folder / workdir.CONFIG_NAME).unlink(missing_ok=True)
+      for name in (workdir.CONFIG_NAME, setup_run.REFERENCE_NAME):
+        (folder / name).unlink(missing_ok=True)
     elif found() == before:
       opened.revert()
     raise

@@ -6,8 +6,10 @@ shapes of the `:tiny` configs.
 """
 
 import contextlib
+import gc
 import importlib
 import io
+import math
 import pathlib
 import types
 
@@ -15,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 
-from meta_rl import held_out, metrics, train
+from meta_rl import held_out, metrics, setup_run, train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / 'configs').glob('[!_]*.py'))
@@ -68,6 +70,18 @@ def equal(a, b):
   )
 
 
+def live_copies(config):
+  """How many arrays of the embedding's shape are alive.
+
+  Of a config whose parameters hold the shape once: copies of them.
+  """
+  like = jax.tree.leaves(setup_run.abstract_params(config))
+  shape = max((x.shape for x in like), key=math.prod)
+  assert [x.shape for x in like].count(shape) == 1
+  gc.collect()
+  return sum(x.shape == shape for x in jax.live_arrays() if not x.is_deleted())
+
+
 @pytest.fixture(scope='session')
 def small_data(tmp_path_factory):
   """The folder of the datasets that the session's runs share."""
@@ -94,9 +108,11 @@ def quick(data):
 
 @pytest.fixture(scope='module')
 def small(small_data):
-  """`config`, `run` and `equal`, under `quick`."""
+  """`config`, `run`, `equal` and `live_copies`, under `quick`."""
   with quick(small_data):
-    yield types.SimpleNamespace(config=make_config, run=run, equal=equal)
+    yield types.SimpleNamespace(
+      config=make_config, run=run, equal=equal, live_copies=live_copies
+    )
 
 
 @pytest.fixture(scope='session')

@@ -17,6 +17,7 @@ from meta_rl import (
   command_line,
   setup_run,
   signals,
+  train,
   weights,
   workdir,
 )
@@ -111,6 +112,58 @@ SIZES = [
   ('sft', {'total_cost': 1.0}, 'total_cost=1.0', 'total_steps'),
   ('mrt', {'total_tokens': -1.0}, 'total_tokens=-1.0', '> 0, or None'),
   ('sft', {'total_tokens': 1.0}, 'total_tokens=1.0', 'total_steps'),
+  *(
+    (
+      'mrt',
+      {'prover__boundaries': 'budgets', 'prover__budgets': budgets},
+      f'prover.budgets={budgets}',
+      'whole numbers >= 1, each above the one before',
+    )
+    for budgets in ((1.5, 27), ('a', 27), (True, 27), (0, 27), (27, 27))
+  ),
+  ('mrt', {'seed': -1}, 'seed must be', '>= 0 and <= 4294967295, got -1'),
+  (
+    'mrt',
+    {'seed': 2**32},
+    'seed must be',
+    '>= 0 and <= 4294967295, got 4294967296',
+  ),
+  ('sft', {'seed': -1}, 'seed must be', '>= 0 and <= 4294967295, got -1'),
+  (
+    'mrt',
+    {'loss__clip_low': -1.0},
+    'loss.clip_low must be',
+    '>= 0 and <= 1, got -1.0',
+  ),
+  (
+    'mrt',
+    {'loss__clip_low': 2.0},
+    'loss.clip_low must be',
+    '>= 0 and <= 1, got 2.0',
+  ),
+  (
+    'mrt',
+    {'loss__clip_high': -1.0},
+    'loss.clip_high must be',
+    '>= 0, got -1.0',
+  ),
+  ('mrt', {'model__rope_base': 0.0}, 'model.rope_base must be', '> 0, got 0.0'),
+  *(
+    (
+      'sft',
+      {'data__' + key.replace('.', '__'): value},
+      f'data.{key} must be',
+      f'>= 0 and <= 1, got {value}',
+    )
+    for key, value in (
+      ('traces.p_stop', 2.0),
+      ('traces.p_continue', -1.0),
+      ('buckets.short.long_share', 3.0),
+      ('buckets.long.direct_share', -2.0),
+    )
+  ),
+  ('sft', {'loss__kl_coef': 0.1}, 'loss.kl_coef=0.1', 'set it to 0'),
+  ('sft', {'loss__entropy_coef': 0.1}, 'loss.entropy_coef=0.1', 'set it to 0'),
   *(
     ('mrt', {key.replace('.', '__'): 0}, f'{key}=0', 'allowed is >= 1')
     for key in check_config._COUNTS
@@ -320,6 +373,18 @@ def test_values_of_another_algorithm_or_no_use(changes, given, small, tmp_path):
   assert given in refused(small.run(config, tmp_path / 'run'))
 
 
+@pytest.mark.parametrize('name', ['mrt', 'grpo', 'brpo', 'prefix', 'star'])
+def test_keys_that_the_run_gives_are_no_keys_of_an_algorithm(name, small):
+  """They would be overwritten, or given twice."""
+  config = small.config({'prefix': 'mrt_rl'}.get(name, name))
+  given = ('measured', 'length', 'group_size', 'horizon', 'budgets')
+  for key in (*given, 'axis_name'):
+    wrong = config.copy_and_resolve_references()
+    wrong.algorithm[key] = 2
+    with pytest.raises(ValueError, match=f'does not take algorithm.{key}'):
+      check_config.check(wrong)
+
+
 def test_words_that_are_no_flags():
   command_line.refuse_arguments(['train'])
   with pytest.raises(SystemExit, match='Did you mean --config.total_steps=1'):
@@ -329,6 +394,29 @@ def test_words_that_are_no_flags():
 def test_the_config_of_another_program():
   with pytest.raises(ValueError, match="no 'task' section"):
     command_line.recorded_config('folder', {'architectures': ['Llama']})
+  sections = ('task', 'model', 'rollout', 'algorithm')
+  with pytest.raises(ValueError, match="no 'prover' section"):
+    command_line.recorded_config('folder', {name: {} for name in sections})
+
+
+@pytest.mark.parametrize('saved', [False, True])
+def test_a_start_that_fails_leaves_no_reference(saved, small, tmp_path):
+  """Unless something was saved, which is trained on against it."""
+
+  def start(opened):
+    with train.forget_failed_start(opened):
+      (opened.path / setup_run.REFERENCE_NAME).write_bytes(b'weights')
+      if saved:
+        (opened.path / checkpoint.CHECKPOINTS_DIR / '1').mkdir(parents=True)
+      raise ValueError('of the start')
+
+  names = ('config.json', setup_run.REFERENCE_NAME)
+  config = small.config('mrt').to_dict()
+  with workdir.open_workdir(tmp_path / 'run', config) as opened:
+    with pytest.raises(ValueError, match='of the start'):
+      start(opened)
+  found = [(tmp_path / 'run' / name).exists() for name in names]
+  assert found == [saved, saved]
 
 
 def test_a_run_goes_on_without_what_it_started_from(small, tmp_path):

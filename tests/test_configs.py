@@ -253,9 +253,20 @@ def test_names_tell_runs_apart():
   assert len(names) == len(MODULES) + len(variants)
 
 
-def test_lcpo_is_one_of_its_two():
-  with pytest.raises(ValueError, match='give one of exact and max'):
-    lcpo_countdown.get_config('exact,max')
+@pytest.mark.parametrize(
+  'module, arg, allowed',
+  [
+    (grpo_countdown, 'dr,rloo', 'dr and rloo'),
+    (brpo_countdown, 'linear,base', 'uniform, linear and base'),
+    (lcpo_countdown, 'exact,max,tiny', 'exact and max'),
+    (mrt_countdown, 'hard,tiny', 'hard and tiny'),
+    (grpo_countdown, 'hard,tiny,dr', 'hard and tiny'),
+  ],
+)
+def test_words_that_exclude_each_other(module, arg, allowed):
+  """No mixture: a name would say one of them and the rest another."""
+  with pytest.raises(ValueError, match=f'give one of {allowed}'):
+    module.get_config(arg)
 
 
 def test_rl2_is_one_of_its_two():

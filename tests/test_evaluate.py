@@ -655,7 +655,25 @@ def test_what_the_command_refuses(command, tmp_path, capsys):
     assert 'integers above 1' in line()
   assert command(extrapolate=['two']) == 1
   assert '--extrapolate=two: give integers' in line()
+  assert command(extrapolate=['2'], extrapolate_problems=0) == 1
+  assert 'extrapolate_problems=0 is given; allowed is >= 1' in line()
   assert not (tmp_path / 'none').exists()
+
+
+def test_a_folder_that_is_a_file_is_seen_at_once(
+  command, trained, tmp_path, monkeypatch, capsys
+):
+  """Not after the whole evaluation."""
+  seen = []
+  monkeypatch.setattr(evaluate, 'evaluate', quick_evaluate(seen))
+  (tmp_path / 'file').write_text('x')
+  for folder in ('file', 'file/base'):
+    options = {'base': True, 'config': trained.config}
+    assert command(workdir=str(tmp_path / folder), **options) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f'error: workdir {tmp_path / folder} is a file, or')
+    assert error.count('\n') == 1
+  assert seen == []
 
 
 def test_a_run_whose_checkpoints_are_damaged(

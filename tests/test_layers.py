@@ -32,7 +32,7 @@ LAYERS = [row.split() for row in LAYERS]
 PURE = LAYERS[1]
 # These read a ConfigDict; all others take keyword arguments.
 COMMANDS = [*LAYERS[-1], 'setup_run', 'check_config', 'command_line']
-COMMANDS += ['setup_own', 'evaluate', 'report']
+COMMANDS += ['setup_own', 'held_out', 'evaluate', 'report']
 MODULES = sorted(PACKAGE.rglob('*.py'))
 
 

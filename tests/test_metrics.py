@@ -260,3 +260,14 @@ def test_a_mismatch_beyond_the_limit_stops():
     with pytest.raises(ValueError, match='step 3: .* nats a token') as error:
       metrics.check_mismatch(3, row | {'external/mismatch_mean': gap}, 0.5)
     assert 'effective share 0.25' in str(error.value)
+
+
+def test_total_of_a_metric(tmp_path):
+  assert metrics.total(tmp_path, 'x') == 0
+  with metrics.MetricsWriter(tmp_path, tensorboard=False) as writer:
+    writer.write(1, {'x': 1.5})
+    writer.write(2, {'y': 100.0})
+    writer.write(3, {'x': 2.0})
+    writer.write(4, {'x': 4.0})
+  assert metrics.total(tmp_path, 'x', last_step=3) == 3.5
+  assert metrics.total(tmp_path, 'x') == 7.5

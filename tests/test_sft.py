@@ -1,5 +1,6 @@
 """Supervised fine-tuning: buckets, the loss, resume."""
 
+import collections
 import json
 import math
 import signal
@@ -10,7 +11,16 @@ import numpy as np
 import pytest
 from toys import counting_model
 
-from meta_rl import data, held_out, setup_run, sft, signals, tasks, weights
+from meta_rl import (
+  data,
+  held_out,
+  metrics,
+  setup_run,
+  sft,
+  signals,
+  tasks,
+  weights,
+)
 from meta_rl.tasks import countdown
 
 pytest_plugins = ['small_runs']
@@ -160,6 +170,26 @@ def test_four_steps(straight):
   assert 'eval/regret_token_weighted' not in straight.rows[2]
 
 
+@pytest.mark.parametrize('resumed', [False, True])
+def test_one_state_is_alive(resumed, small, tmp_path, monkeypatch):
+  """What it was made of, or restored into, is let go."""
+  config = small.config('sft', checkpoint__every=3, total_steps=2)
+  if resumed:
+    assert small.run(config, tmp_path / 'run').code == signals.EXIT_OK
+    config = small.config('sft', checkpoint__every=3)
+  before, found = small.live_copies(config), []
+  real = metrics.check_finite
+
+  def count(*args):
+    found.append(small.live_copies(config) - before)
+    real(*args)
+
+  monkeypatch.setattr(metrics, 'check_finite', count)
+  run = small.run(config, tmp_path / 'run', allow_change='total_steps')
+  assert run.code == signals.EXIT_OK, run.err
+  assert found == [3, 3]  # parameters, and Adam's two means of them
+
+
 def test_two_and_two_steps_are_four_bit_for_bit(
   small, straight, tmp_path, monkeypatch
 ):
@@ -228,15 +258,59 @@ def test_held_out_problems_are_not_trained_on(small):
   assert len(batches) == 2
 
 
-def test_examples_go_to_the_shortest_rows_that_hold_them():
-  example = lambda size: (np.zeros(size, np.int32), np.ones(size, bool))
-  sizes = lambda own: {k: [len(e[0]) for e in v] for k, v in own.items()}
-  some = [example(size) for size in (3, 9, 4, 5)]
-  found = sft.spread_examples(some, {'long': 10, 'short': 4})
-  assert sizes(found) == {'short': [3, 4], 'long': [9, 5]}
-  # None is too long for the short rows: the long ones hold several of them.
-  found = sft.spread_examples(some[::2], {'long': 10, 'short': 4})
-  assert sizes(found) == {'short': [3, 4], 'long': [3, 4]}
+def chats(small, path, sizes, **changes):
+  """A config whose examples have so many tokens, of which one is prompt."""
+  lines = [
+    {'prompt': '1', 'completion': ' '.join(['2'] * (size - 2))}
+    for size in sizes
+  ]
+  path.write_text('\n'.join(map(json.dumps, lines)))
+  return small.config(
+    'sft', data__source='jsonl', data__path=str(path), **changes
+  )
+
+
+def sizes_of(batch):
+  """How often each size of an example stands in a batch."""
+  return collections.Counter(
+    int((own == segment).sum())
+    for own in batch['segment_ids']
+    for segment in range(own.max() + 1)
+  )
+
+
+def test_rows_hold_every_example_that_fits_them(small, tmp_path):
+  """Long rows hold short examples too, each as often as the long one."""
+  sizes = [12] * 40 + [202]
+  config = chats(small, tmp_path / 'chats.jsonl', sizes)
+  assert config.data.pattern == ('short', 'long')
+  batches = sft.make_batches(config)
+  short, long = next(batches), next(batches)
+  assert set(sizes_of(short)) == {12}
+  # 40 x 12 + 202 = 682 tokens, two rows of 448; 8 rows are four epochs.
+  assert sizes_of(long) == {12: 160, 202: 4}
+
+
+def test_rows_outside_the_pattern_take_no_examples(small, tmp_path):
+  path = tmp_path / 'chats.jsonl'
+  # Only long rows are drawn: all examples come from them.
+  config = chats(small, path, [12] * 40 + [202], data__pattern=('long',))
+  assert set(sizes_of(next(sft.make_batches(config)))) == {12, 202}
+  # Only short ones: an example that they cannot hold is not left out silently.
+  config = chats(small, path, [12] * 40 + [202], data__pattern=('short',))
+  with pytest.raises(ValueError, match='line 41: 202 tokens, at most 160'):
+    sft.make_batches(config)
+
+
+def test_rows_too_short_for_every_example_are_named(small, tmp_path):
+  path = tmp_path / 'chats.jsonl'
+  config = chats(small, path, [302, 202])
+  with pytest.raises(
+    ValueError, match='buckets.short.length=160.* shortest example has 202'
+  ):
+    sft.make_batches(config)
+  config = chats(small, path, [302, 202], data__pattern=('long',))
+  assert set(sizes_of(next(sft.make_batches(config)))) == {302, 202}
 
 
 def test_an_example_that_fits_no_row_is_named_by_its_line(small, tmp_path):

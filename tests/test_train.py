@@ -18,6 +18,7 @@ from conftest import ROOT
 
 from meta_rl import (
   checkpoint,
+  held_out,
   metrics,
   profiler,
   setup_run,
@@ -168,6 +169,26 @@ def test_two_and_two_steps_are_four_bit_for_bit(
   assert not small.equal(state.params, first)
 
 
+@pytest.mark.parametrize('resumed', [False, True])
+def test_one_state_is_alive(resumed, small, tmp_path, monkeypatch):
+  """What it was made of, or restored into, is let go."""
+  config = small.config('mrt', checkpoint__every=2, total_steps=2)
+  if resumed:
+    assert small.run(config, tmp_path / 'run').code == signals.EXIT_OK
+    config = small.config('mrt', checkpoint__every=2)
+  before, found = small.live_copies(config), []
+  real = metrics.check_gap
+
+  def count(*args):
+    found.append(small.live_copies(config) - before)
+    real(*args)
+
+  monkeypatch.setattr(metrics, 'check_gap', count)
+  run = small.run(config, tmp_path / 'run', allow_change='total_steps')
+  assert run.code == signals.EXIT_OK, run.err
+  assert found == [3, 3]  # parameters, and Adam's two means of them
+
+
 @pytest.mark.full
 def test_dynamic_sampling_goes_on_bit_for_bit(small, tmp_path, monkeypatch):
   """The problems and keys of the extra rounds are part of what is saved."""
@@ -227,6 +248,67 @@ def test_cost_is_counted(trained):
     # Prompts of 7 tokens: 4 of them are sampled from, 16 are trained on.
     assert row['cost/generate'] >= row['rollout/tokens_sum'] + 4 * 7
     assert row['cost/train'] == 3 * (row['cost/generate'] + 12 * 7)
+
+
+@pytest.mark.parametrize(
+  'name, changes',
+  [('mrt', {'loss__kl_coef': 0.1}), ('ppo', {}), ('brpo', {})],
+)
+def test_training_costs_what_is_fed(name, changes, small):
+  config = small.config(name, **changes)
+  task = setup_run.make_task(config)
+  model = setup_run.make_model(config, task)
+  parallel = train.make_parallel(
+    config, model, task, setup_run.make_optimizer(config)
+  )
+  (batch,) = held_out.problem_batches(
+    setup_run.load_problems(config, 'train'),
+    record_arrays=setup_run.task_kit(config).record_arrays,
+    num_problems=4,
+    batch_size=4,
+  )
+  arrays = {k: v for k, v in batch.items() if k not in ('problem', 'counts')}
+  params, key = setup_run.initial_params(config), jax.random.key(0)
+  traces, cache = parallel.generate(params, arrays, key)
+  measured = parallel.prove(params, arrays, traces, cache, key)
+  row = train.make_summarize(config, task)(traces, measured)
+  real = np.asarray(traces.token_mask)
+  if name == 'brpo':
+    # Two rows a trace: all up to a budget, </think>, and what was answered.
+    answers = measured.summaries
+    ends = np.take_along_axis(measured.episodes.ends, answers.budget, axis=1)
+    before = np.take_along_axis(real.cumsum(1), ends, axis=1)
+    fed = before + 1 + np.asarray(answers.mask).sum(-1)
+    assert fed.shape == (16, 2)
+    assert float(row['cost/train']) == 3 * (real.sum() + fed.sum())
+  else:
+    # Forward and backward, and before it the reference's pass or the critic's.
+    assert float(row['cost/train']) == 4 * real.sum()
+
+
+def test_tokens_of_a_checkpoint_without_their_count(
+  small, trained, tmp_path, monkeypatch
+):
+  """One of before `total_tokens`: metrics.jsonl says what was sampled."""
+  tokens = [row['rollout/tokens_sum'] for row in trained.rows]
+  config = small.config(
+    'mrt', checkpoint__every=2, total_tokens=sum(tokens[:3])
+  )
+  folder = tmp_path / 'run'
+  with monkeypatch.context() as patch:
+    after_step(patch, 2, lambda _: signal.raise_signal(signal.SIGTERM))
+    assert small.run(config, folder).code == signals.EXIT_INTERRUPTED
+  real = checkpoint.Checkpointer.restore_latest
+
+  def older(*args):
+    step, state, data_state = real(*args)
+    del data_state['cumulative_tokens']
+    return step, state, data_state
+
+  monkeypatch.setattr(checkpoint.Checkpointer, 'restore_latest', older)
+  result = small.run(config, folder)
+  assert result.code == signals.EXIT_OK, result.err
+  assert [row['step'] for row in result.rows] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
