@@ -12,6 +12,7 @@ from meta_rl import (
   plots,
   study_cells,
   study_charts,
+  study_page,
   study_report,
   study_results,
 )
