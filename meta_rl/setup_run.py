@@ -143,6 +143,8 @@ def reads_success(config: ml_collections.ConfigDict) -> bool:
     return config.algorithm.select == 'progress'
   if name == 'ppo':
     return config.critic.value_j_coef > 0
+  if name == 'segment':
+    return config.algorithm.alpha > 0
   return name != 'outcome'
 
 

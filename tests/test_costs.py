@@ -162,10 +162,11 @@ def traces():
   [
     ('exact', {}),
     ('sampled', {}),
-    ('control_variate', {'num_enumerated': 1}),
-    pytest.param('control_variate', {}, marks=pytest.mark.full),
-    pytest.param(
-      'control_variate', {'num_enumerated': 0}, marks=pytest.mark.full
+    *(
+      pytest.param(
+        'control_variate', {'num_enumerated': n}, marks=pytest.mark.full
+      )
+      for n in (0, 1, None)
     ),
   ],
 )
