@@ -36,7 +36,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   # Forward tokens (meta_rl/costs.py) after which training ends, if that comes
   # first; the learning rate's schedule is by total_steps all the same.
   config.total_cost = config_dict.placeholder(float)
-  # The same for the response tokens that are sampled.
+  # The same for the response tokens of the traces that are sampled; a sampled
+  # prover's answers are not among them.
   config.total_tokens = config_dict.placeholder(float)
   config.init_from = 'asset:countdown_easy'
 

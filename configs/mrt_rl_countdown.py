@@ -13,9 +13,9 @@ which credits each episode instead.
 `difference` as argument drops the normalisation: A = r + alpha (r - J) - J;
 `hard` and `tiny` as in MRT; several are joined by commas.
 
-The prefixes are sampled besides (a trace a prompt) and are not trained on:
-`rollout/tokens_sum` counts what is. Half of the rollouts answer at once, so the
-regret of training rollouts says little here: compare `eval/`.
+The prefixes are sampled besides (a trace a prompt) and are not trained on;
+`rollout/tokens_sum` counts them too. Half of the rollouts answer at once: the
+regret of training rollouts says little here, compare `eval/`.
 """
 
 import ml_collections

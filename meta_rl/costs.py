@@ -1,7 +1,8 @@
 """What a training step costs, in tokens of one forward pass.
 
     generate  1 a response token (sampled or forced), and 1 a prompt token of
-              each problem: a group shares its prompt's forward pass
+              each problem: a group shares its prompt's forward pass; the same
+              for stale traces that groups branch off
     prove     1 a token fed for a probe, 3 where it is differentiated
     train     3 a token fed, prompts included, in every epoch (the backward pass
               is twice the forward one), and 1 for each scoring pass before it
@@ -85,6 +86,7 @@ def step_costs(
   epochs: int = 1,
   scorings: int = 0,
   prover_gradient: bool = False,
+  side_tokens: Array | None = None,
 ) -> dict[str, Array]:
   """Returns what one step cost, f32[] each, by part.
 
@@ -92,13 +94,16 @@ def step_costs(
     token_mask: bool[B,T], everything but padding of the traces.
     prompt_ends: i32[B], last column of what each trace was sampled from, equal
       within a group.
-    prover_tokens: i32[B] of the prover; None: nothing was proved.
+    prover_tokens: i32[B] of the prover; None: nothing was proved, or for the
+      log alone.
     row_tokens: i32[] or i32[B], tokens of rows that are trained on beside the
       traces.
     group_size: G traces of each prompt.
     epochs: passes of the update over the traces.
     scorings: forward passes over the traces between sampling and training.
     prover_gradient: the prover is differentiated.
+    side_tokens: i32[B], response tokens sampled beside the traces, from the
+      same prompts; None: nothing was.
 
   Returns:
     'cost/generate', 'cost/prove', 'cost/train'.
@@ -118,8 +123,13 @@ def step_costs(
   if prover_tokens is not None:
     proved = masked.as_array('prover_tokens', prover_tokens, 'int[B]', dims)
     proved = proved.sum() * (BACKWARD if prover_gradient else 1)
+  prompts = prompt[::group_size].sum()
+  side = 0
+  if side_tokens is not None:
+    side = masked.as_array('side_tokens', side_tokens, 'int[B]', dims)
+    side = side.sum() + prompts
   costs = {
-    'cost/generate': mask.sum() - prompt.sum() + prompt[::group_size].sum(),
+    'cost/generate': mask.sum() - prompt.sum() + prompts + side,
     'cost/prove': proved,
     'cost/train': BACKWARD * epochs * (mask.sum() + jnp.sum(row_tokens))
     + scorings * mask.sum(),

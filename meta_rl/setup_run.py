@@ -120,6 +120,19 @@ def blank_params(config: ml_collections.ConfigDict) -> Params:
   return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), _like(config))
 
 
+def reads_success(config: ml_collections.ConfigDict) -> bool:
+  """Returns whether training uses J, or has it measured for the log alone.
+
+  What is measured for the log is no cost of the method.
+  """
+  name = config.algorithm.name
+  if name == 'star':
+    return config.algorithm.select == 'progress'
+  if name == 'ppo':
+    return config.critic.value_j_coef > 0
+  return name != 'outcome'
+
+
 def has_reference(config: ml_collections.ConfigDict) -> bool:
   """Returns whether a run needs the policy that it started from all along."""
   from_it = config.algorithm.get('prefix_policy') == 'reference'

@@ -290,11 +290,12 @@ def make_summarize(config, task) -> CountedJit:
     return row | costs.step_costs(
       traces.token_mask,
       measured.episodes.ends[:, 0],
-      measured.prover_tokens,
+      measured.prover_tokens if setup_run.reads_success(config) else None,
       rows(traces, measured)['token_mask'].sum() if rows else 0,
       group_size=group_size,
       epochs=config.batching.epochs,
       scorings=bool(config.loss.kl_coef) + (config.algorithm.name == 'ppo'),
+      side_tokens=traces.side_tokens,
     )
 
   return CountedJit(summarize)

@@ -112,6 +112,9 @@ class Rollout:
       temperature; equal to `behavior_log_probs` without top-k and top-p.
     truncated: bool[B], the trace ran out of its tokens without EOS.
     forced: bool[B], thinking was ended by the budget, not by the policy.
+    side_tokens: i32[B], response tokens that were sampled for this trace and
+      are no part of it, such as those of a stale trace that a group branches
+      off (at its first trace, 0 at the others); None: none.
   """
 
   tokens: Array
@@ -122,6 +125,7 @@ class Rollout:
   raw_log_probs: Array
   truncated: Array
   forced: Array
+  side_tokens: Array | None = None
 
 
 @jax.tree_util.register_dataclass

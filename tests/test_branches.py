@@ -119,6 +119,11 @@ def test_rows_of_a_group_share_one_prefix(traces):
     mine, (columns >= 2) & (columns < 2 + lengths.reshape(-1, 1))
   )
   assert len(set(lengths[:, 0])) > 2
+  # Each is the beginning of a trace that was sampled once for its group.
+  side = np.asarray(rollout.side_tokens).reshape(PROMPTS, GROUP)
+  assert (side[:, 1:] == 0).all()
+  assert (side[:, 0] >= lengths[:, 0]).all()
+  assert (side[:, 0] > lengths[:, 0]).any()
   # The reference has written them: it knows no SPECIAL, the policy no 1.
   written = np.asarray(rollout.tokens)
   assert not (written[mine] == SPECIAL).any()
@@ -323,7 +328,7 @@ for kind in ('none', 'jit', 'pmap'):
 for kind in ('jit', 'pmap'):
   for a, b in zip(jax.tree.leaves(parts[kind]), jax.tree.leaves(parts['none'])):
     np.testing.assert_allclose(a, b, atol=1e-5)
-assert len(jax.tree.leaves(parts['none'])) == 18
+assert len(jax.tree.leaves(parts['none'])) == 19
 print('equal')
 """
 

@@ -70,6 +70,11 @@ def test_a_step_by_hand():
   # Two groups of one pay for two prompts; without a prover nothing is proved.
   found = costs.step_costs(mask, ends, None, group_size=1)
   assert found == {'cost/generate': 8, 'cost/prove': 0, 'cost/train': 24}
+  # A stale trace of 4 tokens that the group branches off had a prompt too.
+  found = costs.step_costs(
+    mask, ends, None, group_size=2, side_tokens=ARRAY([4, 0])
+  )
+  assert found['cost/generate'] == 6 + 2 + 4
 
 
 def test_numbers_are_whole_beyond_one_batch():

@@ -88,7 +88,7 @@ def make_branches(
   }
 
   def sample_prefixes(params, batch, key, first_prompt):
-    """Returns prefixes i32[P,N'] and their lengths i32[P]."""
+    """Returns prefixes i32[P,N'], their lengths and what was sampled i32[P]."""
     prompts = batch['prompts']
     sample_key, cut_key = jax.random.split(key)
     traces = rollout.generate(
@@ -115,18 +115,20 @@ def make_branches(
       )
     )(first_prompt + jnp.arange(prompts.shape[0]), found.count)
     length = at(found.ends, keep) - last
-    return traces.tokens[:, last + 1 :], length
+    sampled = traces.mask.sum(1, dtype=jnp.int32)
+    return traces.tokens[:, last + 1 :], length, sampled
 
   def generate(params, batch, key, row_offset=0):
     pair = prefix_policy == 'reference'
     policy, stale = params if pair else (params, params)
     prefix_key, key = jax.random.split(key)
-    given, length = sample_prefixes(
+    given, length, sampled = sample_prefixes(
       stale, batch, prefix_key, row_offset // group_size
     )
     given, length = (jnp.repeat(x, group_size, axis=0) for x in (given, length))
     on = is_continue(len(length), group_size)
-    return rollout.generate(
+    side = jnp.zeros_like(length).at[::group_size].set(sampled)
+    traces, cache = rollout.generate(
       model,
       policy,
       batch['prompts'],
@@ -142,6 +144,7 @@ def make_branches(
       return_cache=True,
       **sampling,
     )
+    return dataclasses.replace(traces, side_tokens=side), cache
 
   return generate
 
@@ -209,23 +212,21 @@ def make_branch_prove(
   def run(params, batch, traces, cache, key, row_offset=0):
     key, prefix_key = jax.random.split(key)
     measured = prove(params, batch, traces, cache, key, row_offset)
+    # J along the traces is for the log: the prefix's alone is used, and paid.
+    fed = jnp.zeros(len(measured.rewards), jnp.int32)
     if prefix_success == 'direct':
       rewards = measured.rewards.reshape(-1, group_size)
       success = rewards[:, group_size // 2 :].mean(1)
     else:
-      success, fed = of_prover(
+      success, of_prefix = of_prover(
         params, batch, traces, cache, prefix_key, row_offset
       )
-      if measured.prover_tokens is not None:
-        heads = jnp.arange(len(fed)) * group_size
-        fed = measured.prover_tokens.at[heads].add(fed)
-      else:
-        fed = jnp.repeat(fed, group_size) // group_size
-      measured = dataclasses.replace(measured, prover_tokens=fed)
+      fed = fed.at[::group_size].set(of_prefix)
     return dataclasses.replace(
       measured,
       continues=is_continue(len(measured.rewards), group_size),
       prefix_success=jnp.repeat(success, group_size),
+      prover_tokens=fed,
     )
 
   return run

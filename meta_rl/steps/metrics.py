@@ -17,7 +17,9 @@ def rollout_metrics(
 ) -> dict[str, Array]:
   """Returns scalars of a batch of traces, f32[] each, names slash-grouped."""
   rewards = measured.rewards.reshape(-1, group_size)
-  tokens = traces.mask.sum(1)
+  tokens = sampled = traces.mask.sum(1)
+  if traces.side_tokens is not None:
+    sampled = sampled + traces.side_tokens
   ends, count = measured.episodes.ends, measured.episodes.count
   mean = lambda x: x.astype(jnp.float32).mean()
   metrics = {
@@ -25,7 +27,7 @@ def rollout_metrics(
     'rollout/truncation_rate': mean(traces.truncated),
     'rollout/forced_rate': mean(traces.forced),
     'rollout/tokens_mean': mean(tokens),
-    'rollout/tokens_sum': tokens.sum().astype(jnp.float32),
+    'rollout/tokens_sum': sampled.sum().astype(jnp.float32),
     'rollout/thinking_tokens_mean': mean(traces.thinking_mask.sum(1)),
     'rollout/episodes_mean': mean(count),
   }
