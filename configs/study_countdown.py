@@ -93,6 +93,20 @@ METHODS = {
     'config': 'mrt_countdown',
     'overrides': {'algorithm': {'price': 0.3}},
   },
+  # The gradient of J through how the policy answers, beside MRT's or alone.
+  **{
+    f'pathwise_{name}': {
+      'label': f'MRT, pathwise {title}',
+      'short': f'path {name}',
+      'config': 'mrt_countdown',
+      'overrides': {'loss': {'pathwise': options}},
+    }
+    for name, title, options in (
+      ('all', 'at all boundaries', {'boundaries': 'all'}),
+      ('last', 'at the last', {'boundaries': 'last'}),
+      ('alone', 'alone', {'boundaries': 'all', 'alone': True}),
+    )
+  },
   # The baseline that traces share against that of those that go on alone. Both
   # judge an episode by all that came later: only then is the second unbiased.
   **{

@@ -259,7 +259,9 @@ def cell_config(study: ConfigDict, dose: str, method: str) -> ConfigDict:
         'to None.'
       )
     check_config.check(workdir.lock_and_check(config))
-    evaluate.check_factors(of_dose.get('extrapolate', ()))
+    evaluate.check_factors(
+      of_dose.get('extrapolate', ()), study.evaluation.extrapolate_problems
+    )
   except (ValueError, OSError) as error:
     text = ' '.join(str(error).split())
     raise ValueError(f'cell {dose}/{method}: {text}') from None
