@@ -109,7 +109,7 @@ def test_credits_add_up_over_a_trace(options):
   """One token a segment, a stop and an answer: f(r) - f(V_0)."""
   f = (lambda x: x) if not options else lambda x: best_of(x, 3)
   traces = Measured(
-    rewards=jnp.array([1.0]),
+    rewards=jnp.array([0.5]),  # half a point, so that f(r) is not r
     success=jnp.array([[0.3, 0.6, 0.4]]),
     episodes=Episodes(jnp.array([[0, 1, 2]]), jnp.array([2])),
     stop_index=jnp.array([3]),
@@ -118,7 +118,7 @@ def test_credits_add_up_over_a_trace(options):
     before_stop=jnp.array([0.8]),
   )
   found = segment(traces, 5, group_size=1, **options)
-  assert found[0, 1:].sum() == pytest.approx(f(1.0) - f(0.3), abs=1e-6)
+  assert found[0, 1:].sum() == pytest.approx(f(0.5) - f(0.3), abs=1e-6)
 
 
 def test_the_outcome_alone():
