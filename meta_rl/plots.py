@@ -265,16 +265,44 @@ def _draw(ax: Axes, panel: Panel) -> None:
     _draw_line(ax, line, panel.smooth)
   if panel.level is not None:
     ax.axhline(panel.level, color=MUTED, linewidth=0.8, dashes=(1, 2))
+    right, below = _free_corner(ax, panel)
     ax.annotate(
       _plain(panel.level_label)[:40],
-      (0, panel.level),
+      (1 if right else 0, panel.level),
       xycoords=('axes fraction', 'data'),
-      xytext=(5, 3),
+      xytext=(-5 if right else 5, -3 if below else 3),
       textcoords='offset points',
+      ha='right' if right else 'left',
+      va='top' if below else 'bottom',
       color=MUTED,
       fontsize=8,
     )
   _label_ends(ax, panel)
+
+
+def _free_corner(ax, panel):
+  """Returns (right, below): where the level's label meets the fewest curves."""
+  low, high = ax.get_ylim()
+  start, end = ax.get_xlim()
+
+  def met(corner):
+    right, below = corner
+    x_low, x_high = (0.55, 1.0) if right else (0.0, 0.45)
+    y_low, y_high = (-0.08, 0.0) if below else (0.0, 0.08)
+    inside = 0
+    for line in panel.lines:
+      x = (np.asarray(line.x, float) - start) / (end - start)
+      y = (np.asarray(line.y, float) - panel.level) / (high - low)
+      inside += (
+        (x >= x_low) & (x <= x_high) & (y > y_low) & (y < y_high)
+      ).sum()
+    # Outside of the panel nothing is read at all.
+    edge = low if below else high
+    room = abs(edge - panel.level) / (high - low)
+    return (room < 0.08, inside)
+
+  corners = [(False, False), (True, True), (True, False), (False, True)]
+  return min(corners, key=met)
 
 
 def _draw_line(ax, line, smooth):

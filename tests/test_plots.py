@@ -150,3 +150,20 @@ def test_spread():
   crowd = plots.spread([0.5] * 6, 0.1)
   np.testing.assert_allclose(np.diff(crowd), 0.1)
   assert np.mean(crowd) == pytest.approx(0.5)
+
+
+def test_the_label_of_a_level_keeps_clear_of_the_curves():
+  # A curve that crosses the level at the left leaves the right, below it.
+  x = np.linspace(0, 100, 101)
+  rising = plots.Line('a', 1, x, np.minimum(x / 30, 1.05))
+  panel = plots.Panel('t', 'x', 'y', [rising], level=1.0, level_label='here')
+  figure = plots.figure([panel])
+  (label,) = [t for t in figure.axes[0].texts if t.get_text() == 'here']
+  assert (label.get_ha(), label.get_va()) == ('right', 'top')
+  # Those that stay away leave it where it is read first.
+  flat = [plots.Line('a', i, x, np.full(101, float(i))) for i in (0, 1)]
+  panel = plots.Panel('t', 'x', 'y', flat, level=0.5, level_label='here')
+  (label,) = [
+    t for t in plots.figure([panel]).axes[0].texts if t.get_text() == 'here'
+  ]
+  assert label.get_ha() == 'left'
