@@ -10,8 +10,8 @@ the first makes what the second starts from:
     python -m meta_rl.train --config=configs/mrt_hidden.py \
       --workdir=runs/hidden --config.init_from=runs/hidden_sft
 
-2 cores: under 4 minutes for both; 99% of the optimum's area (RESULTS.md). `:tiny` and
-`:sft,tiny` run in seconds.
+Both take 4 minutes of CPU time and reach 99% of that area (RESULTS.md).
+`:tiny` and `:sft,tiny` run in seconds.
 """
 
 import ml_collections
