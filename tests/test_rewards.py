@@ -325,7 +325,7 @@ def test_numbers_of_any_kind(values):
     ([1, [2]], 'of type list for trace 1'),
     (np.ones((2, 1)), 'of type ndarray for trace 0'),
   ],
-  ids=repr,
+  ids=lambda v: v if isinstance(v, str) else type(v).__name__,
 )
 @pytest.mark.parametrize('errors', rewards.ERRORS)
 def test_values_of_another_form(values, message, errors):
