@@ -308,8 +308,10 @@ def test_exact_j_at_each_going_back():
         model, params, whole, jnp.ones(whole.shape, bool)
       )
       total += float(jnp.exp(log_probs[0, len(prefix) :].sum()))
-    assert success[j] == pytest.approx(total, rel=1e-3)
-  assert len({round(float(x), 12) for x in success[:3]}) == 3
+    # Of random weights they are tiny: the ratio is what can be wrong.
+    assert float(success[j]) / total == pytest.approx(1, rel=1e-3)
+  smallest, _, largest = sorted(map(float, success[:3]))
+  assert largest > 1.01 * smallest > 0
 
 
 @pytest.mark.full
