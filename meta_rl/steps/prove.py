@@ -63,7 +63,7 @@ def make_prove(
   """
   if kind not in KINDS:
     raise ValueError(
-      f'prover kind {kind!r} is unknown; allowed: {sorted(KINDS)}.'
+      f'prover kind {kind!r} is unknown; allowed: {list(KINDS)}.'
     )
   check_boundaries(boundaries, budgets)
   check_enumerated(num_enumerated, kind)
