@@ -12,10 +12,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 FULL_EXTRAS=test,tasks
 
+# Two processes, a file to each at a time: most of a run is compiling.
+BOTH_CORES='-n 2 --dist loadfile'
+
 if [ "${1:-}" = full ]; then
   shift
   make_venv "$FULL_EXTRAS"
-  exec "$PY" -m pytest -m full "$@"
+  exec "$PY" -m pytest -m full $BOTH_CORES "$@"
 fi
 
 make_venv test
@@ -27,6 +30,5 @@ echo '== tests'
 # A test that is asked for by name runs, whatever its marks.
 case " $* " in
 *::* | *' -m '*) exec "$PY" -m pytest "$@" ;;
-# Two processes, a file to each at a time: most of a run is compiling.
-*) exec "$PY" -m pytest -m 'not full' -n 2 --dist loadfile "$@" ;;
+*) exec "$PY" -m pytest -m 'not full' $BOTH_CORES "$@" ;;
 esac

@@ -31,5 +31,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   total = config.rollout.thinking_budget
   config.curriculum.budgets = (total // 4, total // 2, total)
   if 'tiny' in scale:
-    config.curriculum.budgets = (total // 2, total)
+    # Not below an episode, which is longer where search backtracks.
+    config.curriculum.budgets = (13 if 'backtrack' in scale else 9, total)
   return config

@@ -129,6 +129,8 @@ def check(config: ml_collections.ConfigDict):
   setup_own.check(config)
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
+  if config.algorithm.name != 'sft':
+    setup_run.budgets_of(config)
   check_curriculum(config)
   for stage in setup_run.stages(config).values():
     setup_own.make_training_calls(stage, model, task)

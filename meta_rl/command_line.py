@@ -44,14 +44,22 @@ def refuse_arguments(argv: list[str]):
     sys.exit(f'error: {argv[1]!r} is no flag: flags begin with --.{hint}')
 
 
-def recorded_config(folder, recorded: dict) -> ml_collections.ConfigDict:
+def recorded_config(
+  folder, recorded: dict, *needed: str
+) -> ml_collections.ConfigDict:
   """Returns the config that a run folder recorded.
+
+  Args:
+    folder: for the message.
+    recorded: its config.json.
+    *needed: sections that the command reads beside task, model, rollout and
+      algorithm.
 
   Raises:
     ValueError: it is no config of meta_rl, such as another tool's file.
   """
   config = ml_collections.ConfigDict(recorded)
-  for section in ('task', 'model', 'rollout', 'prover', 'algorithm'):
+  for section in ('task', 'model', 'rollout', 'algorithm', *needed):
     if not isinstance(config.get(section), ml_collections.ConfigDict):
       raise ValueError(
         f'{folder}/config.json is of another program: it has no {section!r} '

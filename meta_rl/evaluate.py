@@ -336,7 +336,7 @@ def policy(folder: str, config, *, base: bool, which: str):
       f'{folder} holds no config.json: name a run folder of meta_rl.train, or '
       'give --config and --base.'
     )
-  config = command_line.recorded_config(folder, recorded)
+  config = command_line.recorded_config(folder, recorded, 'prover')
   like = setup_run.abstract_params(config)
   return config, weights.init_from(f'{folder}@{which}', like)
 

@@ -162,8 +162,9 @@ def sum_up(
     The settings; 'seconds' (those of training without compiling), 'steps',
     'cost' and 'tokens' of training; 'scalars', 'stopping' and, where they were
     measured, 'extrapolation' and 'base_prover' as in eval.json; 'budgets' and
-    'accuracy_at_budget'; 'learning' (`learning_curves`); 'per_problem' lists,
-    and in 'problems' a digest that is equal where the problems are.
+    'accuracy_at_budget'; 'learning' (`learning_curves`); and in 'problems'
+    a digest that is equal where the problems are. No values of single problems:
+    the unit is the seed, and a study has hundreds of cells.
   """
   of_problem = found['per_problem']
   last = rows[-1] if rows else {}

@@ -43,7 +43,6 @@ def make_cell(study, key, *, gain=None, luck=0.004, spec=None):
   curve = lambda t: 0.25 + (0.4 + gain) * (1 - np.exp(-2.5 * t / horizon))
   accuracy = curve(budgets)
   regret = float(1 - accuracy.mean())
-  rng = np.random.default_rng([1, key.seed])
   problems = 40
   factors = [1, *dose.get('extrapolate', ())]
   long = np.arange(0, factors[-1] * horizon + 1, 9)
@@ -104,11 +103,6 @@ def make_cell(study, key, *, gain=None, luck=0.004, spec=None):
       'train': {**train, 'reward': held_out['accuracy']},
     },
     'problems': 12345,
-    'per_problem': {
-      'regret_token_weighted': rng.uniform(size=problems).tolist(),
-      'accuracy': rng.uniform(size=problems).tolist(),
-      'tokens': [40] * problems,
-    },
     'extrapolation': {
       'num_problems': problems,
       'factors': factors,

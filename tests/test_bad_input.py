@@ -172,11 +172,16 @@ SIZES = [
 CHOICES = [
   ('mrt', {'algorithm__name': 'trpo'}, 'algorithm.name', "'sft'"),
   ('mrt', {'algorithm__credit': 'all'}, 'algorithm.credit', 'return_to_go'),
-  ('mrt', {'algorithm__baseline': 'x'}, 'baseline', "'prover', 'none'"),
+  ('mrt', {'algorithm__baseline': 'x'}, 'baseline', "'continuing', 'none'"),
   ('mrt', {'loss__pathwise__boundaries': 'x'}, 'pathwise.boundaries', 'last'),
   ('grpo', {'algorithm__baseline': 'x'}, 'baseline', 'leave_one_out'),
   ('dapo', {'algorithm__shaping': 'x'}, 'shaping', 'overlong'),
-  ('mrt', {'prover__kind': 'oracle'}, "kind 'oracle'", "'exact', 'sampled'"),
+  (
+    'mrt',
+    {'prover__kind': 'oracle'},
+    "kind 'oracle'",
+    "'exact', 'none', 'sampled'",
+  ),
   ('star', {'algorithm__select': 'x'}, 'algorithm.select', 'progress'),
   ('mrt_rl', {'algorithm__form': 'x'}, 'algorithm.form', 'difference'),
   ('mrt_rl', {'algorithm__prefix_policy': 'x'}, 'prefix_policy', 'current'),

@@ -197,7 +197,7 @@ def test_held_out_problems_are_measured_at_delimiters(small, monkeypatch):
     ),
     (
       {'prover__boundaries': 'budgets', 'prover__budgets': (18, 9, 27)},
-      'increasing',
+      'each above the one before',
     ),
     ({'prover__boundaries': 'words'}, 'prover.boundaries must be one of'),
   ],
