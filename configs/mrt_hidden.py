@@ -10,7 +10,7 @@ the first makes what the second starts from:
     python -m meta_rl.train --config=configs/mrt_hidden.py \
       --workdir=runs/hidden --config.init_from=runs/hidden_sft
 
-Both take 4 minutes of CPU time and reach 99% of that area (RESULTS.md).
+Both take 4 minutes of CPU time and reach 96% to 99% of that area.
 `:tiny` and `:sft,tiny` run in seconds.
 """
 
