@@ -6,7 +6,7 @@
 own. It trains as `meta_rl.train` does (a run that was stopped goes on from its
 checkpoint), evaluates with equal problems and random numbers in all cells, and
 writes OUT.json when it is done: scalars, curves on a coarse grid, learning
-curves, and the per-problem values by which cells are paired.
+curves, and a digest of the problems, equal in cells that are paired.
 
 It ends when its standard input does: a study that is killed, however it is,
 leaves no process behind. Exit codes are those of `meta_rl.train`.

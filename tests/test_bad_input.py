@@ -176,12 +176,7 @@ CHOICES = [
   ('mrt', {'loss__pathwise__boundaries': 'x'}, 'pathwise.boundaries', 'last'),
   ('grpo', {'algorithm__baseline': 'x'}, 'baseline', 'leave_one_out'),
   ('dapo', {'algorithm__shaping': 'x'}, 'shaping', 'overlong'),
-  (
-    'mrt',
-    {'prover__kind': 'oracle'},
-    "kind 'oracle'",
-    "'exact', 'none', 'sampled'",
-  ),
+  ('mrt', {'prover__kind': 'oracle'}, "kind 'oracle'", "'exact'"),
   ('star', {'algorithm__select': 'x'}, 'algorithm.select', 'progress'),
   ('mrt_rl', {'algorithm__form': 'x'}, 'algorithm.form', 'difference'),
   ('mrt_rl', {'algorithm__prefix_policy': 'x'}, 'prefix_policy', 'current'),
@@ -401,7 +396,9 @@ def test_the_config_of_another_program():
     command_line.recorded_config('folder', {'architectures': ['Llama']})
   sections = ('task', 'model', 'rollout', 'algorithm')
   with pytest.raises(ValueError, match="no 'prover' section"):
-    command_line.recorded_config('folder', {name: {} for name in sections})
+    command_line.recorded_config(
+      'folder', {name: {} for name in sections}, 'prover'
+    )
 
 
 @pytest.mark.parametrize('saved', [False, True])
