@@ -363,7 +363,8 @@ def record_failure(job: Job, folder: Path, code: int, seconds: float) -> str:
     'seconds': round(seconds, 1),
   }
   job.failed.parent.mkdir(parents=True, exist_ok=True)
-  atomic_write(job.failed, json.dumps(failure, indent=2).encode())
+  text = json.dumps(failure, indent=2) + '\n'
+  atomic_write(job.failed, text.encode())
   print(f'{job.path}: failed: {error}', file=sys.stderr, flush=True)
   return job.path
 

@@ -82,7 +82,7 @@ def run(spec: Mapping, folder: str, out: str) -> int:
     )
     seconds = time.perf_counter() - began
     result = sum_up(spec, found, rows, seconds, starts=starts)
-    text = json.dumps(result, allow_nan=False)
+    text = json.dumps(result, allow_nan=False) + '\n'
     if len(text) > MAX_BYTES:
       raise ValueError(
         f'the result has {len(text)} bytes, {MAX_BYTES} are allowed: lower '

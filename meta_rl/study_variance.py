@@ -49,7 +49,8 @@ def run(spec: Mapping, folder: str, out: str) -> int:
     result = measure(config, **spec['variance'])
     # With its settings: they are compared before it is taken for done.
     result = {k: spec[k] for k in ('dose', 'variance', 'config')} | result
-    atomic_write(out, json.dumps(result, allow_nan=False).encode())
+    text = json.dumps(result, allow_nan=False) + '\n'
+    atomic_write(out, text.encode())
   except (ValueError, OSError) as error:
     print(f'error: {error}', file=sys.stderr)
     return signals.EXIT_ERROR

@@ -273,6 +273,7 @@ def test_the_task_and_its_episodes():
   assert [e.valid for e in checked] == [True] * 2
 
 
+@pytest.mark.full
 def test_exact_j_at_each_going_back():
   """Against each prefix on its own, stopped, with each accepted answer."""
   task = tasks.countdown_task(n=3, ops='+-', max_value=99, mode='backtrack')

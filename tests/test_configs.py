@@ -454,7 +454,7 @@ VARIANTS = {
 
 
 # Beyond these, an update of its own compiles: several seconds each.
-SHORT = ('grpo', 'sampled', 'backtrack', 'MRT-RL', 'VinePPO')
+SHORT = ('grpo', 'sampled', 'MRT-RL')
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,7 @@ def straight(small, tmp_path_factory):
   return result, config, left
 
 
+@pytest.mark.full
 def test_traces_are_cut_at_the_chosen_budget(straight):
   result, _, left = straight
   assert left == []
@@ -244,6 +245,7 @@ def test_traces_are_cut_at_the_chosen_budget(straight):
   assert max(column('rollout/episodes_mean')[2:]) <= 1
 
 
+@pytest.mark.full
 def test_each_budget_is_compiled_once(straight):
   # generate, prove, update and summarize of a budget; generate, prove and prove
   # at budgets of the evaluation. A second budget adds its four, and no more.
@@ -251,6 +253,7 @@ def test_each_budget_is_compiled_once(straight):
   assert [row['compile/count'] for row in result.rows] == [7, 7, 11, 11]
 
 
+@pytest.mark.full
 def test_choosing_is_paid_for(straight):
   result, _, _ = straight
   spent = 0

@@ -386,6 +386,7 @@ def test_control_variate_has_the_variance_of_what_is_not_listed():
   assert some[3] < 0.2 * none[3]
 
 
+@pytest.mark.full
 def test_control_variate_with_all_or_none_listed():
   np.testing.assert_array_equal(mixed(None), mixed(None, 'exact'))
   np.testing.assert_array_equal(mixed(3), mixed(None))
