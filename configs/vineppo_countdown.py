@@ -34,9 +34,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'outcome_coef': 0.0,  # of the trace's outcome advantage
     'outcome_baseline': config_dict.placeholder(str),
   }
-  if arg == 'hard':
+  if 'hard' in arg:
     config.prover.budgets = (18, 36, 54, 72, 90)
-  elif arg == 'tiny':
+  if 'tiny' in arg:
     config.prover.budgets = (9, 18, 27)
     config.prover.num_branches = 2
   return config
