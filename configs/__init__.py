@@ -2,7 +2,8 @@
 
 Each file has `get_config(arg)`, which returns a `ConfigDict` (the commands lock
 it); with the argument 'tiny' (`--config=configs/mrt_countdown.py:tiny`) it runs
-in seconds.
+in seconds, from random weights: reward 0 and a warning about constant rewards
+are normal then.
 """
 
 from collections.abc import Sequence
