@@ -205,6 +205,12 @@ def make_gradient(config, model, task):
     constant = (
       config.rollout.thinking_budget + len(task.stop_ids) + task.answer_length
     )
+  if setup_run.pathwise_of(config):
+    raise ValueError(
+      'loss.pathwise is on: the variance is measured of the policy gradient '
+      "alone; set loss.pathwise.boundaries='none'."
+    )
+  loss.pop('pathwise', None)
   loss_fn = steps.make_loss(
     model, temperature=config.rollout.temperature, constant=constant, **loss
   )
