@@ -18,7 +18,8 @@ BOTH_CORES='-n 2 --dist loadfile'
 if [ "${1:-}" = full ]; then
   shift
   make_venv "$FULL_EXTRAS"
-  exec "$PY" -m pytest -m full $BOTH_CORES "$@"
+  # In the order of tests/conftest.py, which puts the longest test first.
+  exec "$PY" -m pytest -m full $BOTH_CORES --no-loadscope-reorder "$@"
 fi
 
 make_venv test

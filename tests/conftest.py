@@ -34,6 +34,11 @@ def pytest_configure(config):
   os.environ['META_RL_CACHE'] = str(pathlib.Path(folder).parent)
 
 
+def pytest_collection_modifyitems(items):
+  """The scripts first: the quickstart takes as long as much of the rest."""
+  items.sort(key=lambda item: item.path.name != 'test_scripts.py')
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seeds():
   random.seed(0)
