@@ -1,12 +1,11 @@
 """Supervised examples from chat JSONL files, loss on the completions alone."""
 
-import json
 import os
-import pathlib
-from typing import Any
 
 import numpy as np
 import tokenizers
+
+from meta_rl.files import read_jsonl
 
 Example = tuple[np.ndarray, np.ndarray]
 
@@ -64,43 +63,21 @@ def chat_jsonl(
         f'the tokenizer has no token {token!r}, which template {template!r} '
         'needs: choose another template or eos_token'
       )
-  examples = []
-  for number, line in enumerate(_lines(path), start=1):
-    if not line.strip():
-      continue
-    try:
-      pieces = _pieces(_parse(line), template, eos_token)
-      example = _tokenize(pieces, tokenizer)
-      if max_length is not None and len(example[0]) > max_length:
-        raise ValueError(
-          f'{len(example[0])} tokens, at most {max_length} are allowed: '
-          'shorten it or raise max_length'
-        )
-    except ValueError as error:
-      raise ValueError(f'{path}, line {number}: {error}') from error
-    examples.append(example)
+
+  def parse(number, record):
+    del number
+    example = _tokenize(_pieces(record, template, eos_token), tokenizer)
+    if max_length is not None and len(example[0]) > max_length:
+      raise ValueError(
+        f'{len(example[0])} tokens, at most {max_length} are allowed: '
+        'shorten it or raise max_length'
+      )
+    return example
+
+  examples = read_jsonl(path, parse)
   if not examples:
     raise ValueError(f'{path} has no example: give one JSON object a line')
   return examples
-
-
-def _lines(path: str | os.PathLike) -> list[str]:
-  try:
-    text = pathlib.Path(path).read_text(encoding='utf-8')
-  except UnicodeDecodeError as error:
-    raise ValueError(f'{path} is not UTF-8: {error}') from error
-  # Not splitlines: JSON strings may hold U+2028 and its kin unescaped.
-  return text.split('\n')
-
-
-def _parse(line: str) -> dict[str, Any]:
-  try:
-    record = json.loads(line)
-  except (json.JSONDecodeError, RecursionError) as error:
-    raise ValueError(f'not JSON: {error}') from error
-  if not isinstance(record, dict):
-    raise ValueError(f'a JSON {type(record).__name__}: give an object')
-  return record
 
 
 def _pieces(record, template, eos_token) -> list[tuple[str, bool]]:

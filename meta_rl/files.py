@@ -10,7 +10,9 @@ import json
 import os
 import tempfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 
@@ -40,6 +42,43 @@ def atomic_write(path, data: bytes):
     with contextlib.suppress(FileNotFoundError):
       os.unlink(temporary)
     raise
+
+
+def read_jsonl(path, parse: Callable[[int, dict], Any]) -> list:
+  """Returns `parse(line number, object)` of every line that is not blank.
+
+  Args:
+    path: a file of UTF-8 with one JSON object a line.
+    parse: what it raises as ValueError is said with the file and the line.
+
+  Raises:
+    ValueError: one line, for what is not UTF-8, not JSON, no object, or what
+      `parse` refuses.
+  """
+  try:
+    text = Path(path).read_text(encoding='utf-8')
+  except UnicodeDecodeError as error:
+    raise ValueError(f'{path} is not UTF-8: {error}') from error
+  found = []
+  # Not splitlines: JSON strings may hold U+2028 and its kin unescaped.
+  for number, line in enumerate(text.split('\n'), start=1):
+    if not line.strip():
+      continue
+    try:
+      found.append(parse(number, _json_object(line)))
+    except ValueError as error:
+      raise ValueError(f'{path}, line {number}: {error}') from error
+  return found
+
+
+def _json_object(line: str) -> dict:
+  try:
+    record = json.loads(line)
+  except (json.JSONDecodeError, RecursionError) as error:
+    raise ValueError(f'not JSON: {error}') from error
+  if not isinstance(record, dict):
+    raise ValueError(f'a JSON {type(record).__name__}: give an object')
+  return record
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:

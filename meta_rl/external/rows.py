@@ -16,18 +16,16 @@ Other keys are left alone.
 """
 
 import dataclasses
-import json
 import math
 import numbers
 import os
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from meta_rl import tokenizer
-from meta_rl.files import one_line
+from meta_rl.files import one_line, read_jsonl
 from meta_rl.types import Rollout
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -75,43 +73,22 @@ def read_rows(
       of another type, an unknown token, log_probs of another number than the
       tokens, NaN, infinite or above 0; or a file without a row.
   """
-  rows = []
-  for number, line in enumerate(_lines(path), start=1):
-    if not line.strip():
-      continue
-    try:
-      row = _row(number, _parse(line), vocab_size, encode)
-      ends = np.flatnonzero(row.response == eos_id)
-      if len(ends) and ends[0] + 1 < len(row.response):
-        raise ValueError(
-          f'response token {ends[0]} is the end-of-text and '
-          f'{len(row.response) - 1 - ends[0]} tokens come behind it: cut them '
-          'off, with their log_probs'
-        )
-    except ValueError as error:
-      raise ValueError(f'{path}, line {number}: {error}') from error
-    rows.append(row)
+
+  def parse(number, record):
+    row = _row(number, record, vocab_size, encode)
+    ends = np.flatnonzero(row.response == eos_id)
+    if len(ends) and ends[0] + 1 < len(row.response):
+      raise ValueError(
+        f'response token {ends[0]} is the end-of-text and '
+        f'{len(row.response) - 1 - ends[0]} tokens come behind it: cut them '
+        'off, with their log_probs'
+      )
+    return row
+
+  rows = read_jsonl(path, parse)
   if not rows:
     raise ValueError(f'{path} has no row: give one JSON object a line')
   return rows
-
-
-def _lines(path: str | os.PathLike) -> list[str]:
-  try:
-    text = pathlib.Path(path).read_text(encoding='utf-8')
-  except UnicodeDecodeError as error:
-    raise ValueError(f'{path} is not UTF-8: {error}') from error
-  return text.split('\n')  # a JSON string may hold U+2028 and its kin
-
-
-def _parse(line: str) -> dict[str, Any]:
-  try:
-    record = json.loads(line)
-  except (json.JSONDecodeError, RecursionError) as error:
-    raise ValueError(f'not JSON: {error}') from error
-  if not isinstance(record, dict):
-    raise ValueError(f'a JSON {type(record).__name__}: give an object')
-  return record
 
 
 def _row(number: int, record, vocab_size: int, encode) -> Row:
