@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from meta_rl import algorithms, episodes, rollout
 from meta_rl import cache as caches
 from meta_rl.algorithms.base import at
-from meta_rl.steps.prove import PROVERS
+from meta_rl.steps.prove import PROVERS, Prefixes
 from meta_rl.tasks.base import Task
 from meta_rl.types import Array, Episodes, Model, Rollout, TraceCache
 
@@ -194,23 +194,23 @@ def make_branch_prove(
     ends = prompts.shape[1] - 1 + given_length(own)
     # One boundary and no episode: the end of the prefix.
     found = Episodes(ends[:, None], jnp.zeros_like(ends))
-    success, fed = PROVERS[prefix_success](
-      model,
-      params,
-      own,
-      found,
-      batch,
-      TraceCache(caches.take(model, cache.cache, heads), cache.used),
-      key,
-      task=task,
-      num_branches=num_branches,
-      num_enumerated=num_enumerated,
-      row_offset=row_offset // group_size,
-      temperature=temperature,
-      top_p=top_p,
-      top_k=top_k,
+    measured = PROVERS[prefix_success](
+      Prefixes(
+        model=model,
+        params=params,
+        traces=own,
+        found=found,
+        rows=batch,
+        cache=TraceCache(caches.take(model, cache.cache, heads), cache.used),
+        key=key,
+        task=task,
+        num_branches=num_branches,
+        row_offset=row_offset // group_size,
+        support={'temperature': temperature, 'top_p': top_p, 'top_k': top_k},
+        num_enumerated=num_enumerated,
+      )
     )
-    return success[:, 0], fed
+    return measured['success'][:, 0], measured['prover_tokens']
 
   def run(params, batch, traces, cache, key, row_offset=0):
     key, prefix_key = jax.random.split(key)

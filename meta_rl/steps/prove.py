@@ -1,5 +1,6 @@
 """traces -> rewards, episode boundaries, J at each boundary."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from meta_rl.rollout import answers_of
 from meta_rl.steps.boundaries import check_boundaries, find_boundaries
 from meta_rl.steps.summaries import sample_summaries
 from meta_rl.tasks.base import Task, verifier
-from meta_rl.types import Model
+from meta_rl.types import Array, Episodes, Model, Params, Rollout, TraceCache
 
 
 def per_trace(batch: dict, group_size: int) -> dict:
@@ -78,6 +79,8 @@ def make_prove(
       f"its answers: kind='sampled', not {kind!r}."
     )
 
+  measure = _summaries if summaries_per_trace else KINDS[kind]
+
   def prove(params, batch, traces, cache, key, row_offset=0):
     prompt_length = batch['prompts'].shape[1]
     found, stop_index, inside = find_boundaries(
@@ -93,57 +96,29 @@ def make_prove(
     more = jnp.where(traces.forced, len(task.stop_ids) - 1, 0)
     answer, mask = answers_of(traces, stop_index + more, task.answer_length)
     rewards = task.verify(answer, mask, rows)
-    success, summaries = jnp.zeros(found.ends.shape, jnp.float32), None
-    fed = before_stop = None
-    given = model, params, traces
-    options = {
-      'task': task,
-      'num_branches': num_branches,
-      'row_offset': row_offset,
-      'temperature': temperature,
-      'top_p': top_p,
-      'top_k': top_k,
-    }
-    if summaries_per_trace:
-      success, summaries, fed = sample_summaries(
-        *given,
-        found,
-        rows,
-        cache,
-        key,
-        summaries_per_trace=summaries_per_trace,
-        **options,
-      )
-    elif kind == 'continued':
-      success, before_stop, fed = _continued(
-        *given,
-        found,
-        rows,
-        cache,
-        key,
-        thinking_budget=thinking_budget,
-        **options,
-      )
-    elif kind != 'none':
-      success, fed = PROVERS[kind](
-        *given,
-        found,
-        rows,
-        cache,
-        key,
-        num_enumerated=num_enumerated,
-        **options,
-      )
+    asked = Prefixes(
+      model=model,
+      params=params,
+      traces=traces,
+      found=found,
+      rows=rows,
+      cache=cache,
+      key=key,
+      task=task,
+      num_branches=num_branches,
+      row_offset=row_offset,
+      support={'temperature': temperature, 'top_p': top_p, 'top_k': top_k},
+      num_enumerated=num_enumerated,
+      thinking_budget=thinking_budget,
+      summaries_per_trace=summaries_per_trace,
+    )
     return algorithms.Measured(
       rewards=rewards,
-      success=success,
       episodes=found,
       stop_index=stop_index,
       answered=mask.any(1),
-      prover_tokens=fed,
       inside=inside,
-      summaries=summaries,
-      before_stop=before_stop,
+      **measure(asked),
     )
 
   return prove
@@ -166,161 +141,157 @@ def check_enumerated(num_enumerated: int | None, kind: str):
   masked.check_range('num_enumerated', num_enumerated, low=0)
 
 
-def _exact(
-  model,
-  params,
-  traces,
-  found,
-  rows,
-  cache,
-  key,
-  *,
-  task,
-  num_branches,
-  num_enumerated,
-  row_offset,
-  **support,
-):
-  del key, num_branches, num_enumerated, row_offset
+@dataclasses.dataclass(frozen=True)
+class Prefixes:
+  """What a prover is asked: prefixes of traces, and how to go on from them.
+
+  Attributes:
+    model, params: the prover's network.
+    traces: the traces, B rows.
+    found: their boundaries, where the prefixes end.
+    rows: the problems' arrays, one row a trace.
+    cache: KV cache of the traces; None: prefilled anew.
+    key: PRNG key, consumed by provers that sample.
+    task: stop tokens and verifier.
+    num_branches: M of the provers that sample.
+    row_offset: global index of the first trace.
+    support: temperature, top_p and top_k.
+    num_enumerated, thinking_budget, summaries_per_trace: as in `make_prove`.
+  """
+
+  model: Model
+  params: Params
+  traces: Rollout
+  found: Episodes
+  rows: dict[str, Array]
+  cache: TraceCache | None
+  key: Array
+  task: Task
+  num_branches: int
+  row_offset: int | Array
+  support: dict
+  num_enumerated: int | None = None
+  thinking_budget: int | None = None
+  summaries_per_trace: int = 0
+
+  @property
+  def given(self) -> tuple:
+    """The leading arguments of every prover."""
+    traces = self.traces
+    ends = self.found.ends
+    return self.model, self.params, traces.tokens, traces.token_mask, ends
+
+  @property
+  def sampling(self) -> dict:
+    """The options of every prover that samples."""
+    return {
+      'num_branches': self.num_branches,
+      'max_answer_len': self.task.answer_length,
+      'stop_ids': self.task.stop_ids,
+      'eos_id': self.task.eos_id,
+      'cache': self.cache,
+      'row_offset': self.row_offset,
+      **self.support,
+    }
+
+
+def _none(asked):
+  return {'success': jnp.zeros(asked.found.ends.shape, jnp.float32)}
+
+
+def _exact(asked):
+  answers, mask = asked.rows['answers'], asked.rows['answer_mask']
+  stop_ids = asked.task.stop_ids
   success = prover.exact(
-    model,
-    params,
-    traces.tokens,
-    traces.token_mask,
-    found.ends,
-    rows['answers'],
-    rows['answer_mask'],
-    stop_ids=task.stop_ids,
-    cache=cache,
-    **support,
+    *asked.given,
+    answers,
+    mask,
+    stop_ids=stop_ids,
+    cache=asked.cache,
+    **asked.support,
   )
-  fed = costs.exact_tokens(found.count, rows['answer_mask'], len(task.stop_ids))
-  return success, fed
+  fed = costs.exact_tokens(asked.found.count, mask, len(stop_ids))
+  return {'success': success, 'prover_tokens': fed}
 
 
-def _sampled(
-  model,
-  params,
-  traces,
-  found,
-  rows,
-  cache,
-  key,
-  *,
-  task,
-  num_branches,
-  num_enumerated,
-  row_offset,
-  **support,
-):
-  del num_enumerated
+def _sampled(asked):
   success, mask = prover.sampled(
-    model,
-    params,
-    traces.tokens,
-    traces.token_mask,
-    found.ends,
-    verifier(task, rows),
-    key,
-    num_branches=num_branches,
-    max_answer_len=task.answer_length,
-    stop_ids=task.stop_ids,
-    eos_id=task.eos_id,
-    cache=cache,
-    row_offset=row_offset,
+    *asked.given,
+    verifier(asked.task, asked.rows),
+    asked.key,
     return_mask=True,
-    **support,
+    **asked.sampling,
   )
-  return success, costs.sampled_tokens(mask, len(task.stop_ids))
+  fed = costs.sampled_tokens(mask, len(asked.task.stop_ids))
+  return {'success': success, 'prover_tokens': fed}
 
 
-def _control_variate(
-  model,
-  params,
-  traces,
-  found,
-  rows,
-  cache,
-  key,
-  *,
-  task,
-  num_branches,
-  num_enumerated,
-  row_offset,
-  **support,
-):
+def _control_variate(asked):
   success, mask = prover.control_variate(
-    model,
-    params,
-    traces.tokens,
-    traces.token_mask,
-    found.ends,
-    rows['answers'],
-    rows['answer_mask'],
-    verifier(task, rows),
-    key,
-    num_enumerated=num_enumerated,
-    num_branches=num_branches,
-    max_answer_len=task.answer_length,
-    stop_ids=task.stop_ids,
-    eos_id=task.eos_id,
-    cache=cache,
-    row_offset=row_offset,
+    *asked.given,
+    asked.rows['answers'],
+    asked.rows['answer_mask'],
+    verifier(asked.task, asked.rows),
+    asked.key,
+    num_enumerated=asked.num_enumerated,
     return_mask=True,
-    **support,
+    **asked.sampling,
   )
-  stop = len(task.stop_ids)
-  listed = rows['answer_mask'][:, :num_enumerated]
+  stop = len(asked.task.stop_ids)
+  listed = asked.rows['answer_mask'][:, : asked.num_enumerated]
   fed = costs.sampled_tokens(mask, stop)
-  return success, fed + costs.exact_tokens(found.count, listed, stop)
+  fed += costs.exact_tokens(asked.found.count, listed, stop)
+  return {'success': success, 'prover_tokens': fed}
 
 
-def _continued(
-  model,
-  params,
-  traces,
-  found,
-  rows,
-  cache,
-  key,
-  *,
-  task,
-  num_branches,
-  thinking_budget,
-  row_offset,
-  **support,
-):
-  """Returns V f32[B,K+1], V f32[B] before the stop, and tokens fed i32[B]."""
-  observe = None
+def _continued(asked):
+  """Values of going on and not of stopping; `before_stop` is one more."""
+  task, observe = asked.task, None
   if task.observe is not None:
     observe = lambda last, thinking, row: task.observe(
-      last, thinking, {k: jnp.asarray(x)[row] for k, x in rows.items()}
+      last, thinking, {k: jnp.asarray(x)[row] for k, x in asked.rows.items()}
     )
-  return continuations.continued(
-    model,
-    params,
-    traces.tokens,
-    traces.token_mask,
-    found.ends,
-    verifier(task, rows),
-    key,
-    num_branches=num_branches,
-    thinking_budget=thinking_budget,
-    max_answer_len=task.answer_length,
+  success, before_stop, fed = continuations.continued(
+    *asked.given,
+    verifier(task, asked.rows),
+    asked.key,
+    thinking_budget=asked.thinking_budget,
     think_end_id=task.think_end_id,
-    stop_ids=task.stop_ids,
-    eos_id=task.eos_id,
     observe_fn=observe,
-    cache=cache,
-    row_offset=row_offset,
-    **support,
+    **asked.sampling,
   )
+  return {
+    'success': success,
+    'prover_tokens': fed,
+    'before_stop': before_stop,
+  }
 
 
-# They stop: each gives J f32[B,K+1] and the tokens i32[B] that it fed.
+def _summaries(asked):
+  """As `_sampled`, some of its answers kept for training."""
+  success, summaries, fed = sample_summaries(
+    asked.model,
+    asked.params,
+    asked.traces,
+    asked.found,
+    asked.rows,
+    asked.cache,
+    asked.key,
+    task=asked.task,
+    num_branches=asked.num_branches,
+    summaries_per_trace=asked.summaries_per_trace,
+    row_offset=asked.row_offset,
+    **asked.support,
+  )
+  return {'success': success, 'prover_tokens': fed, 'summaries': summaries}
+
+
+# They stop: each gives J f32[B,K+1] as 'success', and the tokens i32[B] that it
+# fed as 'prover_tokens'.
 PROVERS = {
   'exact': _exact,
   'sampled': _sampled,
   'control_variate': _control_variate,
 }
-KINDS = (*PROVERS, 'continued', 'none')
+# What each gives are fields of `algorithms.Measured`.
+KINDS = {**PROVERS, 'continued': _continued, 'none': _none}
