@@ -33,7 +33,7 @@ from meta_rl import (
   models,
   setup_run,
   steps,
-  train,
+  train_calls,
   update,
 )
 
@@ -163,7 +163,7 @@ def run(config, pairs: int) -> dict:
   )
   batch = jax.tree.map(jnp.asarray, next(problems))
   group = config.rollout.group_size
-  calls = train.make_parallel(config, model, task, optimizer)
+  calls = train_calls.make_parallel(config, model, task, optimizer)
   key = jax.random.key(1)
   traces, cache = calls.generate(params, batch, key)
   measured = calls.prove(params, batch, traces, cache, key)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from meta_rl import (
   checkpoint,
   data,
+  guards,
   held_out,
   metrics,
   scoring,
@@ -235,7 +236,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       row = update.to_scalars(jax.device_get(sums))
       row['time/step_s'] = time.perf_counter() - began
       row['time/tokens_per_s'] = tokens / row['time/step_s']
-      metrics.check_finite(step, row, saver.latest_step())
+      guards.check_finite(step, row, saver.latest_step())
       last = step == config.total_steps
       if last or step % config.eval.every == 0:
         measured = held_out.measure(

@@ -24,7 +24,6 @@ import sys
 import time
 
 import jax
-import jax.numpy as jnp
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -34,21 +33,19 @@ from meta_rl import (
   command_line,
   costs,
   data,
-  dynamic_sampling,
   env,
+  guards,
   held_out,
   metrics,
   profiler,
   setup_own,
   setup_run,
   sft,
-  sharding,
   signals,
-  steps,
+  train_calls,
   update,
   workdir,
 )
-from meta_rl.compiled import CountedJit
 
 FLAGS = flags.FLAGS
 # Of the curriculum, beside the data iterator's state in a checkpoint.
@@ -109,8 +106,8 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   plan = setup_run.make_curriculum(config)
   calls = {
     budget: (
-      make_parallel(stage, model, task, optimizer),
-      make_summarize(stage, task),
+      train_calls.make_parallel(stage, model, task, optimizer),
+      train_calls.make_summarize(stage, task),
     )
     for budget, stage in setup_run.stages(config).items()
   }
@@ -138,7 +135,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       base_params = parallel.put_params(base_params)
     if config.algorithm.get('prefix_policy') == 'reference':
       calls = {
-        budget: (with_reference(call, base_params), summarize)
+        budget: (train_calls.with_reference(call, base_params), summarize)
         for budget, (call, summarize) in calls.items()
       }
     stop = stack.enter_context(signals.GracefulExit())
@@ -153,13 +150,13 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       )
     )
     tracer = stack.enter_context(profiler.Profiler(folder, profile_steps))
-    watchdog, timer = metrics.Watchdog(), metrics.Timer()
+    watchdog, timer = guards.Watchdog(), metrics.Timer()
 
     def next_batch():
       with timer('data'):
         return parallel.put_batch(next(problems))
 
-    resample = make_resample(config, parallel, next_batch)
+    resample = train_calls.make_resample(config, parallel, next_batch)
 
     def measure(at_budgets=False):
       return held_out.measure(
@@ -195,10 +192,10 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       row['time/step_s'] = time.perf_counter() - began
       row['time/tokens_per_s'] = row['rollout/tokens_sum'] / row['time/step_s']
       row |= metrics.phase_speeds(timer.metrics(), row)
-      metrics.check_finite(step, row, saver.latest_step())
-      metrics.check_gap(step, row, config.max_log_prob_gap)
+      guards.check_finite(step, row, saver.latest_step())
+      guards.check_gap(step, row, config.max_log_prob_gap)
       if correct is not None:
-        metrics.check_mismatch(step, row, config.external.max_mismatch)
+        guards.check_mismatch(step, row, config.external.max_mismatch)
 
       measured = None
       if plan.points:
@@ -215,7 +212,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       if measured is not None:
         row |= held_out.summary(measured, config.rollout.thinking_budget)
         row |= held_out.episode_shares(measured, config)
-      row['compile/count'] = count_traces(
+      row['compile/count'] = train_calls.count_traces(
         calls.values(), eval_calls, resample, correct
       )
       writer.write(step, row)
@@ -272,7 +269,7 @@ def start_or_resume(config, folder, saver, problems, plan, parallel, optimizer):
     saver: its checkpoints.
     problems: the iterator of training batches.
     plan: the curriculum.
-    parallel: of `make_parallel`.
+    parallel: of `train_calls.make_parallel`.
     optimizer: whose state is part of it.
   """
   blank = update.init_state(
@@ -296,112 +293,6 @@ def start_or_resume(config, folder, saver, problems, plan, parallel, optimizer):
   return first, parallel.put_state(state), spent
 
 
-def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
-  """Returns the jitted calls of a training step of a config."""
-  rollout, loss = config.rollout, config.loss.to_dict()
-  generate, prove = setup_own.make_training_calls(config, model, task)
-  given = setup_own.rollouts_path(config) is not None
-  score = None
-  if config.loss.kl_coef or given:
-    score = steps.make_score(
-      model, temperature=rollout.temperature, chunk=config.loss.chunk
-    )
-  constant = None
-  if loss['aggregate'] == 'constant':
-    constant = rollout.thinking_budget + len(task.stop_ids) + task.answer_length
-  value = value_term = None
-  if config.algorithm.name == 'ppo':
-    value = steps.make_value(model)
-    value_term = steps.make_value_term(
-      aggregate=loss['aggregate'], constant=constant, **config.critic.to_dict()
-    )
-  loss.pop('pathwise', None)
-  loss_fn = steps.make_loss(
-    model,
-    temperature=rollout.temperature,
-    constant=constant,
-    value_term=value_term,
-    pathwise_term=setup_run.make_pathwise_term(
-      config, model, task, constant=constant
-    ),
-    **loss,
-  )
-
-  def make_update(axis_name, spread):
-    return steps.make_update(
-      spread(loss_fn),
-      optimizer,
-      setup_run.make_advantages(config, axis_name=axis_name),
-      rows_fn=setup_run.make_rows(config, task),
-      prepare=setup_run.make_prepare(config, task),
-      axis_name=axis_name,
-      **config.batching.to_dict(),
-    )
-
-  kind = config.parallel.kind
-  mesh = None
-  if kind != 'none':
-    mesh = sharding.make_mesh(**config.parallel.mesh.to_dict())
-  return sharding.parallelize(
-    kind,
-    generate=generate,
-    prove=prove,
-    score=score,
-    value=value,
-    make_update=make_update,
-    rows_per_prompt=rollout.group_size,
-    mini_batches=config.batching.mini_batches,
-    mesh=mesh,
-  )
-
-
-def with_reference(parallel, reference) -> sharding.Parallel:
-  """Returns the calls with a `generate` that is given the reference, too.
-
-  It is what the run starts from, so that a resumed run has the same one.
-  """
-
-  def generate(params, batch, key):
-    return parallel.generate((params, reference), batch, key)
-
-  return dataclasses.replace(parallel, generate=generate)
-
-
-def make_summarize(config, task) -> CountedJit:
-  """Returns the jitted scalars of a batch of traces, and what they cost."""
-  group_size = config.rollout.group_size
-  rows = setup_run.make_rows(config, task)
-  given = setup_own.rollouts_path(config) is not None
-
-  def summarize(traces, measured):
-    row = steps.rollout_metrics(
-      traces,
-      measured,
-      group_size=group_size,
-      horizon=config.rollout.thinking_budget,
-      # Values of thinking on are no J: they say nothing about regret.
-      has_success=config.prover.kind not in ('none', 'continued'),
-    )
-    cost = costs.step_costs(
-      traces.token_mask,
-      measured.episodes.ends[:, 0],
-      measured.prover_tokens if setup_run.reads_success(config) else None,
-      rows(traces, measured)['token_mask'].sum() if rows else 0,
-      group_size=group_size,
-      epochs=config.batching.epochs,
-      scorings=bool(config.loss.kl_coef)
-      + (config.algorithm.name == 'ppo')
-      + given,
-      prover_gradient=setup_run.pathwise_of(config) is not None,
-      side_tokens=traces.side_tokens,
-    )
-    if given:  # by another engine, whose cost is not known here
-      cost['cost/generate'] = jnp.zeros(())
-    return row | cost
-
-  return CountedJit(summarize)
-
-
 def choose_budget(plan, measured, *, paid: float = 0.0) -> dict[str, float]:
   """Chooses the thinking budget of the next steps; returns metrics.
 
@@ -413,26 +304,6 @@ def choose_budget(plan, measured, *, paid: float = 0.0) -> dict[str, float]:
   success = dict(zip(plan.points, held_out.budget_success(measured)))
   row = plan.update(success)
   return row | {costs.CURRICULUM: paid + held_out.budget_cost(measured)}
-
-
-def make_resample(config, parallel, next_batch):
-  """Returns what samples further prompts within a step, None if it is off.
-
-  Args:
-    config: an RL config.
-    parallel: of `make_parallel`.
-    next_batch: `() -> batch`, the next problems, placed.
-  """
-  max_rounds = config.rollout.dynamic_sampling.max_rounds
-  if not max_rounds:
-    return None
-  return dynamic_sampling.Resampler(
-    max_rounds=max_rounds,
-    group_size=config.rollout.group_size,
-    next_batch=next_batch,
-    get=parallel.get,
-    mesh=parallel.mesh,
-  )
 
 
 def rl_step(
@@ -449,13 +320,13 @@ def rl_step(
   """Runs one step of the loop.
 
   Args:
-    parallel: of `make_parallel`.
-    summarize: of `make_summarize`.
+    parallel: of `train_calls.make_parallel`.
+    summarize: of `train_calls.make_summarize`.
     state: before the step; donated.
     base_params: what the reference log-probs are of; None: there are none.
     batch: problems, placed.
     timer: phases are added to it.
-    resample: of `make_resample`.
+    resample: of `train_calls.make_resample`.
     reward_fn: of `setup_own.make_reward_fn`, None for the outcome alone.
     correct: of `setup_own.make_correct`, None for traces of the policy itself.
 
@@ -510,26 +381,6 @@ def rl_step(
   return state, row | update.to_scalars(sums), (traces, measured)
 
 
-def count_traces(calls, eval_calls, resample=None, correct=None) -> int:
-  """Returns how often the run's jitted calls were traced, evaluation's too.
-
-  Args:
-    calls: (parallel, summarize) of each thinking budget.
-    eval_calls: of `held_out.make_calls`.
-    resample: of `make_resample`.
-    correct: of `setup_own.make_correct`.
-  """
-  counted = list(eval_calls.values())
-  if resample is not None:
-    counted.append(resample.merge)
-  if correct is not None:
-    counted.append(correct)
-  total = sum(call.traces for call in counted)
-  for parallel, summarize in calls:
-    total += sum(parallel.traces.values()) + summarize.traces
-  return total
-
-
 def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
   """Opens the run folder and trains; every expected error becomes one line."""
   loops = {'sft': sft.train}
@@ -549,7 +400,7 @@ def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
       loop = loops.get(config.algorithm.name, train)
       with forget_failed_start(opened):
         return loop(config, folder, profile_steps=profile_steps)
-  except metrics.NonFiniteError as error:
+  except guards.NonFiniteError as error:
     print(f'error: {error}', file=sys.stderr)
     return signals.EXIT_NON_FINITE
   except KeyboardInterrupt:  # while it starts: the loop has its own handler

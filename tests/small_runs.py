@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 
-from meta_rl import held_out, metrics, setup_run, train
+from meta_rl import held_out, metrics, setup_run, train, train_calls
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Of runs: a study is of another command.
@@ -127,7 +127,10 @@ def trained(small_data, tmp_path_factory):
   """
   config, made = make_config('mrt', checkpoint__every=3), []
   with quick(small_data), pytest.MonkeyPatch.context() as patch:
-    for module, name in ((train, 'make_parallel'), (held_out, 'make_calls')):
+    for module, name in (
+      (train_calls, 'make_parallel'),
+      (held_out, 'make_calls'),
+    ):
       patch.setattr(module, name, kept(getattr(module, name), made))
     result = run(config, tmp_path_factory.mktemp('trained') / 'mrt')
   assert result.code == 0, result.err

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from toys import SPECIAL
 
-from meta_rl import models, sharding, steps, train
+from meta_rl import models, sharding, steps, train_calls
 from meta_rl.steps import branches
 from meta_rl.tasks import Task
 
@@ -279,7 +279,7 @@ def test_bad_options_are_refused(call, message):
 def test_the_reference_goes_into_generate_alone():
   calls = {f.name: f.name for f in dataclasses.fields(sharding.Parallel)}
   calls['generate'] = lambda params, batch, key: (params, batch, key)
-  given = train.with_reference(sharding.Parallel(**calls), 'start')
+  given = train_calls.with_reference(sharding.Parallel(**calls), 'start')
   assert given.generate('now', 'batch', 'key') == (
     ('now', 'start'),
     'batch',

@@ -21,9 +21,10 @@ LAYERS = [
   'continuations algorithms update value',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
   'answers statistics eval_figures study_statistics gradient_variance '
-  'signals workdir files leaves chat profiler rewards external',
+  'signals workdir files leaves chat profiler rewards external guards',
   'steps compiled dynamic_sampling',
-  'setup_run setup_own check_config command_line held_out evaluate plots '
+  'setup_run setup_own train_calls check_config command_line held_out '
+  'evaluate plots '
   'headline runs report report_page report_style report_traces report_parts',
   'train sft study study_cells study_cell study_results study_tables '
   'study_charts study_page study_report study_variance plan export generate',
@@ -32,7 +33,7 @@ LAYERS = [row.split() for row in LAYERS]
 PURE = LAYERS[1]
 # These read a ConfigDict; all others take keyword arguments.
 COMMANDS = [*LAYERS[-1], 'setup_run', 'check_config', 'command_line']
-COMMANDS += ['setup_own', 'held_out', 'evaluate', 'report']
+COMMANDS += ['setup_own', 'train_calls', 'held_out', 'evaluate', 'report']
 MODULES = sorted(PACKAGE.rglob('*.py'))
 
 

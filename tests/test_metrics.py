@@ -128,20 +128,6 @@ def test_text_rows(tmp_path):
   assert rows == [{'t': '6 ×'}, {'t': 'b\n'}]
 
 
-def test_check_finite():
-  metrics.check_finite(3, {'loss/total': np.float32(1), 'x': 0}, 2)
-  metrics.check_finite(3, {'x': math.nan}, 2, ignore=['x'])
-  with pytest.raises(metrics.NonFiniteError) as caught:
-    metrics.check_finite(7, {'loss/total': math.nan, 'g': math.inf, 'k': 1}, 5)
-  text = str(caught.value)
-  assert 'step 7: loss/total is nan, g is inf' in text
-  assert 'last good checkpoint is step 5' in text
-  assert '\n' not in text
-  assert caught.value.names == ['loss/total', 'g']
-  with pytest.raises(metrics.NonFiniteError, match='no checkpoint was saved'):
-    metrics.check_finite(1, {'x': -math.inf}, None)
-
-
 def make_clock(*times):
   return iter(times).__next__
 
@@ -208,58 +194,10 @@ def test_on_a_terminal_a_bar():
   assert 'hello' in text
 
 
-DEAD = {
-  'rollout/truncation_rate': 1.0,
-  'rollout/zero_variance_share': 1.0,
-  'optimizer/grad_norm': 0.0,
-}
-ALIVE = {
-  'rollout/truncation_rate': 0.99,
-  'rollout/zero_variance_share': 0.99,
-  'optimizer/grad_norm': 1e-9,
-}
-
-
-@pytest.mark.parametrize('name', sorted(DEAD))
-def test_each_symptom_is_said_once_until_it_recovers(name):
-  row = ALIVE | {name: DEAD[name]}
-  rows = [row] * 5 + [ALIVE] + [row] * 2 + [ALIVE] + [row] * 3
-  history = [{'step': i} | r for i, r in enumerate(rows, 1)]
-  said = metrics.learning_warnings(history)
-  # Steps 1-3 make three, 4-5 say nothing new, 7-8 are only two, 10-12 three.
-  assert [line.split(':')[1] for line in said] == [' step 3', ' step 12']
-  assert all(name in line for line in said)
-
-
-def test_a_step_without_the_metric_neither_counts_nor_resets():
-  watchdog = metrics.Watchdog(2)
-  assert watchdog.update(1, {'optimizer/grad_norm': 0.0}) == []
-  assert watchdog.update(2, {}) == []
-  assert len(watchdog.update(3, {'optimizer/grad_norm': 0.0})) == 1
-
-
-def test_patience_is_checked():
-  with pytest.raises(ValueError, match='patience=0'):
-    metrics.Watchdog(0)
-
-
 def test_the_mean_of_a_metric_is_over_the_rows_that_have_it():
   rows = [{'a': 1.0, 'b': 4.0}, {'a': 3.0}]
   assert metrics.mean_rows(rows) == {'a': 2.0, 'b': 4.0}
   assert metrics.mean_rows([]) == {}
-
-
-def test_a_mismatch_beyond_the_limit_stops():
-  row = {
-    'external/mismatch_mean': 0.5,
-    'external/mismatch_max': 2.0,
-    'external/ess': 0.25,
-  }
-  metrics.check_mismatch(3, row, 0.5)
-  for gap in (0.51, math.nan):
-    with pytest.raises(ValueError, match='step 3: .* nats a token') as error:
-      metrics.check_mismatch(3, row | {'external/mismatch_mean': gap}, 0.5)
-    assert 'effective share 0.25' in str(error.value)
 
 
 def test_total_of_a_metric(tmp_path):

@@ -13,8 +13,8 @@ from toys import counting_model
 
 from meta_rl import (
   data,
+  guards,
   held_out,
-  metrics,
   setup_run,
   sft,
   signals,
@@ -173,13 +173,13 @@ def test_four_steps(straight):
 def test_one_state_is_alive(small, tmp_path, monkeypatch):
   """What it was made of, or restored into, is let go."""
   config = small.config('sft', checkpoint__every=3)
-  found, real = [], metrics.check_finite
+  found, real = [], guards.check_finite
 
   def count(*args):
     found.append(small.live_copies(config) - before)
     real(*args)
 
-  monkeypatch.setattr(metrics, 'check_finite', count)
+  monkeypatch.setattr(guards, 'check_finite', count)
   with monkeypatch.context() as patch:
     stop_after(patch, 1)
     before = small.live_copies(config)

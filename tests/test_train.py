@@ -18,12 +18,14 @@ from conftest import ROOT
 
 from meta_rl import (
   checkpoint,
+  guards,
   held_out,
   metrics,
   profiler,
   setup_run,
   signals,
   train,
+  train_calls,
   update,
   workdir,
 )
@@ -32,7 +34,7 @@ from meta_rl.tasks.base import Task
 
 pytest_plugins = ['small_runs']
 
-# What the issue asks each step to say.
+# What each step must say.
 METRICS = """
 rollout/reward_mean rollout/episodes_mean rollout/tokens_mean
 rollout/truncation_rate rollout/zero_variance_share rollout/forced_rate
@@ -173,13 +175,13 @@ def test_one_state_is_alive(small, tmp_path, monkeypatch):
   """What it was made of, or restored into, is let go."""
   # No save beside a step: what is being written is alive, too.
   config = small.config('mrt', checkpoint__every=4)
-  found, real = [], metrics.check_gap
+  found, real = [], guards.check_gap
 
   def count(*args):
     found.append(small.live_copies(config) - before)
     real(*args)
 
-  monkeypatch.setattr(metrics, 'check_gap', count)
+  monkeypatch.setattr(guards, 'check_gap', count)
   with monkeypatch.context() as patch:
     after_step(patch, 1, lambda _: signal.raise_signal(signal.SIGTERM))
     before = small.live_copies(config)
@@ -261,7 +263,7 @@ def test_training_costs_what_is_fed(name, changes, small):
   config = small.config(name, **changes)
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
-  parallel = train.make_parallel(
+  parallel = train_calls.make_parallel(
     config, model, task, setup_run.make_optimizer(config)
   )
   (batch,) = held_out.problem_batches(
@@ -274,7 +276,7 @@ def test_training_costs_what_is_fed(name, changes, small):
   params, key = setup_run.initial_params(config), jax.random.key(0)
   traces, cache = parallel.generate(params, arrays, key)
   measured = parallel.prove(params, arrays, traces, cache, key)
-  row = train.make_summarize(config, task)(traces, measured)
+  row = train_calls.make_summarize(config, task)(traces, measured)
   real = np.asarray(traces.token_mask)
   if name == 'brpo':
     # Two rows a trace: all up to a budget, </think>, and what was answered.
@@ -478,9 +480,9 @@ def test_a_gap_between_sampler_and_trainer_stops_the_run(
 
 
 def test_check_gap_allows_up_to_the_limit():
-  metrics.check_gap(1, {'policy/log_prob_gap': 0.01}, 0.01)
+  guards.check_gap(1, {'policy/log_prob_gap': 0.01}, 0.01)
   with pytest.raises(ValueError, match='step 7: .* 0.011 nats'):
-    metrics.check_gap(7, {'policy/log_prob_gap': 0.011}, 0.01)
+    guards.check_gap(7, {'policy/log_prob_gap': 0.011}, 0.01)
 
 
 @pytest.mark.full
@@ -574,8 +576,10 @@ def test_thirty_steps_raise_the_reward_of_a_bandit(name, small):
   params = init_params(shape, jax.random.key(0))
   optimizer = optax.adam(0.02)
   task = bandit()
-  parallel = train.make_parallel(config, make_model(shape), task, optimizer)
-  summarize = train.make_summarize(config, task)
+  parallel = train_calls.make_parallel(
+    config, make_model(shape), task, optimizer
+  )
+  summarize = train_calls.make_summarize(config, task)
   state = parallel.put_state(
     update.TrainState(
       params=params,
