@@ -44,6 +44,28 @@ def refuse_arguments(argv: list[str]):
     sys.exit(f'error: {argv[1]!r} is no flag: flags begin with --.{hint}')
 
 
+def run_config(
+  folder, *needed: str, hint: str = ''
+) -> ml_collections.ConfigDict:
+  """Returns the config of a run folder.
+
+  Args:
+    folder: of a run.
+    *needed: as in `recorded_config`.
+    hint: what else to do, for the message.
+
+  Raises:
+    ValueError: it holds none, or that of another program.
+  """
+  recorded = workdir.read_config(folder)
+  if recorded is None:
+    raise ValueError(
+      f'{folder} holds no config.json: name a run folder of meta_rl.train'
+      f'{hint}.'
+    )
+  return recorded_config(folder, recorded, *needed)
+
+
 def recorded_config(
   folder, recorded: dict, *needed: str
 ) -> ml_collections.ConfigDict:

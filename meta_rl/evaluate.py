@@ -32,7 +32,6 @@ from meta_rl import (
   signals,
   statistics,
   weights,
-  workdir,
 )
 from meta_rl.answers import extract_boxed, maj_at_k, pass_at_k
 from meta_rl.files import atomic_write
@@ -330,13 +329,9 @@ def policy(folder: str, config, *, base: bool, which: str):
       '--config is of --base alone: a run is evaluated with the config that it '
       'recorded; leave it out, or add --base.'
     )
-  recorded = workdir.read_config(folder)
-  if recorded is None:
-    raise ValueError(
-      f'{folder} holds no config.json: name a run folder of meta_rl.train, or '
-      'give --config and --base.'
-    )
-  config = command_line.recorded_config(folder, recorded, 'prover')
+  config = command_line.run_config(
+    folder, 'prover', hint=', or give --config and --base'
+  )
   like = setup_run.abstract_params(config)
   return config, weights.init_from(f'{folder}@{which}', like)
 

@@ -21,7 +21,6 @@ from meta_rl import (
   value,
   weights,
 )
-from meta_rl import workdir as workdirs
 
 FLAGS = flags.FLAGS
 
@@ -53,18 +52,13 @@ def export(
     ValueError: no run in the folder, no checkpoint in the run, or a value head
       asked for of a run without one.
   """
-  recorded = workdirs.read_config(folder)
-  if recorded is None:
-    raise ValueError(
-      f'{folder} holds no config.json: name a run folder of meta_rl.train.'
-    )
-  config = command_line.recorded_config(folder, recorded)
+  config = command_line.run_config(folder)
   like = setup_run.abstract_params(config)
   if value_head:
-    if recorded['algorithm']['name'] != 'ppo':
+    if config.algorithm.name != 'ppo':
       raise ValueError(
         f'{folder} is a run of algorithm.name='
-        f'{recorded["algorithm"]["name"]!r}, which has no value head: leave '
+        f'{config.algorithm.name!r}, which has no value head: leave '
         '--value_head out.'
       )
     like = value.with_head(like, value.init_head(config.model.width))
@@ -87,8 +81,8 @@ def export(
     'format': 'meta_rl',
     'command': command,
     'step': str(step),
-    'seed': str(recorded.get('seed')),
-    'config': json.dumps(recorded),
+    'seed': str(config.get('seed')),
+    'config': json.dumps(config.to_dict()),
     'scores': json.dumps(scores[-1] if scores else {}),
   }
   weights.save_safetensors(out, params, metadata, dtype=dtype)

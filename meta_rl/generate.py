@@ -29,7 +29,6 @@ from meta_rl import (
   setup_run,
   signals,
   weights,
-  workdir,
 )
 from meta_rl.compiled import CountedJit
 from meta_rl.files import atomic_write
@@ -111,12 +110,7 @@ def policy(folder: str | None, config, *, which: str):
     )
   if folder is None:
     return config, setup_run.initial_params(config)
-  recorded = workdir.read_config(folder)
-  if recorded is None:
-    raise ValueError(
-      f'{folder} holds no config.json: name a run folder of meta_rl.train.'
-    )
-  config = command_line.recorded_config(folder, recorded)
+  config = command_line.run_config(folder)
   like = setup_run.abstract_params(config)
   return config, weights.init_from(f'{folder}@{which}', like)
 

@@ -140,6 +140,11 @@ def headline_table(evals: Sequence[Mapping[str, Any]]) -> str:
     name = table[0][0][1]
     header = [h.replace('the base', name) for h in header]
   lines = [header, *([f'{f} {d}' for _, f, d in row] for row in table)]
+  return markdown(lines)
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+  """Returns cells, the header's first, as a Markdown table of equal widths."""
   # A name cannot break the table.
   lines = [[' '.join(c.replace('|', '/').split()) for c in l] for l in lines]
   widths = [max(map(len, column)) for column in zip(*lines)]

@@ -342,14 +342,9 @@ def read(folder, key: Key, part: str = CELLS) -> dict | None:
     ValueError: the file is not JSON of a cell.
   """
   path = path_of(folder, key, part)
-  try:
-    value = json.loads(path.read_text(encoding='utf-8'))
-  except FileNotFoundError:
+  if not path.exists():
     return None
-  except ValueError as error:
-    raise ValueError(
-      f'{path} is damaged ({error}): delete it, and the cell is run again.'
-    ) from None
+  value = _read_json(path, 'the cell is run again')
   wrong = not isinstance(value, dict) or any(
     value.get(name) != wanted for name, wanted in key._asdict().items()
   )
@@ -363,6 +358,15 @@ def read(folder, key: Key, part: str = CELLS) -> dict | None:
       'it, and the cell is run again.'
     )
   return value
+
+
+def _read_json(path: Path, then: str):
+  try:
+    return json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise ValueError(
+      f'{path} is damaged ({error}): delete it, and {then}.'
+    ) from None
 
 
 def check_done(study: ConfigDict, folder):
@@ -383,14 +387,9 @@ def read_variance(folder, dose: str) -> dict | None:
     ValueError: the file is damaged.
   """
   path = Path(folder) / VARIANCE / f'{dose}.json'
-  try:
-    value = json.loads(path.read_text(encoding='utf-8'))
-  except FileNotFoundError:
+  if not path.exists():
     return None
-  except ValueError as error:
-    raise ValueError(
-      f'{path} is damaged ({error}): delete it, and it is measured again.'
-    ) from None
+  value = _read_json(path, 'it is measured again')
   if not isinstance(value, dict) or 'rows' not in value:
     raise ValueError(f'{path} is no gradient variance: delete it.')
   return value

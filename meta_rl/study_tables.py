@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from meta_rl import study_results
+from meta_rl import headline, study_results
 from meta_rl import study_statistics as stats
 from meta_rl.headline import NONE, fixed
 from meta_rl.plots import compact
@@ -227,11 +227,4 @@ def markdown(results: Results) -> str:
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
   """Returns rows with equal columns as a Markdown table."""
   lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-  # A name cannot break the table.
-  lines = [[' '.join(c.replace('|', '/').split()) for c in l] for l in lines]
-  widths = [max(map(len, column)) for column in zip(*lines)]
-  lines.insert(1, ['-' * width for width in widths])
-  return '\n'.join(
-    '| ' + ' | '.join(c.ljust(w) for c, w in zip(line, widths)) + ' |'
-    for line in lines
-  )
+  return headline.markdown(lines)

@@ -30,6 +30,7 @@ from meta_rl import (
   steps,
   study_cell,
   study_cells,
+  train_calls,
   update,
 )
 from meta_rl.files import atomic_write
@@ -82,6 +83,11 @@ def measure(
     raise ValueError(
       f'loss.kl_coef={config.loss.kl_coef}: the variance is measured on the '
       'policy that is its own reference; set it to 0.'
+    )
+  if setup_run.pathwise_of(config):
+    raise ValueError(
+      'loss.pathwise is on: the variance is measured of the policy gradient '
+      "alone; set loss.pathwise.boundaries='none'."
     )
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
@@ -199,21 +205,8 @@ def with_branches(measured, rewards, mask, branches: int, task):
 
 def make_gradient(config, model, task):
   """Returns `(params, traces, measured) -> gradient` of one whole rollout."""
-  loss, batching = config.loss.to_dict(), config.batching
-  constant = None
-  if loss['aggregate'] == 'constant':
-    constant = (
-      config.rollout.thinking_budget + len(task.stop_ids) + task.answer_length
-    )
-  if setup_run.pathwise_of(config):
-    raise ValueError(
-      'loss.pathwise is on: the variance is measured of the policy gradient '
-      "alone; set loss.pathwise.boundaries='none'."
-    )
-  loss.pop('pathwise', None)
-  loss_fn = steps.make_loss(
-    model, temperature=config.rollout.temperature, constant=constant, **loss
-  )
+  batching = config.batching
+  loss_fn = train_calls.make_loss(config, model, task)
   advantage_fn = setup_run.make_advantages(config)
 
   def gradient(params, traces, measured):

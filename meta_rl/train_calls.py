@@ -21,7 +21,7 @@ from meta_rl.compiled import CountedJit
 
 def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
   """Returns the jitted calls of a training step of a config."""
-  rollout, loss = config.rollout, config.loss.to_dict()
+  rollout = config.rollout
   generate, prove = setup_own.make_training_calls(config, model, task)
   given = setup_own.rollouts_path(config) is not None
   score = None
@@ -29,26 +29,10 @@ def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
     score = steps.make_score(
       model, temperature=rollout.temperature, chunk=config.loss.chunk
     )
-  constant = None
-  if loss['aggregate'] == 'constant':
-    constant = rollout.thinking_budget + len(task.stop_ids) + task.answer_length
-  value = value_term = None
+  value = None
   if config.algorithm.name == 'ppo':
     value = steps.make_value(model)
-    value_term = steps.make_value_term(
-      aggregate=loss['aggregate'], constant=constant, **config.critic.to_dict()
-    )
-  loss.pop('pathwise', None)
-  loss_fn = steps.make_loss(
-    model,
-    temperature=rollout.temperature,
-    constant=constant,
-    value_term=value_term,
-    pathwise_term=setup_run.make_pathwise_term(
-      config, model, task, constant=constant
-    ),
-    **loss,
-  )
+  loss_fn = make_loss(config, model, task)
 
   def make_update(axis_name, spread):
     return steps.make_update(
@@ -75,6 +59,30 @@ def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
     rows_per_prompt=rollout.group_size,
     mini_batches=config.batching.mini_batches,
     mesh=mesh,
+  )
+
+
+def make_loss(config, model, task):
+  """Returns the loss of a config, every term that it asks for included."""
+  rollout, loss = config.rollout, config.loss.to_dict()
+  constant = None
+  if loss['aggregate'] == 'constant':
+    constant = rollout.thinking_budget + len(task.stop_ids) + task.answer_length
+  value_term = None
+  if config.algorithm.name == 'ppo':
+    value_term = steps.make_value_term(
+      aggregate=loss['aggregate'], constant=constant, **config.critic.to_dict()
+    )
+  loss.pop('pathwise', None)  # whose term is made with the task
+  return steps.make_loss(
+    model,
+    temperature=rollout.temperature,
+    constant=constant,
+    value_term=value_term,
+    pathwise_term=setup_run.make_pathwise_term(
+      config, model, task, constant=constant
+    ),
+    **loss,
   )
 
 

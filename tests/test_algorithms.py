@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import LENGTH, row
 
 from meta_rl.algorithms import CREDITS, Measured, mrt, outcome
 from meta_rl.algorithms.base import spread
 from meta_rl.types import Episodes
 
-LENGTH, HORIZON = 12, 10
+HORIZON = 10
 
 
 def measure(rewards, success, ends, count, stop_index, answered):
@@ -36,14 +37,6 @@ TRACES = measure(
   stop_index=[7, 6, 2],
   answered=[True, True, False],
 )
-
-
-def row(rest, *spans):
-  """f64[LENGTH]: `rest` everywhere but in (first, last, value) spans."""
-  values = np.full(LENGTH, rest, float)
-  for first, last, value in spans:
-    values[first : last + 1] = value
-  return values
 
 
 def check(found, rows):

@@ -3,13 +3,13 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import LENGTH, row
 
 from meta_rl import check_config
 from meta_rl.algorithms import Measured, mrt, rl2
 from meta_rl.types import Episodes
 
 pytest_plugins = ['small_runs']
-LENGTH = 10
 
 # Trials of 3 episodes. Row 0: two (columns 2-4, 5-6), then it stops at 7,
 # right. Row 1: one (2-5), stops at 6, wrong. Row 2: all three, EOS at 8.
@@ -24,14 +24,6 @@ TRACES = Measured(
   stop_index=jnp.array([7, 6, 8]),
   answered=jnp.array([True, True, False]),
 )
-
-
-def row(rest, *spans):
-  """f64[LENGTH]: `rest` everywhere but in (first, last, value) spans."""
-  values = np.full(LENGTH, rest, float)
-  for first, last, value in spans:
-    values[first : last + 1] = value
-  return values
 
 
 def run(**options):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import LENGTH, row
 
 from meta_rl import check_config
 from meta_rl.algorithms import Measured, outcome, segment
@@ -14,7 +15,6 @@ from meta_rl.algorithms.segment import best_of
 from meta_rl.types import Episodes
 
 pytest_plugins = ['small_runs']
-LENGTH = 10
 
 # Row 0: two segments (columns 2-4, 5-6), stops at 7, right.
 # Row 1: one segment (2-5), stops inside it at 6, wrong.
@@ -29,14 +29,6 @@ TRACES = Measured(
   answered=jnp.array([True, True, False]),
   inside=jnp.array([False, True, False]),
 )
-
-
-def row(rest, *spans):
-  """f64[LENGTH]: `rest` everywhere but in (first, last, value) spans."""
-  values = np.full(LENGTH, rest, float)
-  for first, last, value in spans:
-    values[first : last + 1] = value
-  return values
 
 
 def check(found, rows):

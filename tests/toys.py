@@ -98,3 +98,14 @@ def check_response(rollout, expected):
     found = np.asarray(getattr(rollout, name))
     found = found[:, 1:] if found.ndim == 2 else found
     np.testing.assert_array_equal(found, rows, err_msg=name)
+
+
+LENGTH = 12  # columns of a trace whose advantages are written down by hand
+
+
+def row(rest, *spans):
+  """f64[LENGTH]: `rest` everywhere but in (first, last, value) spans."""
+  values = np.full(LENGTH, rest, float)
+  for first, last, value in spans:
+    values[first : last + 1] = value
+  return values

@@ -5,6 +5,7 @@ host. A new task is one module, one row of `tasks.TASKS`, tests and a config.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,25 @@ import numpy as np
 from meta_rl.types import Array
 
 SPLITS = ('train', 'validation', 'test')
+
+
+def split_of_key(key: str, percent: Mapping[str, int]) -> str:
+  """Returns the split that owns a key, whatever else is in a dataset.
+
+  The bucket is blake2s(key) mod 100.
+
+  Args:
+    key: what makes two problems the same.
+    percent: split -> its share; they add up to 100.
+  """
+  digest = hashlib.blake2s(key.encode()).digest()
+  bucket = int.from_bytes(digest[:8], 'big') % 100
+  for split in SPLITS:
+    if bucket < percent[split]:
+      return split
+    bucket -= percent[split]
+  raise AssertionError('split shares do not add up to 100')
+
 
 Record = Mapping[str, np.ndarray]
 Trace = tuple[np.ndarray, 'int | np.ndarray']

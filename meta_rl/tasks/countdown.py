@@ -9,7 +9,6 @@ Axes: N problems, n given numbers, S accepted answers, A = 2n answer tokens
 """
 
 import dataclasses
-import hashlib
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ import numpy as np
 
 from meta_rl import tokenizer
 from meta_rl.tasks import expressions
-from meta_rl.tasks.base import SPLITS
+from meta_rl.tasks.base import SPLITS, split_of_key
 from meta_rl.tasks.expressions import (
   Tokens,
   enumerate_expressions,
@@ -105,13 +104,7 @@ def split_of(numbers: Sequence[int], target: int) -> str:
   is held out of every other.
   """
   shown = ' '.join(str(int(number)) for number in sorted(numbers))
-  digest = hashlib.blake2s(f'{shown}|{int(target)}'.encode()).digest()
-  bucket = int.from_bytes(digest[:8], 'big') % 100
-  for split in SPLITS:
-    if bucket < _SPLIT_PERCENT[split]:
-      return split
-    bucket -= _SPLIT_PERCENT[split]
-  raise AssertionError('split shares do not add up to 100')
+  return split_of_key(f'{shown}|{int(target)}', _SPLIT_PERCENT)
 
 
 def problem_set(

@@ -39,14 +39,13 @@ writes the answers, call `score` in a process that can be killed.
 import collections
 import dataclasses
 import difflib
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from meta_rl.files import one_line
+from meta_rl.tasks.base import SPLITS, split_of_key
 
-SPLITS = ('train', 'validation', 'test')
 MAX_CHARS = 8192  # the longest answer of the tasks themselves has 4063
 
 # Shares of the problems, in percent, by the hash of the question.
@@ -157,13 +156,7 @@ def normalize(question: str) -> str:
 
 def split_of(question: str) -> str:
   """Returns the split that owns a question."""
-  digest = hashlib.blake2s(normalize(question).encode()).digest()
-  bucket = int.from_bytes(digest[:8], 'big') % 100
-  for split in SPLITS:
-    if bucket < _SPLIT_PERCENT[split]:
-      return split
-    bucket -= _SPLIT_PERCENT[split]
-  raise AssertionError('split shares do not add up to 100')
+  return split_of_key(normalize(question), _SPLIT_PERCENT)
 
 
 @dataclasses.dataclass(frozen=True)
