@@ -4,6 +4,7 @@
 #
 #   bash launch/quickstart.sh                    into runs/quickstart
 #   QUICKSTART_DIR=DIR bash launch/quickstart.sh
+#   QUICKSTART_TOKENS=40000 bash launch/quickstart.sh   a short try: learns less
 #
 # Under 10 minutes on 2 cores, the installation included. It may be stopped at
 # any time: run again, training goes on from its last checkpoint.
@@ -58,7 +59,8 @@ make_venv ''
 mkdir -p "$DIR"
 mrt=configs/mrt_countdown.py
 # Both end when they have sampled as many tokens, about 50 steps.
-equal='--config.total_tokens=420000 --config.total_steps=60'
+equal="--config.total_tokens=${QUICKSTART_TOKENS:-420000}"
+equal+=' --config.total_steps=60'
 phase 'training MRT' meta_rl.train --config="$mrt" --workdir="$DIR/mrt" $equal
 phase 'training GRPO' meta_rl.train --config=configs/grpo_countdown.py \
   --workdir="$DIR/grpo" $equal

@@ -11,7 +11,7 @@ def parse_flags(argv: list[str]) -> list[str]:
   """Returns `argv` without flags; --config also takes a shipped config's name.
 
   For `app.run(main, flags_parser=...)`. A flag that cannot be used is one line
-  on stderr and exit code 1.
+  on stderr and exit code 1; --help ends with exit code 0.
   """
   resolved = list(argv)
   for i, arg in enumerate(argv):
@@ -28,6 +28,9 @@ def parse_flags(argv: list[str]) -> list[str]:
   try:
     return workdir.parse_flags(resolved)
   except SystemExit as error:
+    if error.code == 1:
+      # absl's code after --help; errors come with their line instead.
+      sys.exit(0)
     # ml_collections wraps what `get_config` raises in a whole traceback.
     head, _, message = str(error.code).rpartition('ValueError: ')
     if 'Traceback' in head:

@@ -118,7 +118,10 @@ def main(argv):
   except (ValueError, OSError, checkpoint.CheckpointError) as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(signals.EXIT_ERROR)
-  print(f'{FLAGS.out}: step {metadata["step"]}, scores {metadata["scores"]}')
+  scores = json.loads(metadata['scores'])
+  print(f'{FLAGS.out}: step {metadata["step"]}')
+  for name, score in scores.items():
+    print(f'  {name:<40} {score:.4g}')
 
 
 if __name__ == '__main__':

@@ -18,6 +18,7 @@ NONE = '–'
 # of what the base gains. The base's last value itself would not do: its curve
 # is flat there, and chance decides when it is reached.
 LEVEL = 0.95
+MIN_GAIN = 0.01  # a base that gains less has no such accuracy
 UNKNOWN = statistics.Interval(math.nan, math.nan, math.nan)
 
 
@@ -31,8 +32,9 @@ class Headline:
     regret: token-weighted, with its interval.
     change: of the regret, relative to the base, paired; nan for the base.
     tokens: mean thinking tokens at the policy's own stop.
-    tokens_to_base: token budget at which it has reached `LEVEL` of what the
-      base gains by thinking.
+    level: the accuracy at which budgets are compared: `LEVEL` of what the base
+      gains by thinking; nan if that is less than `MIN_GAIN`.
+    tokens_to_base: token budget at which it has reached the level.
     efficiency: the base's budget to get there over its own.
     spent: mean tokens thought at that budget, own stops counted.
     pass_at: (k, pass@k) for the largest k that all runs have.
@@ -44,6 +46,7 @@ class Headline:
   regret: statistics.Interval
   change: statistics.Interval
   tokens: float
+  level: float
   tokens_to_base: float
   efficiency: float
   spent: float
@@ -60,7 +63,7 @@ def headlines(evals: Sequence[Mapping[str, Any]]) -> list[Headline]:
   base_budgets, base_curve = curve(reference, 'accuracy_at_budget')
   level = level_of(base_curve)
   base_tokens = math.nan
-  if len(base_curve):
+  if math.isfinite(level):
     base_tokens = statistics.tokens_to_accuracy(base_budgets, base_curve, level)
   rows = []
   for evaluation in evals:
@@ -79,6 +82,7 @@ def headlines(evals: Sequence[Mapping[str, Any]]) -> list[Headline]:
         regret=regret,
         change=change,
         tokens=scalar(evaluation, 'tokens_mean').mean,
+        level=level,
         tokens_to_base=tokens,
         efficiency=base_tokens / tokens if tokens > 0 else math.nan,
         spent=_spent(evaluation, tokens),
@@ -90,8 +94,11 @@ def headlines(evals: Sequence[Mapping[str, Any]]) -> list[Headline]:
 
 
 def level_of(values: np.ndarray) -> float:
-  """Returns the accuracy at which budgets are compared, of the base's curve."""
-  if not len(values):
+  """Returns the accuracy at which budgets are compared, of the base's curve.
+
+  nan if the base gains less than `MIN_GAIN`.
+  """
+  if not len(values) or values[-1] - values[0] < MIN_GAIN:
     return math.nan
   return float(values[0] + LEVEL * (values[-1] - values[0]))
 
@@ -106,7 +113,7 @@ def cells(row: Headline) -> list[tuple[str, str, str]]:
     if row.efficiency == 1:
       efficiency = ''
   reached = fixed(row.tokens_to_base, 1)
-  if math.isfinite(row.accuracy.mean) and reached == NONE:
+  if math.isfinite(row.level + row.accuracy.mean) and reached == NONE:
     reached = 'not reached'
   listed = [
     ('policy', row.name, ''),

@@ -136,7 +136,8 @@ def accuracy_panel(
   lines = []
   reference = _reference(runs)
   _, base = curve(reference.eval, 'accuracy_at_budget') if runs else ((), ())
-  level = level_of(base) if len(base) and len(runs) > 1 else None
+  level = level_of(base) if len(runs) > 1 else math.nan
+  level = level if math.isfinite(level) else None
   for run, row in zip(runs, rows):
     x, y = curve(run.eval, 'accuracy_at_budget')
     if not len(x):

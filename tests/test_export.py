@@ -77,7 +77,9 @@ def test_the_command(trained, tmp_path, monkeypatch, capsys):
   )
   monkeypatch.setattr(export, 'FLAGS', flags)
   export.main(['export'])
-  assert f'{file}: step 4, scores' in capsys.readouterr().out
+  printed = capsys.readouterr().out
+  assert printed.startswith(f'{file}: step 4\n')
+  assert '  eval/regret_token_weighted  ' in printed
   flags.workdir = str(tmp_path / 'none')
   with pytest.raises(SystemExit) as error:
     export.main(['export'])

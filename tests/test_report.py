@@ -145,6 +145,25 @@ def test_headline_figures_by_hand():
   assert '| 9.5 2.00× fewer ' in lines[3]
 
 
+def test_a_base_that_gains_nothing_gives_no_level():
+  base = {
+    'name': 'base',
+    'algorithm': 'base',
+    'budgets': [0, 10],
+    'accuracy_at_budget': [0.3, 0.309],
+  }
+  run = base | {'name': 'run', 'algorithm': 'x', 'accuracy_at_budget': [0.3, 1]}
+  for row in headline.headlines([base, run]):
+    assert np.isnan(row.level)
+    assert np.isnan(row.tokens_to_base)
+    reached = dict((name, figure) for name, figure, _ in headline.cells(row))
+    assert reached["budget to 95% of the base's gain"] == headline.NONE
+  base['accuracy_at_budget'] = [0.3, 0.31]
+  _, row = headline.headlines([base, run])
+  assert row.level == pytest.approx(0.3095)
+  assert row.tokens_to_base == pytest.approx(10 * 0.0095 / 0.7)
+
+
 def test_headline_table_without_a_base_or_anything():
   assert headline_table([]) == 'No evaluation to show.'
   table = headline_table([{'name': 'A|B\nC'}, {}])

@@ -1,5 +1,7 @@
 """From a config to its parts."""
 
+import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -74,7 +76,7 @@ def test_shipped_base_policies_fit_their_configs(arg, small):
     params = setup_run.initial_params(config)
     assert models.num_params(params) > 400_000
   else:
-    with pytest.raises(ValueError, match='no such asset'):
+    with pytest.raises(ValueError, match=f'{name}.*assets are'):
       setup_run.initial_params(config)
 
 
@@ -206,3 +208,15 @@ def test_a_refused_flag_is_one_line(monkeypatch):
     workdir, 'parse_flags', lambda argv: types.SimpleNamespace(argv=argv)
   )
   assert command_line.parse_flags(['x']).argv == ['x']
+
+
+def test_help_is_no_error():
+  for flag, returned in (('--help', 0), ('--hlep', 1)):
+    result = subprocess.run(
+      [sys.executable, '-m', 'meta_rl.export', flag],
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert result.returncode == returned
+    assert ('Run folder' in result.stdout) == (returned == 0)
