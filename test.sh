@@ -28,6 +28,9 @@ echo '== lint'
   fail "the formatting differs. Run: $PY -m ruff format ."
 "$PY" -m ruff check . || fail "lint found the lines above"
 echo '== tests'
+# Most of their time is compiling, which LLVM without optimisation halves. The
+# full tests run the programs that users run.
+export XLA_FLAGS=${XLA_FLAGS---xla_backend_optimization_level=0}
 # A test that is asked for by name runs, whatever its marks.
 case " $* " in
 *::* | *' -m '*) exec "$PY" -m pytest "$@" ;;

@@ -12,10 +12,9 @@ tokens. 2 cores, from nothing to the last step: about 3 minutes.
 seconds. To train longer: --config.total_steps=200
 
 `:backtrack` is the paper's other search: an episode goes back to a step of the
-attempt before and goes on from there (meta_rl/tasks/backtrack.py). It starts
-from what `sft_countdown.py:backtrack` leaves in runs/sft_backtrack, and with
-`hard` from what `sft_countdown.py:backtrack,hard` leaves in
-runs/sft_backtrack_hard.
+attempt before and goes on from there (meta_rl/tasks/backtrack.py). It has a
+base policy of its own; with `hard` it starts from what
+`sft_countdown.py:backtrack,hard` leaves in runs/sft_backtrack_hard.
 
     python -m meta_rl.train --config=configs/mrt_countdown.py:backtrack \
       --workdir=runs/mrt_backtrack
@@ -180,7 +179,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     config.task.name = 'countdown_backtrack'
     if arg != 'tiny':
       config.init_from = {
-        '': 'runs/sft_backtrack',
+        '': 'asset:countdown_backtrack',
         'hard': 'runs/sft_backtrack_hard',
       }[arg]
     # The first episode is 9 tokens, later ones are 6 to 11, 9 on average: as

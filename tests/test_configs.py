@@ -293,7 +293,7 @@ def test_the_base_policy_fits_what_starts_from_it():
     assert rl.init_from.startswith('asset:')
     assert base.init_from == {'': '', 'hard': 'asset:countdown_easy'}[arg]
   for arg, start, result in (
-    ('backtrack', 'asset:countdown_easy', 'runs/sft_backtrack'),
+    ('backtrack', 'asset:countdown_easy', 'asset:countdown_backtrack'),
     ('hard,backtrack', 'asset:countdown_hard', 'runs/sft_backtrack_hard'),
   ):
     rl, base = mrt_countdown.get_config(arg), sft_countdown.get_config(arg)
