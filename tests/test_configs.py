@@ -105,6 +105,7 @@ BUILT += [
   for module in (mrt_countdown, sft_countdown)
   for arg in ('backtrack', 'hard,backtrack')
 ]
+BUILT += [(sft_countdown, arg) for arg in ('patient', 'patient,tiny')]
 
 
 @pytest.mark.parametrize('module, arg', BUILT)
