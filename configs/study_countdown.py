@@ -127,7 +127,7 @@ METHODS = {
 }
 CORE = ('base', 'grpo', 'length_penalty', 'mrt_rl', 'mrt_sampled', 'mrt_exact')
 
-# Written before any seed was run, and changed by no result.
+# Written before any seed of their dose was run, and changed by no result.
 PREDICTIONS = {
   'p1': {
     'text': 'At u = 0.3 the outcome keeps 99% of the information about the '
@@ -197,6 +197,25 @@ PREDICTIONS = {
     'figure': 'tokens',
     'expect': 'lower',
   },
+  'p9': {
+    # Written after u4 was run, and before u4p.
+    'text': 'From a base that does not give up, so that a trace has the '
+    'episodes that u = 4 counts, the regret of MRT is lower.',
+    'dose': 'u4p',
+    'method': 'mrt_exact',
+    'against': 'grpo',
+    'figure': 'regret',
+    'expect': 'lower',
+  },
+  'p9b': {
+    'text': 'It is lower by more than from the base that gives up.',
+    'dose': 'u4p',
+    'than_dose': 'u4',
+    'method': 'mrt_exact',
+    'against': 'grpo',
+    'figure': 'regret',
+    'expect': 'lower',
+  },
   'p8': {
     'text': 'Kept thinking beyond the training budget at u = 2, MRT keeps a '
     'lower regret than GRPO.',
@@ -241,7 +260,14 @@ def get_config(arg: str = '') -> ConfigDict:
     'u1': _dose(1.0, '+ − ×, 12 episodes', 'hard', 12, 2.4e6, (2, 4)),
     'u2': _dose(2.0, '+ −, 8 episodes', '', 8, 2.4e6, (2, 4)),
     'u4': _dose(4.0, '+ −, 15 episodes', '', 15, 2.4e6, (2, 3)),
+    # The same from a policy that searches until it has found an answer. That of
+    # u4 gives up after 3.4 episodes on average, and so its outcome says more
+    # about them than u = 4 has it.
+    'u4p': _dose(
+      4.0, '+ −, 15 episodes, never gives up', '', 15, 2.4e6, (2, 3)
+    ),
   }
+  config.doses.u4p.overrides.init_from = 'asset:countdown_patient'
   config.methods = METHODS
   config.core = CORE
   config.rest = tuple(name for name in METHODS if name not in CORE)
