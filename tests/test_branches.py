@@ -112,7 +112,9 @@ def test_rows_of_a_group_share_one_prefix(traces):
   tokens = np.where(mine, rollout.tokens, 0).reshape(PROMPTS, GROUP, -1)
   np.testing.assert_array_equal(tokens, np.repeat(tokens[:, :1], GROUP, 1))
   lengths = mine.reshape(PROMPTS, GROUP, -1).sum(-1)
-  np.testing.assert_array_equal(lengths.ravel(), branches.given_length(rollout))
+  np.testing.assert_array_equal(
+    lengths[:, 0], branches.given_length(rollout, GROUP)
+  )
   # It stands right behind the prompt, and differs between prompts.
   columns = np.arange(mine.shape[1])
   np.testing.assert_array_equal(
@@ -179,8 +181,9 @@ def test_episodes_are_kept_uniformly():
   )
   batch = {k: np.repeat(BATCH[k][:1], 1024, 0) for k in BATCH}
   rollout, _ = jax.jit(generate)(rows, batch, KEY)
-  length = np.asarray(branches.given_length(rollout))
+  length = given(rollout).sum(1)
   np.testing.assert_array_equal(length[::2], length[1::2])
+  np.testing.assert_array_equal(length[::2], branches.given_length(rollout, 2))
   counts = np.bincount(length[::2], minlength=7)
   assert not counts[1::2].any()
   # Standard deviation √(1024·3/16) = 13.9.
@@ -226,6 +229,61 @@ def test_success_is_measured_at_the_prefix():
   sigma = np.sqrt(wanted * (1 - wanted) / 256)
   assert (np.abs(estimate - wanted) < 4.5 * sigma).all()
   assert (estimate != found.prefix_success).any()
+
+
+def test_the_environment_speaks_in_prefixes_and_behind_them():
+  # After each SPECIAL it gives the verdict of the problem, 5 or 9; by itself
+  # the policy says neither.
+  verdict = np.where(np.arange(PROMPTS) % 2, DELIMITER, 9).astype(np.int32)
+  task = dataclasses.replace(
+    TASK,
+    delimiter_ids=(DELIMITER, 9),
+    observe=lambda last, thinking, batch: jnp.where(
+      thinking & (last == SPECIAL), batch['verdict'], -1
+    ),
+  )
+  batch = BATCH | {'verdict': verdict}
+  policy = table(SPECIAL=0.8, MARKER=0.2)
+  shared = {'group_size': GROUP}
+  generate = steps.make_branches(
+    MODEL,
+    task,
+    thinking_budget=BUDGET,
+    max_episodes=3,
+    prefix_policy='current',
+    **shared,
+  )
+  prove = steps.make_branch_prove(
+    steps.make_prove(MODEL, task, max_episodes=3, kind='none', **shared),
+    MODEL,
+    task,
+    **shared,
+  )
+  rollout, cache = jax.jit(generate)(policy, batch, KEY)
+  tokens, sampled = np.asarray(rollout.tokens), np.asarray(rollout.mask)
+  thinking = np.asarray(rollout.thinking_mask)
+  behind = thinking[:, 1:] & (tokens[:, :-1] == SPECIAL)
+  mine = np.repeat(verdict, GROUP)
+  np.testing.assert_array_equal(
+    tokens[:, 1:][behind], np.broadcast_to(mine[:, None], behind.shape)[behind]
+  )
+  spoken = np.isin(tokens, (DELIMITER, 9))
+  assert not (spoken & sampled).any()
+  prefix = np.repeat(thinking[GROUP - 1 :: GROUP], GROUP, axis=0)
+  on = branches.is_continue(len(tokens), GROUP)
+  assert (spoken & prefix).any()
+  assert (spoken & thinking & ~prefix)[on].any()
+  # J is that of the prefix, and not of what Continue rows heard behind it.
+  measured = jax.jit(prove)(policy, batch, rollout, cache, KEY)
+  count = (prefix & (tokens == SPECIAL)).sum(1)
+  probs = np.exp(np.asarray(jax.nn.log_softmax(policy), np.float64))
+  wanted = probs[9 + count, RIGHT] * probs[9 + count, EOS]
+  assert len(set(wanted)) == 4
+  np.testing.assert_allclose(measured.prefix_success, wanted, rtol=1e-4)
+  found = branches.branch_metrics(rollout, measured)
+  assert found['rollout/prefix_tokens_mean'] == pytest.approx(
+    prefix.sum(1).mean()
+  )
 
 
 def test_success_of_the_direct_rollouts_themselves(traces):
