@@ -145,6 +145,12 @@ def check_rewards(config: ml_collections.ConfigDict):
       f"outcome_weight={weight} with algorithm.name='mrt': progress is that of "
       'the outcome itself; leave it at 1.0 and weigh the rewards against it.'
     )
+  pathwise = setup_run.pathwise_of(config)
+  if pathwise and pathwise['alone']:
+    raise ValueError(
+      'loss.pathwise.alone=True trains on J alone, which knows nothing of '
+      'config.rewards: set it to False, or leave config.rewards empty.'
+    )
   shaping = config.algorithm.get('shaping', 'none')
   if shaping != 'none':
     raise ValueError(

@@ -549,6 +549,15 @@ def test_a_run_in_which_no_trace_has_a_reward(small, tmp_path):
       ('rollout.group_size=1', 'at least 2'),
     ),
     (
+      'mrt',
+      {
+        'rewards': (('test_rewards.short', 1.0),),
+        'loss__pathwise__boundaries': 'all',
+        'loss__pathwise__alone': True,
+      },
+      ('loss.pathwise.alone=True', 'leave config.rewards empty'),
+    ),
+    (
       'brpo',
       {'rewards': (('test_rewards.short', 1.0),)},
       ("name='brpo'", 'outcome, mrt, ppo, star'),
