@@ -145,6 +145,13 @@ def check_rewards(config: ml_collections.ConfigDict):
       f"outcome_weight={weight} with algorithm.name='mrt': progress is that of "
       'the outcome itself; leave it at 1.0 and weigh the rewards against it.'
     )
+  if name == 'star' and weight != 0:
+    raise ValueError(
+      f"outcome_weight={weight} with algorithm.name='star': it imitates traces "
+      'of reward 1 or more, and a sum with the outcome says nothing of being '
+      'right: set it to 0 and let config.rewards alone say what is right, or '
+      'leave them empty.'
+    )
   pathwise = setup_run.pathwise_of(config)
   if pathwise and pathwise['alone']:
     raise ValueError(
