@@ -66,11 +66,11 @@ def make_training_calls(config, model: Model, task: Task):
   if rollouts_path(config) is None:
     return setup_run.make_training_calls(config, model, task)
   if config.external.reward == 'task':
-    return steps.replay, setup_run.make_calls(config, model, task)[1]
+    return steps.replay, setup_run.make_training_calls(config, model, task)[1]
   ungraded = dataclasses.replace(
     task, verify=lambda answers, mask, batch: jnp.zeros(mask.shape[:-1])
   )
-  _, prove = setup_run.make_calls(config, model, ungraded)
+  _, prove = setup_run.make_training_calls(config, model, ungraded)
   return steps.replay, steps.with_given_rewards(prove)
 
 
