@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from toys import SPECIAL
 
-from meta_rl import models, sharding, steps, train_calls
+from meta_rl import algorithms, models, sharding, steps, train_calls
 from meta_rl.steps import branches
 from meta_rl.tasks import Task
 
@@ -293,8 +294,36 @@ def test_success_of_the_direct_rollouts_themselves(traces):
   found = prove(POLICY, BATCH, rollout, cache, KEY)
   rewards = np.asarray(found.rewards).reshape(PROMPTS, GROUP)
   assert rewards.any()
+  success = np.asarray(found.prefix_success).reshape(PROMPTS, GROUP)
+  mean = rewards[:, 2:].mean(1)
+  np.testing.assert_allclose(success[:, 0], mean, rtol=1e-6)
+  np.testing.assert_allclose(success[:, 1], mean, rtol=1e-6)
+  # Of two Direct rows, J of each is the reward of the other.
+  np.testing.assert_array_equal(success[:, 2:], rewards[:, :1:-1])
+
+
+def measure_directly(rewards):
+  """What `prove` makes of rewards f32[B], groups of 6."""
+  blank = algorithms.Measured(rewards, None, None, None, None)
+  prove = steps.make_branch_prove(
+    lambda *_: blank, MODEL, TASK, group_size=6, prefix_success='direct'
+  )
+  return prove(None, None, None, None, KEY)
+
+
+def test_success_of_direct_rollouts_is_of_the_others():
+  # Direct 1, 0, 1: on Continue 2/3, on each Direct row (2 - r)/2.
+  found = measure_directly(jnp.array([0.0, 1, 0, 1, 0, 1]))
   np.testing.assert_allclose(
-    found.prefix_success, np.repeat(rewards[:, 2:].mean(1), GROUP), rtol=1e-6
+    found.prefix_success, [2 / 3] * 3 + [0.5, 1, 0.5], rtol=1e-6
+  )
+  # So E[r - J] (r - q) is q(1 - q) on every row, not (1 - 1/m) of it.
+  draws = np.array(list(itertools.product((0.0, 1.0), repeat=6)), np.float32)
+  chance = np.where(draws, 0.25, 0.75).prod(1)
+  found = measure_directly(jnp.asarray(draws.ravel()))
+  gain = draws - np.asarray(found.prefix_success).reshape(-1, 6)
+  np.testing.assert_allclose(
+    (chance[:, None] * gain * (draws - 0.25)).sum(0), 0.25 * 0.75, rtol=1e-5
   )
 
 
@@ -324,6 +353,7 @@ def test_metrics_by_hand(traces):
     (lambda: calls(policy='older'), "prefix_policy='older' is unknown"),
     (lambda: calls('guess'), "prefix_success='guess' is unknown"),
     (lambda: calls(group_size=3), 'group_size=3: half of the rollouts'),
+    (lambda: calls('direct', group_size=2), 'no other to be compared with'),
   ],
 )
 def test_bad_options_are_refused(call, message):

@@ -169,7 +169,7 @@ def make_branch_prove(
 ) -> Callable:
   """Returns `prove` with J at the end of each prefix: same arguments, Measured.
 
-  J is measured once a prompt, at the prefix's own end. (The boundaries that
+  J is measured at the prefix's own end, once a prompt. (The boundaries that
   `prove` finds need not hold it: a Continue rollout that goes on behind a tail
   without a delimiter has no boundary there.)
 
@@ -179,7 +179,9 @@ def make_branch_prove(
     group_size: G = 2m.
     prefix_success: 'exact', 'sampled' or 'control_variate', the prover that
       measures J, or 'direct', the mean reward of the prefix's own Direct
-      rollouts: any task can do that, with a variance of J (1 - J) / m.
+      rollouts: any task can do that, with a variance of J (1 - J) / m. Of a
+      Direct rollout it is the mean of the others: J must not depend on the
+      reward that it is compared with. That takes a group of 4.
     num_branches: M of the provers that sample.
     num_enumerated: of 'control_variate'; None for all answers.
     temperature, top_p, top_k: at which the prover answers.
@@ -190,6 +192,12 @@ def make_branch_prove(
       f'{list(PREFIX_SUCCESS)}.'
     )
   check_group(group_size)
+  half = group_size // 2
+  if prefix_success == 'direct' and half < 2:
+    raise ValueError(
+      f"prefix_success='direct' with group_size={group_size}: the one Direct "
+      "rollout has no other to be compared with; give at least 4, or 'exact'."
+    )
 
   def of_prover(params, batch, traces, cache, key, row_offset):
     """Returns f32[P], J at the end of each prompt's prefix, and tokens fed."""
@@ -223,17 +231,21 @@ def make_branch_prove(
     # J along the traces is for the log: the prefix's alone is used, and paid.
     fed = jnp.zeros(len(measured.rewards), jnp.int32)
     if prefix_success == 'direct':
-      rewards = measured.rewards.reshape(-1, group_size)
-      success = rewards[:, group_size // 2 :].mean(1)
+      direct = measured.rewards.reshape(-1, group_size)[:, half:]
+      total = direct.sum(1, keepdims=True)
+      of_continue = jnp.repeat(total / half, half, axis=1)
+      others = (total - direct) / (half - 1)
+      success = jnp.concatenate([of_continue, others], axis=1).reshape(-1)
     else:
       success, of_prefix = of_prover(
         params, batch, traces, cache, prefix_key, row_offset
       )
       fed = fed.at[::group_size].set(of_prefix)
+      success = jnp.repeat(success, group_size)
     return dataclasses.replace(
       measured,
       continues=is_continue(len(measured.rewards), group_size),
-      prefix_success=jnp.repeat(success, group_size),
+      prefix_success=success,
       prover_tokens=fed,
     )
 
