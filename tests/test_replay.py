@@ -26,11 +26,12 @@ from meta_rl import (
   signals,
   steps,
   train,
+  train_calls,
   update,
   workdir,
 )
 from meta_rl.tasks.base import Task
-from meta_rl.types import Rollout
+from meta_rl.types import Episodes, Rollout
 
 pytest_plugins = ['small_runs']
 
@@ -581,6 +582,31 @@ def test_the_pathwise_term_has_its_answers(small):
   )
   assert found.answers.shape == (16, *arrays['answers'].shape[1:])
   assert found.answer_mask.shape == found.answers.shape
+
+
+@pytest.mark.parametrize('arg, passes', [('tiny', 5), ('grpo,tiny', 4)])
+def test_the_provers_prefill_of_given_traces_is_a_cost(arg, passes, small):
+  # Three passes train and one scores; MRT's prover prefills in another. GRPO
+  # measures J for the log alone.
+  config = config_of(small, 'x.jsonl', arg)
+  rows = 4 * config.rollout.group_size
+  traces = blank_traces(config, {'prompts': np.zeros((4, 7))})
+  traces = dataclasses.replace(
+    traces, token_mask=jnp.ones_like(traces.token_mask)
+  )
+  nothing = jnp.zeros(rows, jnp.int32)
+  ends = jnp.full((rows, config.prover.max_episodes + 1), 6, jnp.int32)
+  measured = algorithms.Measured(
+    rewards=jnp.zeros(rows),
+    success=jnp.zeros(ends.shape),
+    episodes=Episodes(ends, nothing),
+    stop_index=nothing + 7,
+    answered=nothing > 0,
+    prover_tokens=nothing,
+  )
+  task = setup_run.make_task(config)
+  row = train_calls.make_summarize(config, task)(traces, measured)
+  assert float(row['cost/train']) == passes * traces.tokens.size
 
 
 def test_prompts_that_are_not_the_configs_problems(small, file, tmp_path):
