@@ -66,11 +66,11 @@ def make_training_calls(config, model: Model, task: Task):
   if rollouts_path(config) is None:
     return setup_run.make_training_calls(config, model, task)
   if config.external.reward == 'task':
-    return steps.replay, setup_run.make_calls(config, model, task)[1]
+    return steps.replay, setup_run.make_training_calls(config, model, task)[1]
   ungraded = dataclasses.replace(
     task, verify=lambda answers, mask, batch: jnp.zeros(mask.shape[:-1])
   )
-  _, prove = setup_run.make_calls(config, model, ungraded)
+  _, prove = setup_run.make_training_calls(config, model, ungraded)
   return steps.replay, steps.with_given_rewards(prove)
 
 
@@ -144,6 +144,19 @@ def check_rewards(config: ml_collections.ConfigDict):
     raise ValueError(
       f"outcome_weight={weight} with algorithm.name='mrt': progress is that of "
       'the outcome itself; leave it at 1.0 and weigh the rewards against it.'
+    )
+  if name == 'star' and weight != 0:
+    raise ValueError(
+      f"outcome_weight={weight} with algorithm.name='star': it imitates traces "
+      'of reward 1 or more, and a sum with the outcome says nothing of being '
+      'right: set it to 0 and let config.rewards alone say what is right, or '
+      'leave them empty.'
+    )
+  pathwise = setup_run.pathwise_of(config)
+  if pathwise and pathwise['alone']:
+    raise ValueError(
+      'loss.pathwise.alone=True trains on J alone, which knows nothing of '
+      'config.rewards: set it to False, or leave config.rewards empty.'
     )
   shaping = config.algorithm.get('shaping', 'none')
   if shaping != 'none':

@@ -103,6 +103,7 @@ def make_summarize(config, task) -> CountedJit:
   group_size = config.rollout.group_size
   rows = setup_run.make_rows(config, task)
   given = setup_own.rollouts_path(config) is not None
+  reads_success = setup_run.reads_success(config)
 
   def summarize(traces, measured):
     row = steps.rollout_metrics(
@@ -116,13 +117,14 @@ def make_summarize(config, task) -> CountedJit:
     cost = costs.step_costs(
       traces.token_mask,
       measured.episodes.ends[:, 0],
-      measured.prover_tokens if setup_run.reads_success(config) else None,
+      measured.prover_tokens if reads_success else None,
       rows(traces, measured)['token_mask'].sum() if rows else 0,
       group_size=group_size,
       epochs=config.batching.epochs,
       scorings=bool(config.loss.kl_coef)
       + (config.algorithm.name == 'ppo')
-      + given,
+      + given
+      + (given and reads_success),  # the prover's prefill: there is no cache
       prover_gradient=setup_run.pathwise_of(config) is not None,
       side_tokens=traces.side_tokens,
     )

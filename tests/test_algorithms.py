@@ -430,7 +430,7 @@ def test_the_mean_of_the_batch_is_over_a_mapped_axis():
 
 
 def test_shaping_comes_before_the_baseline():
-  # Thinking tokens, ends[-1] - ends[0]: 3, 5, 0, 0; less |4 - n|/10 each:
+  # Thinking tokens, stop_index - 1 - ends[0]: 3, 5, 0, 0; less |4 - n|/10 each:
   # .9, -.1, -.4, -.4, whose mean is 0.
   traces = outcome_traces([1, 0, 0, 0], lengths=[3, 5, 0, 0])
   options = {'shaping': 'lcpo_exact', 'target_length': 4, 'alpha': 0.1}
@@ -458,6 +458,21 @@ def test_lengths_are_thinking_tokens_alone():
   check(found, [row(1 - 5), row(0 - 4), row(0)])
 
 
+def test_thinking_past_the_last_boundary_counts():
+  # Row 0 thinks 2 tokens past its last boundary: 7, where it ends at 5.
+  longer = change(TRACES, stop_index=TRACES.stop_index + jnp.array([2, 0, 0]))
+  found = outcome(
+    longer,
+    LENGTH,
+    group_size=1,
+    baseline='none',
+    shaping='lcpo_exact',
+    target_length=0,
+    alpha=1.0,
+  )
+  check(found, [row(1 - 7), row(0 - 4), row(0)])
+
+
 def outcome_traces(rewards, lengths=None):
   rows = len(rewards)
   zeros = np.zeros((rows, 2), np.int32)
@@ -465,7 +480,7 @@ def outcome_traces(rewards, lengths=None):
   if lengths is not None:
     ends[:, 1] += np.asarray(lengths, np.int32)
   return measure(
-    rewards, zeros, ends, zeros[:, 0], zeros[:, 0], zeros[:, 0] > 0
+    rewards, zeros, ends, zeros[:, 0], ends[:, 1] + 1, zeros[:, 0] > 0
   )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from toys import SPECIAL
 
-from meta_rl import models, sharding, steps, train_calls
+from meta_rl import algorithms, models, sharding, steps, train_calls
 from meta_rl.steps import branches
 from meta_rl.tasks import Task
 
@@ -112,7 +113,9 @@ def test_rows_of_a_group_share_one_prefix(traces):
   tokens = np.where(mine, rollout.tokens, 0).reshape(PROMPTS, GROUP, -1)
   np.testing.assert_array_equal(tokens, np.repeat(tokens[:, :1], GROUP, 1))
   lengths = mine.reshape(PROMPTS, GROUP, -1).sum(-1)
-  np.testing.assert_array_equal(lengths.ravel(), branches.given_length(rollout))
+  np.testing.assert_array_equal(
+    lengths[:, 0], branches.given_length(rollout, GROUP)
+  )
   # It stands right behind the prompt, and differs between prompts.
   columns = np.arange(mine.shape[1])
   np.testing.assert_array_equal(
@@ -179,8 +182,9 @@ def test_episodes_are_kept_uniformly():
   )
   batch = {k: np.repeat(BATCH[k][:1], 1024, 0) for k in BATCH}
   rollout, _ = jax.jit(generate)(rows, batch, KEY)
-  length = np.asarray(branches.given_length(rollout))
+  length = given(rollout).sum(1)
   np.testing.assert_array_equal(length[::2], length[1::2])
+  np.testing.assert_array_equal(length[::2], branches.given_length(rollout, 2))
   counts = np.bincount(length[::2], minlength=7)
   assert not counts[1::2].any()
   # Standard deviation √(1024·3/16) = 13.9.
@@ -228,6 +232,61 @@ def test_success_is_measured_at_the_prefix():
   assert (estimate != found.prefix_success).any()
 
 
+def test_the_environment_speaks_in_prefixes_and_behind_them():
+  # After each SPECIAL it gives the verdict of the problem, 5 or 9; by itself
+  # the policy says neither.
+  verdict = np.where(np.arange(PROMPTS) % 2, DELIMITER, 9).astype(np.int32)
+  task = dataclasses.replace(
+    TASK,
+    delimiter_ids=(DELIMITER, 9),
+    observe=lambda last, thinking, batch: jnp.where(
+      thinking & (last == SPECIAL), batch['verdict'], -1
+    ),
+  )
+  batch = BATCH | {'verdict': verdict}
+  policy = table(SPECIAL=0.8, MARKER=0.2)
+  shared = {'group_size': GROUP}
+  generate = steps.make_branches(
+    MODEL,
+    task,
+    thinking_budget=BUDGET,
+    max_episodes=3,
+    prefix_policy='current',
+    **shared,
+  )
+  prove = steps.make_branch_prove(
+    steps.make_prove(MODEL, task, max_episodes=3, kind='none', **shared),
+    MODEL,
+    task,
+    **shared,
+  )
+  rollout, cache = jax.jit(generate)(policy, batch, KEY)
+  tokens, sampled = np.asarray(rollout.tokens), np.asarray(rollout.mask)
+  thinking = np.asarray(rollout.thinking_mask)
+  behind = thinking[:, 1:] & (tokens[:, :-1] == SPECIAL)
+  mine = np.repeat(verdict, GROUP)
+  np.testing.assert_array_equal(
+    tokens[:, 1:][behind], np.broadcast_to(mine[:, None], behind.shape)[behind]
+  )
+  spoken = np.isin(tokens, (DELIMITER, 9))
+  assert not (spoken & sampled).any()
+  prefix = np.repeat(thinking[GROUP - 1 :: GROUP], GROUP, axis=0)
+  on = branches.is_continue(len(tokens), GROUP)
+  assert (spoken & prefix).any()
+  assert (spoken & thinking & ~prefix)[on].any()
+  # J is that of the prefix, and not of what Continue rows heard behind it.
+  measured = jax.jit(prove)(policy, batch, rollout, cache, KEY)
+  count = (prefix & (tokens == SPECIAL)).sum(1)
+  probs = np.exp(np.asarray(jax.nn.log_softmax(policy), np.float64))
+  wanted = probs[9 + count, RIGHT] * probs[9 + count, EOS]
+  assert len(set(wanted)) == 4
+  np.testing.assert_allclose(measured.prefix_success, wanted, rtol=1e-4)
+  found = branches.branch_metrics(rollout, measured)
+  assert found['rollout/prefix_tokens_mean'] == pytest.approx(
+    prefix.sum(1).mean()
+  )
+
+
 def test_success_of_the_direct_rollouts_themselves(traces):
   generate, prove = calls('direct')
   del generate
@@ -235,8 +294,36 @@ def test_success_of_the_direct_rollouts_themselves(traces):
   found = prove(POLICY, BATCH, rollout, cache, KEY)
   rewards = np.asarray(found.rewards).reshape(PROMPTS, GROUP)
   assert rewards.any()
+  success = np.asarray(found.prefix_success).reshape(PROMPTS, GROUP)
+  mean = rewards[:, 2:].mean(1)
+  np.testing.assert_allclose(success[:, 0], mean, rtol=1e-6)
+  np.testing.assert_allclose(success[:, 1], mean, rtol=1e-6)
+  # Of two Direct rows, J of each is the reward of the other.
+  np.testing.assert_array_equal(success[:, 2:], rewards[:, :1:-1])
+
+
+def measure_directly(rewards):
+  """What `prove` makes of rewards f32[B], groups of 6."""
+  blank = algorithms.Measured(rewards, None, None, None, None)
+  prove = steps.make_branch_prove(
+    lambda *_: blank, MODEL, TASK, group_size=6, prefix_success='direct'
+  )
+  return prove(None, None, None, None, KEY)
+
+
+def test_success_of_direct_rollouts_is_of_the_others():
+  # Direct 1, 0, 1: on Continue 2/3, on each Direct row (2 - r)/2.
+  found = measure_directly(jnp.array([0.0, 1, 0, 1, 0, 1]))
   np.testing.assert_allclose(
-    found.prefix_success, np.repeat(rewards[:, 2:].mean(1), GROUP), rtol=1e-6
+    found.prefix_success, [2 / 3] * 3 + [0.5, 1, 0.5], rtol=1e-6
+  )
+  # So E[r - J] (r - q) is q(1 - q) on every row, not (1 - 1/m) of it.
+  draws = np.array(list(itertools.product((0.0, 1.0), repeat=6)), np.float32)
+  chance = np.where(draws, 0.25, 0.75).prod(1)
+  found = measure_directly(jnp.asarray(draws.ravel()))
+  gain = draws - np.asarray(found.prefix_success).reshape(-1, 6)
+  np.testing.assert_allclose(
+    (chance[:, None] * gain * (draws - 0.25)).sum(0), 0.25 * 0.75, rtol=1e-5
   )
 
 
@@ -266,6 +353,7 @@ def test_metrics_by_hand(traces):
     (lambda: calls(policy='older'), "prefix_policy='older' is unknown"),
     (lambda: calls('guess'), "prefix_success='guess' is unknown"),
     (lambda: calls(group_size=3), 'group_size=3: half of the rollouts'),
+    (lambda: calls('direct', group_size=2), 'no other to be compared with'),
   ],
 )
 def test_bad_options_are_refused(call, message):

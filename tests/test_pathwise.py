@@ -354,6 +354,33 @@ def test_the_answers_own_term_is_dropped():
     assert batch[name].shape == shape
 
 
+def test_the_credit_of_a_reward_beyond_the_outcome_stays():
+  # Rewards 1 + .5 and 0 + .25, J_k = .75 and .5: MRT gives the answers
+  # 1 - .75 + .25 and 0 - .5 - .25. Of these the term holds r - J_k; left is
+  # the extra's leave-one-out, .5 - .25 = .25 and -.25.
+  _, rollout = prepared()
+  measured = measure(
+    [[0, 2, 2], [0, 2, 2]],
+    [1, 1],
+    rewards=jnp.array([1.5, 0.25]),
+    extra=jnp.array([0.5, 0.25]),
+    success=jnp.array([[0.5, 0.75, 0.75], [0.5, 0.5, 0.5]]),
+    answers=jnp.full((2, 1, 2), RIGHT),
+    answer_mask=jnp.ones((2, 1, 2), bool),
+  )
+  mrt = steps.make_advantages('mrt', group_size=2, **WEIGHTS)
+  batch = steps.training_batch(rollout, measured, mrt)
+  np.testing.assert_allclose(
+    batch['advantages'][:, 4:], [[0.5, 0.5], [-0.75, -0.75]], atol=1e-6
+  )
+  prepare = steps.make_prepare(TASK, boundaries='all', **WEIGHTS)
+  found = prepare(batch, rollout, measured)['advantages']
+  np.testing.assert_allclose(
+    found[:, 4:], [[0.25, 0.25], [-0.25, -0.25]], atol=1e-6
+  )
+  np.testing.assert_array_equal(found[:, :4], batch['advantages'][:, :4])
+
+
 def test_an_answer_that_the_prover_does_not_measure_keeps_its_term():
   # The prover stops with two tokens, the policy of row 1 did with the marker.
   task = Task(**vars(TASK) | {'stop_ids': (MARKER, PLAIN)})

@@ -19,16 +19,19 @@ from meta_rl import (
   check_config,
   external,
   generate,
+  held_out,
   models,
   setup_own,
   setup_run,
   signals,
   steps,
   train,
+  train_calls,
   update,
   workdir,
 )
 from meta_rl.tasks.base import Task
+from meta_rl.types import Episodes, Rollout
 
 pytest_plugins = ['small_runs']
 
@@ -532,6 +535,7 @@ def test_algorithms_and_tasks_that_a_file_does_not_fit(
     ('ppo', {'batching__epochs': 2}),
     ('star', {'external__correction': 'none'}),
     ('brpo', {'algorithm__summary': 'own'}),
+    ('mrt', {'loss__pathwise__boundaries': 'all'}),
   ],
 )
 def test_other_algorithms_on_a_file(name, changes, small, file, tmp_path):
@@ -542,6 +546,70 @@ def test_other_algorithms_on_a_file(name, changes, small, file, tmp_path):
     assert all(math.isfinite(value) for value in row.values())
     assert row['cost/generate'] == 0
     assert row['cost/train'] > 0
+
+
+def blank_traces(config, arrays):
+  """A Rollout of zeros with the shapes of a batch of problems."""
+  width = arrays['prompts'].shape[1] + 34
+  rows = len(arrays['prompts']) * config.rollout.group_size
+  real = jnp.zeros((rows, width), bool)
+  number, flag = jnp.zeros((rows, width)), jnp.zeros(rows, bool)
+  tokens = real.astype(jnp.int32)
+  return Rollout(tokens, real, real, real, number, number, flag, flag)
+
+
+def problems_of(config):
+  """The arrays of a batch of the config's problems."""
+  (batch,) = held_out.problem_batches(
+    setup_run.load_problems(config, 'train'),
+    record_arrays=setup_run.task_kit(config).record_arrays,
+    num_problems=4,
+    batch_size=4,
+  )
+  return {k: v for k, v in batch.items() if k not in ('problem', 'counts')}
+
+
+def test_the_pathwise_term_has_its_answers(small):
+  config = config_of(small, 'x.jsonl', loss__pathwise__boundaries='all')
+  check_config.check(config)
+  task = setup_run.make_task(config)
+  model = setup_run.make_model(config, task)
+  _, prove = setup_own.make_training_calls(config, model, task)
+  arrays = problems_of(config)
+  found = jax.eval_shape(
+    lambda *given: prove(*given[:3], None, given[3]),
+    setup_run.abstract_params(config),
+    arrays,
+    blank_traces(config, arrays),
+    jax.random.key(0),
+  )
+  assert found.answers.shape == (16, *arrays['answers'].shape[1:])
+  assert found.answer_mask.shape == found.answers.shape
+
+
+@pytest.mark.parametrize('arg, passes', [('tiny', 5), ('grpo,tiny', 4)])
+def test_the_provers_prefill_of_given_traces_is_a_cost(arg, passes, small):
+  # Three passes train and one scores; MRT's prover prefills in another. GRPO
+  # measures J for the log alone.
+  config = config_of(small, 'x.jsonl', arg)
+  rows = 4 * config.rollout.group_size
+  traces = blank_traces(config, {'prompts': np.zeros((4, 7))})
+  traces = dataclasses.replace(
+    traces, token_mask=jnp.ones_like(traces.token_mask)
+  )
+  nothing = jnp.zeros(rows, jnp.int32)
+  ends = jnp.full((rows, config.prover.max_episodes + 1), 6, jnp.int32)
+  measured = algorithms.Measured(
+    rewards=jnp.zeros(rows),
+    success=jnp.zeros(ends.shape),
+    episodes=Episodes(ends, nothing),
+    stop_index=nothing + 7,
+    answered=nothing > 0,
+    prover_tokens=nothing,
+  )
+  task = setup_run.make_task(config)
+  row = train_calls.make_summarize(config, task)(traces, measured)
+  assert float(row['cost/train']) == passes * traces.tokens.size
 
 
 def test_prompts_that_are_not_the_configs_problems(small, file, tmp_path):

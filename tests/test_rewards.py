@@ -549,6 +549,22 @@ def test_a_run_in_which_no_trace_has_a_reward(small, tmp_path):
       ('rollout.group_size=1', 'at least 2'),
     ),
     (
+      'mrt',
+      {
+        'rewards': (('test_rewards.short', 1.0),),
+        'loss__pathwise__boundaries': 'all',
+        'loss__pathwise__alone': True,
+      },
+      ('loss.pathwise.alone=True', 'leave config.rewards empty'),
+    ),
+    # Right with a small penalty is .95, wrong with a bonus 1.2: the sum is no
+    # measure of what to imitate.
+    (
+      'star',
+      {'rewards': (('test_rewards.short', 1.0),)},
+      ("outcome_weight=1.0 with algorithm.name='star'", 'set it to 0'),
+    ),
+    (
       'brpo',
       {'rewards': (('test_rewards.short', 1.0),)},
       ("name='brpo'", 'outcome, mrt, ppo, star'),

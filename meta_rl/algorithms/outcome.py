@@ -45,8 +45,8 @@ def outcome(
   scales the gradient by 1 - 1/B and does not turn it.
 
   Args:
-    measured: rewards f32[B], the ends of the episodes for the lengths, and
-      `valid`: traces without a reward are in no mean.
+    measured: rewards f32[B], where thinking began and stopped for the lengths,
+      and `valid`: traces without a reward are in no mean.
     length: T.
     group_size: G traces of each prompt, one after the other.
     baseline: one of the five.
@@ -69,7 +69,8 @@ def outcome(
   valid = grouped(measured.valid, group_size)
   rewards = shapings.shape(
     grouped(measured.rewards, group_size),
-    grouped(ends[:, -1] - ends[:, 0], group_size),
+    # All thinking: given traces may go on past the last budget.
+    grouped(measured.stop_index - 1 - ends[:, 0], group_size),
     kind=shaping,
     alpha=alpha,
     target_length=target_length,

@@ -32,9 +32,10 @@ def prefix(
     difference  A = r' - J: (1 + alpha) (r - J) on Continue, r - J on Direct
 
   r - J is the progress of everything behind the prefix, in one scalar. J does
-  not depend on the rollout, so 'difference' is unbiased as it stands; with
-  alpha = 0 its Continue rows are the published A = R - R_termination, and its
-  Direct rows learn to answer, against the same baseline. alpha weighs
+  not depend on the rollout (measured by Direct rollouts, it is the mean of the
+  others), so 'difference' is unbiased as it stands; with alpha = 0 its Continue
+  rows are the published A = R - R_termination, and its Direct rows learn to
+  answer, against the same baseline. alpha weighs
   thinking on against answering in both forms.
 
   The trap: where all rollouts of a group continue, J is a constant of the group

@@ -7,7 +7,8 @@ Rows: trace b = p * G + g with G = 2m; g < m continue the prefix of prompt p,
 the others answer from it at once. All of them come of one `rollout.generate`,
 through a prefix and a thinking budget of each row, so that traces, cache,
 prover and update are those of any other rollout. The prefix is thinking and no
-action: `thinking_mask & ~mask` is exactly what was given.
+action; Direct rows think nothing else. (What an environment says is no action
+either: of Continue rows `thinking_mask & ~mask` may hold more.)
 
 Axes: P prompts, G group, B = P * G traces, K episodes, T tokens.
 """
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 from meta_rl import algorithms, episodes, rollout
 from meta_rl import cache as caches
 from meta_rl.algorithms.base import at
+from meta_rl.steps.generate import observer
 from meta_rl.steps.prove import PROVERS, Prefixes
 from meta_rl.tasks.base import Task
 from meta_rl.types import Array, Episodes, Model, Rollout, TraceCache
@@ -34,9 +36,10 @@ def is_continue(rows: int, group_size: int) -> Array:
   return jnp.arange(rows) % group_size < group_size // 2
 
 
-def given_length(traces: Rollout) -> Array:
-  """Returns i32[B], the tokens of thinking that were given and not sampled."""
-  return (traces.thinking_mask & ~traces.mask).sum(1, dtype=jnp.int32)
+def given_length(traces: Rollout, group_size: int) -> Array:
+  """Returns i32[P], tokens of each prefix: all thinking of a Direct row."""
+  direct = traces.thinking_mask[group_size - 1 :: group_size]
+  return direct.sum(1, dtype=jnp.int32)
 
 
 def make_branches(
@@ -99,6 +102,7 @@ def make_branches(
       sample_key,
       max_new_tokens=thinking_budget,
       row_offset=first_prompt,
+      observe_fn=observer(task, batch, 1),
       **sampling,
     )
     last = prompts.shape[1] - 1  # the column before the response
@@ -141,6 +145,7 @@ def make_branches(
       prefix=given,
       prefix_length=length,
       row_offset=row_offset,
+      observe_fn=observer(task, batch, group_size),
       return_cache=True,
       **sampling,
     )
@@ -164,7 +169,7 @@ def make_branch_prove(
 ) -> Callable:
   """Returns `prove` with J at the end of each prefix: same arguments, Measured.
 
-  J is measured once a prompt, at the prefix's own end. (The boundaries that
+  J is measured at the prefix's own end, once a prompt. (The boundaries that
   `prove` finds need not hold it: a Continue rollout that goes on behind a tail
   without a delimiter has no boundary there.)
 
@@ -174,7 +179,9 @@ def make_branch_prove(
     group_size: G = 2m.
     prefix_success: 'exact', 'sampled' or 'control_variate', the prover that
       measures J, or 'direct', the mean reward of the prefix's own Direct
-      rollouts: any task can do that, with a variance of J (1 - J) / m.
+      rollouts: any task can do that, with a variance of J (1 - J) / m. Of a
+      Direct rollout it is the mean of the others: J must not depend on the
+      reward that it is compared with. That takes a group of 4.
     num_branches: M of the provers that sample.
     num_enumerated: of 'control_variate'; None for all answers.
     temperature, top_p, top_k: at which the prover answers.
@@ -185,13 +192,19 @@ def make_branch_prove(
       f'{list(PREFIX_SUCCESS)}.'
     )
   check_group(group_size)
+  half = group_size // 2
+  if prefix_success == 'direct' and half < 2:
+    raise ValueError(
+      f"prefix_success='direct' with group_size={group_size}: the one Direct "
+      "rollout has no other to be compared with; give at least 4, or 'exact'."
+    )
 
   def of_prover(params, batch, traces, cache, key, row_offset):
     """Returns f32[P], J at the end of each prompt's prefix, and tokens fed."""
     prompts = batch['prompts']
     heads = jnp.arange(len(prompts)) * group_size
     own = jax.tree.map(lambda x: x[heads], traces)
-    ends = prompts.shape[1] - 1 + given_length(own)
+    ends = prompts.shape[1] - 1 + given_length(traces, group_size)
     # One boundary and no episode: the end of the prefix.
     found = Episodes(ends[:, None], jnp.zeros_like(ends))
     measured = PROVERS[prefix_success](
@@ -218,17 +231,21 @@ def make_branch_prove(
     # J along the traces is for the log: the prefix's alone is used, and paid.
     fed = jnp.zeros(len(measured.rewards), jnp.int32)
     if prefix_success == 'direct':
-      rewards = measured.rewards.reshape(-1, group_size)
-      success = rewards[:, group_size // 2 :].mean(1)
+      direct = measured.rewards.reshape(-1, group_size)[:, half:]
+      total = direct.sum(1, keepdims=True)
+      of_continue = jnp.repeat(total / half, half, axis=1)
+      others = (total - direct) / (half - 1)
+      success = jnp.concatenate([of_continue, others], axis=1).reshape(-1)
     else:
       success, of_prefix = of_prover(
         params, batch, traces, cache, prefix_key, row_offset
       )
       fed = fed.at[::group_size].set(of_prefix)
+      success = jnp.repeat(success, group_size)
     return dataclasses.replace(
       measured,
       continues=is_continue(len(measured.rewards), group_size),
-      prefix_success=jnp.repeat(success, group_size),
+      prefix_success=success,
       prover_tokens=fed,
     )
 
@@ -245,7 +262,8 @@ def branch_metrics(
   return {
     'rollout/continue_reward_mean': over(measured.rewards, on),
     'rollout/direct_reward_mean': over(measured.rewards, ~on),
-    'rollout/prefix_tokens_mean': over(given_length(traces), on),
+    # Direct rows think the prefix and nothing else.
+    'rollout/prefix_tokens_mean': over(traces.thinking_mask.sum(1), ~on),
     'progress/prefix': over(measured.prefix_success, on),
     'progress/continue': over(measured.rewards - measured.prefix_success, on),
   }

@@ -9,6 +9,22 @@ from meta_rl.tasks.base import Task
 from meta_rl.types import Model
 
 
+def observer(task: Task, batch: dict, group_size: int) -> Callable | None:
+  """Returns the `observe_fn` of `rollout.generate`, None for a silent task.
+
+  Args:
+    task: whose environment speaks.
+    batch: arrays of its problems, [P,...].
+    group_size: rows of each problem in this call.
+  """
+  if task.observe is None:
+    return None
+  take = lambda rows: {
+    k: jnp.asarray(x)[rows // group_size] for k, x in batch.items()
+  }
+  return lambda last, thinking, rows: task.observe(last, thinking, take(rows))
+
+
 def make_generate(
   model: Model,
   task: Task,
@@ -39,14 +55,6 @@ def make_generate(
       f'({task.episode_length} tokens): give at least {task.episode_length}.'
     )
 
-  def observer(batch):
-    if task.observe is None:
-      return None
-    take = lambda rows: {
-      k: jnp.asarray(x)[rows // group_size] for k, x in batch.items()
-    }
-    return lambda last, thinking, rows: task.observe(last, thinking, take(rows))
-
   def generate(params, batch, key, row_offset=0):
     return rollout.generate(
       model,
@@ -63,7 +71,7 @@ def make_generate(
       think_end_id=task.think_end_id,
       thinking_budget=thinking_budget,
       stop_ids=task.stop_ids,
-      observe_fn=observer(batch),
+      observe_fn=observer(task, batch, group_size),
       min_thinking=min_thinking,
       wait_ids=wait_ids,
       pad_id=task.pad_id,

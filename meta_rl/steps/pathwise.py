@@ -27,6 +27,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from meta_rl import algorithms, losses, masked, prover_gradient, regret
+from meta_rl.algorithms.base import at
 from meta_rl.steps.prove import per_trace
 from meta_rl.tasks.base import Task
 from meta_rl.types import Array, Model, Params, Rollout, WeightedSum
@@ -90,6 +91,8 @@ def make_prepare(
 
   It adds what the term reads, and drops the score term r - J_k of the answer's
   own tokens: its expectation is grad J_k, which is part of the pathwise term.
+  The credit of a reward beyond the outcome (`measured.extra`), which J does not
+  know, stays.
   An answer that the prover does not measure keeps it: one behind the policy's
   own marker, where the prover is told to stop in other words, or behind thought
   past the last boundary.
@@ -107,9 +110,16 @@ def make_prepare(
     if not as_prover:
       measured_here &= traces.forced
     answer = columns > measured.stop_index[:, None]
-    dropped = alone | (answer & measured_here[:, None])
+    left = 0.0
+    if measured.extra is not None:
+      final = at(measured.success, measured.episodes.count)
+      own = measured.rewards - final - measured.extra
+      left = batch['advantages'] - own[:, None]
+    credit = jnp.where(
+      answer & measured_here[:, None], left, batch['advantages']
+    )
     return batch | {
-      'advantages': jnp.where(dropped, 0.0, batch['advantages']),
+      'advantages': jnp.zeros_like(credit) if alone else credit,
       'ends': measured.episodes.ends,
       # A second axis of 1: `update.cut_to_length` cuts arrays whose second axis
       # is as long as the traces, which S may happen to be.
