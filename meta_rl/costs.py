@@ -3,6 +3,8 @@
     generate  1 a response token (sampled or forced), and 1 a prompt token of
               each problem: a group shares its prompt's forward pass; the same
               for stale traces that groups branch off
+              (a prefix that is given is forced token by token in every row:
+              each of MRT-RL's rollouts pays for that of its group)
     prove     1 a token fed for a probe
     train     3 a token fed, prompts included, in every epoch (the backward pass
               is twice the forward one), and 1 for each scoring pass before it
