@@ -390,6 +390,18 @@ def check_done(study: ConfigDict, folder):
     check_same(key, spec, done[key], defaults(key.dose, key.method))
 
 
+def check_variances(study: ConfigDict, folder):
+  """Raises ValueError if any variance was measured with other settings.
+
+  All of them, as the cells in `check_done`.
+  """
+  done = {dose: read_variance(folder, dose) for dose in sorted(study.doses)}
+  done = {dose: found for dose, found in done.items() if found is not None}
+  for dose, spec in make_variance_specs(study, done).items():
+    defaults = plain_config(study, dose, study.variance.method).to_dict()
+    check_same_variance(dose, spec, done[dose], defaults)
+
+
 def read_variance(folder, dose: str) -> dict | None:
   """Returns the gradient variance of a dose, None if it was not measured.
 

@@ -344,6 +344,18 @@ def test_a_key_that_a_cell_lacks_had_its_default(study, tmp_path):
     study_cells.check_done(study, tmp_path)
 
 
+def test_a_variance_that_lacks_a_key_had_its_default(study, tmp_path):
+  old = study_cells.make_variance_specs(study, ['tiny'])['tiny']
+  del old['config']['algorithm']['decay']
+  path = tmp_path / 'variance' / 'tiny.json'
+  path.parent.mkdir()
+  path.write_text(json.dumps({**old, 'rows': []}))
+  study_cells.check_variances(study, tmp_path)
+  study.methods.mrt_exact.overrides = {'algorithm': {'decay': 0.25}}
+  with pytest.raises(ValueError, match=r"variance of tiny .*'\(absent\)' -> 0"):
+    study_cells.check_variances(study, tmp_path)
+
+
 def test_the_cells_that_are_kept_in_the_repository_are_accepted(root):
   study = study_countdown.get_config()
   folder = root / 'results' / 'study_countdown'
