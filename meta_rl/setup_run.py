@@ -146,6 +146,8 @@ def reads_success(config: ml_collections.ConfigDict) -> bool:
     return config.critic.value_j_coef > 0
   if name == 'segment':
     return config.algorithm.alpha > 0
+  if (pathwise_of(config) or {}).get('alone'):
+    return False  # all advantages are 0, and the term has a J of its own
   return name != 'outcome'
 
 
