@@ -64,7 +64,7 @@ METHODS = {
     'label': 'return to go',
     'short': 'to go',
     'config': 'mrt_countdown',
-    'overrides': {'algorithm': {'credit': 'return_to_go'}},
+    'overrides': {'algorithm': {'credit': 'return_to_go', 'alpha': 0.0}},
   },
   'dr_grpo': {
     'label': 'Dr. GRPO',

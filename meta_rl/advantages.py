@@ -252,6 +252,7 @@ def prover_baseline(
   rows: str = 'reaching',
   axis_name: str | None = None,
   valid: Array | None = None,
+  inside: Array | None = None,
 ) -> Array:
   """Returns the baseline of every boundary, with the prover as the critic.
 
@@ -278,10 +279,13 @@ def prover_baseline(
     axis_name: mapped axis (shard_map, pmap, vmap) over which the rows are
       spread; the fit then takes in the rows of all of it.
     valid: bool[B], rows that take part; None: all. The others are in no fit.
+    inside: bool[B], rows that ended inside their last episode: what stands at
+      `count` is then no boundary to stop or go on at, and they don't reach it.
+      None: no row did.
 
   Returns:
-    f32[B,K+1]; 0 for j > count, for a row alone at its boundary, for rows that
-    are not valid and, of 'continuing', at count.
+    f32[B,K+1]; 0 where a row does not reach a boundary or is alone at it, for
+    rows that are not valid and, of 'continuing', at count.
 
   Raises:
     ValueError: wrong shape or dtype, ridge <= 0, min_rows < 1, or other rows.
@@ -296,6 +300,8 @@ def prover_baseline(
 
   index = jnp.arange(dims['K'] + 1)
   last = count if rows == 'reaching' else count - 1
+  if inside is not None and rows == 'reaching':
+    last = last - masked.as_array('inside', inside, 'bool[B]', dims)
   reached = index <= last[:, None]
   if valid is not None:
     reached &= masked.as_array('valid', valid, 'bool[B]', dims)[:, None]

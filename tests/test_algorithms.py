@@ -362,6 +362,28 @@ def test_a_stop_inside_an_episode_gets_that_episodes_credit():
   assert found[1, 6] == pytest.approx(-0.5 - 0.05, abs=1e-6)
 
 
+@pytest.mark.parametrize('decay', [0.0, 0.5, 1.0])
+def test_a_stop_inside_an_episode_is_no_stop_at_its_end(decay):
+  # Rows 0-2 think two episodes (2-3, 4-5) with J 0, 0, 1; rows 3-5 stop inside
+  # the first. rho = 1: returns are (1, 1, 0) and (0, 0). At boundary 0 the
+  # others' mean is 2/5 and 3/5. Who is at boundary 1 returns 1: nothing is left
+  # to credit there, while a fit with rows 3-5 would have it 2/5.
+  traces = measure(
+    rewards=[1, 1, 1, 0, 0, 0],
+    success=[[0, 0, 1]] * 3 + [[0, 0, 0]] * 3,
+    ends=[[1, 3, 5]] * 3 + [[1, 3, 3]] * 3,
+    count=[2] * 3 + [1] * 3,
+    stop_index=[6] * 3 + [4] * 3,
+    answered=[True] * 6,
+  )
+  traces = dataclasses.replace(
+    traces, inside=jnp.array([False] * 3 + [True] * 3)
+  )
+  found = run(traces, outcome_mass=1.0, decay=decay)
+  np.testing.assert_allclose(found[0], row(0, (2, 3, 0.6)), atol=1e-6)
+  np.testing.assert_allclose(found[3], row(0, (2, 4, -0.6)), atol=1e-6)
+
+
 def test_grpo_by_hand():
   # mean .5, std √(1/3) = .577350: .5 / (.577350 + 1e-4) = .865876.
   traces = outcome_traces([1, 0, 0, 1, 1, 1, 1, 1])

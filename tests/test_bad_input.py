@@ -421,6 +421,7 @@ def test_a_start_that_fails_leaves_no_reference(saved, small, tmp_path):
   assert found == [saved, saved]
 
 
+@pytest.mark.full
 def test_a_run_goes_on_without_what_it_started_from(small, tmp_path):
   start = small.run(small.config('mrt', total_steps=2), tmp_path / 'start')
   source = tmp_path / 'start.safetensors'

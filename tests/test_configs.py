@@ -455,7 +455,7 @@ VARIANTS = {
 
 
 # Beyond these, an update of its own compiles: several seconds each.
-SHORT = ('grpo', 'sampled', 'MRT-RL')
+SHORT = ('grpo',)
 
 
 @pytest.mark.parametrize(

@@ -260,6 +260,7 @@ def test_schema(result):
   }
 
 
+@pytest.mark.full
 def test_beyond_the_budget_and_under_another_prover(result, trained, small):
   """The own policy as base prover, from the trace's tokens and not its cache,
   finds what was found; traces that are kept thinking reach every horizon."""

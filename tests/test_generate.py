@@ -55,6 +55,7 @@ def test_rows_are_traces_of_the_first_problems(start, rows):
   assert forced[0]['log_probs'].index(None) == 27
 
 
+@pytest.mark.full
 def test_samples_do_not_depend_on_the_batch(start, rows):
   """Equal tokens; log-probs as near as two shapes of one product are."""
   whole = sample(start, batch_size=64)

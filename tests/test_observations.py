@@ -164,6 +164,7 @@ def every_other(last, thinking, rows):
   return jnp.where(last < 20, 20 + rows, -1)
 
 
+@pytest.mark.full
 def test_observations_have_no_log_probs_and_are_read(params):
   rollout = sample(every_other, params)
   response = np.asarray(rollout.tokens[:, 3:])

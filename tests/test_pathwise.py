@@ -194,6 +194,7 @@ def halves(small):
   return run()
 
 
+@pytest.mark.full
 def test_score_function_and_pathwise_are_the_gradient_of_the_objective(halves):
   both, score_half, alone, wanted, chance = halves
   assert len(chance) == 1 + 2 + 4 + 8

@@ -53,6 +53,7 @@ def with_gradient(**options):
   return jax.jit(jax.value_and_grad(total, has_aux=True))
 
 
+@pytest.mark.full
 def test_the_value_is_that_of_the_exact_prover(params):
   exact = jax.jit(
     functools.partial(prover.exact, MODEL, stop_ids=STOP, temperature=0.8)

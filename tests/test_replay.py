@@ -166,7 +166,9 @@ def test_through_a_file_traces_are_as_they_were(calls, given):
   assert 0 < want.rewards.mean() < 1
 
 
-@pytest.mark.parametrize('name', ['mrt', 'outcome'])
+@pytest.mark.parametrize(
+  'name', [pytest.param('mrt', marks=pytest.mark.full), 'outcome']
+)
 @pytest.mark.parametrize('correction', steps.CORRECTIONS)
 def test_on_the_policys_own_traces_nothing_is_corrected(
   name, correction, calls, given
@@ -312,6 +314,7 @@ def test_a_run_on_a_file(small, file, tmp_path):
   assert first['policy/ratio_mean'] == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.full
 def test_a_run_on_the_rows_own_rewards(small, file, tmp_path):
   """Two of four traces of each prompt are worth 1: a signal to learn from, and
   beside it a reward of one's own."""

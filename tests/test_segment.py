@@ -56,8 +56,8 @@ def test_a_prover_that_goes_on_by_hand():
     [
       # .5 -> .7 by thinking, .7 -> .9 by stopping.
       row(0.1, (2, 4, 0.3), (5, 6, 0.2), (7, 7, 0.2)),
-      # Thinking .2 -> .3. The stop shares the segment's baseline: .1 - .2.
-      row(-0.1, (2, 5, 0.1), (6, 6, -0.1)),
+      # It stops inside the segment: .2 -> .1 for all of it.
+      row(-0.1, (2, 5, -0.1), (6, 6, -0.1)),
       # .6 -> .2, and no answer follows: - .2.
       row(-0.2, (2, 2, -0.4 - 0.2)),
     ],
@@ -238,6 +238,27 @@ def test_a_prover_that_is_the_policy_gives_the_outcome_gradient(seed):
     found = segment(traces, 5, group_size=1, alpha=1.5, **options)
     gradient = flat(expected_gradient(params, found))
     np.testing.assert_allclose(gradient, 1.5 * expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('seed', [0, 1])
+def test_it_does_so_with_stops_inside_a_segment(seed):
+  """One segment of two tokens, in which the second choice may be to stop."""
+  params = policy(seed)
+  traces = measured_exactly(params)
+  stopped = jnp.array([b == 2 for _, b, _ in ACTIONS])
+  traces = dataclasses.replace(
+    traces,
+    success=traces.success[:, jnp.array([0, 2])],
+    episodes=Episodes(
+      jnp.where(stopped[:, None], jnp.array([0, 1]), jnp.array([0, 2])),
+      jnp.ones(len(ACTIONS), int),
+    ),
+    inside=stopped,
+  )
+  expected = flat(jax.grad(objective)(params))
+  found = segment(traces, 5, group_size=1)
+  gradient = flat(expected_gradient(params, found))
+  np.testing.assert_allclose(gradient, expected, atol=1e-6)
 
 
 def test_a_prover_that_tries_several_times_gives_another_gradient():

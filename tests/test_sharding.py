@@ -160,6 +160,7 @@ def equal(run_python):
   return json.loads(output.splitlines()[-1])
 
 
+@pytest.mark.full
 def test_all_kinds_give_the_same_numbers(equal):
   # Compared in the process itself; the weights of a layer are [1,16,32] there:
   # whole under data alone, cut by fsdp=2 and tensor=2 in the cube, and so is
@@ -169,6 +170,7 @@ def test_all_kinds_give_the_same_numbers(equal):
   assert equal['cube']['momentum'] == [1, 8, 16]
 
 
+@pytest.mark.full
 def test_each_device_stops_alone(equal):
   # With check_every=1 a device stops behind the EOS of its longest trace; the
   # last token written is not in the cache: used = longest - 1.

@@ -21,11 +21,11 @@ def test_the_core_comes_first_round_by_round():
   whole = study_countdown.get_config()
   keys = study_cells.keys(whole)
   assert len(set(keys)) == len(keys)
-  # 4 doses: the base once, 5 methods of the core and 2 more with 5 seeds, the
+  # 5 doses: the base once, 5 methods of the core and 2 more with 5 seeds, the
   # others with 3.
   others = len(whole.rest) - 2
-  assert len(keys) == 4 * (1 + 5 * 5 + 2 * 5 + others * 3)
-  first = keys[: 4 * 6]
+  assert len(keys) == 5 * (1 + 5 * 5 + 2 * 5 + others * 3)
+  first = keys[: 5 * 6]
   assert {key.seed for key in first} == {0}
   assert [key.path for key in first[:7]] == [
     'u03/base/0',
@@ -37,8 +37,8 @@ def test_the_core_comes_first_round_by_round():
     'u1/base/0',
   ]
   # Then the second seed, without the base, and the rest at last.
-  assert keys[24] == Key('u03', 'grpo', 1)
-  assert {key.method for key in keys[4 + 4 * 25 :]} == set(whole.rest)
+  assert keys[30] == Key('u03', 'grpo', 1)
+  assert {key.method for key in keys[5 + 5 * 25 :]} == set(whole.rest)
 
 
 def test_names_of_a_key():

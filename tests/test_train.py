@@ -171,6 +171,7 @@ def test_two_and_two_steps_are_four_bit_for_bit(
   assert not small.equal(state.params, first)
 
 
+@pytest.mark.full
 def test_one_state_is_alive(small, tmp_path, monkeypatch):
   """What it was made of, or restored into, is let go."""
   # No save beside a step: what is being written is alive, too.
@@ -303,6 +304,7 @@ def test_training_costs_what_is_fed(name, changes, small):
     assert float(row['cost/train']) == 4 * real.sum()
 
 
+@pytest.mark.full
 def test_tokens_of_a_checkpoint_without_their_count(
   small, trained, tmp_path, monkeypatch
 ):

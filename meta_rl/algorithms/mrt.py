@@ -38,7 +38,8 @@ def mrt(
 
     token_weighted   R_j = sum_{i>=j} (w_i p_i - price * len_i / H)
     return_to_go     R_j = (1 + alpha) (J_k - J_j), the control: in expectation
-                     (1 + alpha) times the outcome gradient
+                     the outcome gradient, (1 + alpha) times that of thinking
+                     (alpha = 0 is all of it, with the prover as baseline)
     immediate        the tokens of episode j get A_outcome + alpha * p_j, the
                      literal gradient of the paper's objective (the outcome part
                      is leave-one-out within the group)
@@ -135,6 +136,7 @@ def mrt(
       rows='reaching' if baseline == 'prover' else baseline,
       axis_name=axis_name,
       valid=measured.valid,
+      inside=measured.inside,
     )
   earned = scale * advantages.bootstrapped(returns, base, count, decay=decay)
   credited = spread(

@@ -79,7 +79,12 @@ def rl2(
   base = jnp.zeros_like(returns)
   if baseline == 'prover':
     base = advantages.prover_baseline(
-      returns, success, count, axis_name=axis_name
+      returns,
+      success,
+      count,
+      axis_name=axis_name,
+      valid=measured.valid,
+      inside=measured.inside,
     )
   gain = returns - base
   return spread(

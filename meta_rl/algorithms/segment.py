@@ -111,7 +111,12 @@ def segment(
   before = over if measured.before_stop is None else f(measured.before_stop)
   num = value.shape[1] - 1
   last = jnp.arange(num) == count[:, None] - 1
-  credit = jnp.where(last, before[:, None], value[:, 1:]) - value[:, :-1]
+  # Inside a segment the moment before a stop is none that a segment ends at:
+  # where it lies depends on the stop that is to be judged.
+  ended = before
+  if measured.inside is not None:
+    ended = jnp.where(measured.inside, over, before)
+  credit = jnp.where(last, ended[:, None], value[:, 1:]) - value[:, :-1]
   credit = jnp.where(jnp.arange(num) < count[:, None], credit, 0.0)
   begun = at(value, jnp.maximum(count - 1, 0))
   result = alpha * spread(

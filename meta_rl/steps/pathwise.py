@@ -169,7 +169,8 @@ def make_pathwise_term(
   actions and aggregated as a loss of these tokens: 'token_mean' and 'constant'
   add it to the row's sum as it is, 'sequence_mean' divides it by the row's
   number of tokens, as it does the sum. Then a coefficient of 1 (of alpha, where
-  `algorithm.alpha` is not 1) makes the two halves one gradient.
+  `algorithm.alpha` is not 1; of 1 + alpha with 'return_to_go') makes the two
+  halves one gradient.
 
   Args:
     model: the policy.
