@@ -3,10 +3,18 @@
     generate  1 a response token (sampled or forced), and 1 a prompt token of
               each problem: a group shares its prompt's forward pass; the same
               for stale traces that groups branch off
-    prove     1 a token fed for a probe, 3 where it is differentiated
+              (a prefix that is given is forced token by token in every row:
+              each of MRT-RL's rollouts pays for that of its group)
+    prove     1 a token fed for a probe
     train     3 a token fed, prompts included, in every epoch (the backward pass
               is twice the forward one), and 1 for each scoring pass before it
               (of a reference, of a critic)
+
+A probe that is differentiated (steps/pathwise.py) is fed in the update, once an
+epoch: 3 a token of [trace | probes], of the boundaries that have a weight, less
+the 1 a probe token that 'prove' counted. That is a second pass over the trace,
+as a row of forced answers is one over its prefix. (That few probes at a time
+are fed, each with the trace anew, saves memory and is not counted.)
 
 Padding costs nothing, whatever the program does with it: the figure is about a
 method, not about how well its batches are packed. Methods are compared at equal
@@ -92,7 +100,7 @@ def step_costs(
   group_size: int,
   epochs: int = 1,
   scorings: int = 0,
-  prover_gradient: bool = False,
+  differentiated: Array | None = None,
   side_tokens: Array | None = None,
 ) -> dict[str, Array]:
   """Returns what one step cost, f32[] each, by part.
@@ -108,7 +116,8 @@ def step_costs(
     group_size: G traces of each prompt.
     epochs: passes of the update over the traces.
     scorings: forward passes over the traces between sampling and training.
-    prover_gradient: the prover is differentiated.
+    differentiated: i32[B], tokens of the probes that the update differentiates,
+      0 where it differentiates none; None: it never does.
     side_tokens: i32[B], response tokens sampled beside the traces, from the
       same prompts; None: nothing was.
 
@@ -129,7 +138,14 @@ def step_costs(
   proved = 0
   if prover_tokens is not None:
     proved = masked.as_array('prover_tokens', prover_tokens, 'int[B]', dims)
-    proved = proved.sum() * (BACKWARD if prover_gradient else 1)
+    proved = proved.sum()
+  again = 0
+  if differentiated is not None:
+    probed = masked.as_array('differentiated', differentiated, 'int[B]', dims)
+    again = BACKWARD * epochs * jnp.where(probed > 0, mask.sum(1) + probed, 0)
+    if prover_tokens is not None:  # that they were fed once is counted
+      again -= probed
+    again = again.sum()
   prompts = prompt[::group_size].sum()
   side = 0
   if side_tokens is not None:
@@ -139,7 +155,8 @@ def step_costs(
     'cost/generate': mask.sum() - prompt.sum() + prompts + side,
     'cost/prove': proved,
     'cost/train': BACKWARD * epochs * (mask.sum() + jnp.sum(row_tokens))
-    + scorings * mask.sum(),
+    + scorings * mask.sum()
+    + again,
   }
   return {k: jnp.asarray(v, jnp.float32) for k, v in costs.items()}
 

@@ -11,7 +11,7 @@ not learned from. So further prompts are sampled in its place (DAPO, Yu et al.
 
 Every round has the shapes of the first, and two batches are merged by a gather,
 so nothing is traced anew. What is measured is of all that was sampled; the
-update alone sees the groups that were kept.
+update alone sees the groups that were kept, and `cost/train` is theirs.
 
 Departs from DAPO in the end only: after `max_rounds` the batch is filled up
 with groups of equal rewards in place of going on, or giving up.
@@ -30,8 +30,10 @@ from jax.sharding import Mesh
 from meta_rl import sharding
 from meta_rl.compiled import CountedJit
 
-# What every round adds to; trained on is one batch, however many were sampled.
+# What every round adds to.
 SUMMED = ('rollout/tokens_sum', 'cost/generate', 'cost/prove')
+# What is of the merged batch alone: it is trained on, whatever was sampled.
+MERGED = ('cost/train',)
 
 
 def check(max_rounds: int | None, group_size: int) -> None:
@@ -179,9 +181,10 @@ class Resampler:
 
     Returns:
       The problems' arrays, traces and what was measured, of the groups that
-      were kept; and floats: what `summarize` says of all rounds together,
-      `rollout/rounds`, and `rollout/filled_groups`, how many groups of equal
-      rewards are left in the batch.
+      were kept; and floats: what `summarize` says of all rounds together, or
+      (MERGED) of the groups that were kept, `rollout/rounds`, and
+      `rollout/filled_groups`, how many groups of equal rewards are left in the
+      batch.
     """
     kept, varied, rows = None, None, []
     for number in range(1, self._max_rounds + 1):
@@ -200,7 +203,11 @@ class Resampler:
         varied = np.concatenate([varied, found])[index]
       if varied.all():
         break
-    metrics = total(rows) | {
+    metrics = total(rows)
+    if len(rows) > 1:
+      found = jax.device_get(summarize(*kept[1:]))
+      metrics |= {name: float(found[name]) for name in MERGED if name in found}
+    metrics |= {
       'rollout/rounds': float(len(rows)),
       'rollout/filled_groups': float(np.sum(~varied)),
     }

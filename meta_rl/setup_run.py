@@ -5,6 +5,7 @@ it `check_config`, `command_line` and `held_out`: nothing else reads a
 ConfigDict.
 """
 
+import functools
 import inspect
 import os
 from pathlib import Path
@@ -145,6 +146,8 @@ def reads_success(config: ml_collections.ConfigDict) -> bool:
     return config.critic.value_j_coef > 0
   if name == 'segment':
     return config.algorithm.alpha > 0
+  if (pathwise_of(config) or {}).get('alone'):
+    return False  # all advantages are 0, and the term has a J of its own
   return name != 'outcome'
 
 
@@ -404,6 +407,23 @@ def make_prepare(config: ml_collections.ConfigDict, task: Task):
     task,
     boundaries=given['boundaries'],
     alone=given['alone'],
+    horizon=config.rollout.thinking_budget,
+    outcome_mass=config.algorithm.outcome_mass,
+  )
+
+
+def make_differentiated(config: ml_collections.ConfigDict, task: Task):
+  """Returns `measured -> i32[B]`, tokens differentiated; None where it is off.
+
+  Of the probes of the pathwise term (`steps.differentiated_tokens`).
+  """
+  given = pathwise_of(config)
+  if given is None:
+    return None
+  return functools.partial(
+    steps.differentiated_tokens,
+    stop_length=len(task.stop_ids),
+    boundaries=given['boundaries'],
     horizon=config.rollout.thinking_budget,
     outcome_mass=config.algorithm.outcome_mass,
   )

@@ -111,6 +111,7 @@ def run(
     make_jobs = variance_jobs if variance else cell_jobs
     jobs = make_jobs(study, chosen, folder)
     study_cells.check_done(study, folder)
+    study_cells.check_variances(study, folder)
     with workdir.open_workdir(
       folder, study.to_dict(), allow_change=allow_change
     ):
@@ -156,14 +157,11 @@ def variance_jobs(study, chosen: Sequence[study_cells.Key], folder):
   """Returns the job of every dose that is chosen.
 
   Raises:
-    ValueError: a config that cannot be used, one measured with other settings.
+    ValueError: a config that cannot be used.
   """
   doses = sorted({key.dose for key in chosen})
   jobs = []
   for dose, spec in study_cells.make_variance_specs(study, doses).items():
-    done = study_cells.read_variance(folder, dose)
-    if done is not None:
-      study_cells.check_same_variance(dose, spec, done)
     # A dot, which joins no names of cells.
     name = f'variance.{dose}'
     jobs.append(

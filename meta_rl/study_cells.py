@@ -44,6 +44,7 @@ _METHOD_KEYS = {
   'label', 'short', 'config', 'arg', 'overrides', 'train', 'seeds',
 }  # fmt: skip
 _PREDICTION_KEYS = ('text', 'dose', 'method', 'against', 'figure', 'expect')
+_NO_DEFAULT = object()
 EXPECTED = ('lower', 'higher', 'none')
 _NAME = re.compile(r'[A-Za-z0-9_.-]+')
 
@@ -234,6 +235,13 @@ def override(config: ConfigDict, changes: Mapping):
       raise ValueError(f'{key}={value!r}: {error}') from None
 
 
+def plain_config(study: ConfigDict, dose: str, method: str) -> ConfigDict:
+  """Returns the config of a method at a dose, without any override."""
+  of_dose, of_method = study.doses[dose], study.methods[method]
+  args = [of_method.get('arg', ''), of_dose.get('arg', '')]
+  return load_config(of_method.config, ','.join(filter(None, args)))
+
+
 def cell_config(study: ConfigDict, dose: str, method: str) -> ConfigDict:
   """Returns the checked run config of a dose and a method, with seed 0.
 
@@ -244,9 +252,8 @@ def cell_config(study: ConfigDict, dose: str, method: str) -> ConfigDict:
     ValueError: one line that names the dose and the method.
   """
   of_dose, of_method = study.doses[dose], study.methods[method]
-  args = [of_method.get('arg', ''), of_dose.get('arg', '')]
   try:
-    config = load_config(of_method.config, ','.join(filter(None, args)))
+    config = plain_config(study, dose, method)
     for part in (study, of_dose, of_method):
       if 'overrides' in part:
         override(config, part.overrides.to_dict())
@@ -376,8 +383,23 @@ def check_done(study: ConfigDict, folder):
   """
   done = {key: read(folder, key) for key in keys(study)}
   done = {key: cell for key, cell in done.items() if cell is not None}
+  defaults = functools.cache(
+    lambda dose, method: plain_config(study, dose, method).to_dict()
+  )
   for key, spec in make_specs(study, list(done)).items():
-    check_same(key, spec, done[key])
+    check_same(key, spec, done[key], defaults(key.dose, key.method))
+
+
+def check_variances(study: ConfigDict, folder):
+  """Raises ValueError if any variance was measured with other settings.
+
+  All of them, as the cells in `check_done`.
+  """
+  done = {dose: read_variance(folder, dose) for dose in sorted(study.doses)}
+  done = {dose: found for dose, found in done.items() if found is not None}
+  for dose, spec in make_variance_specs(study, done).items():
+    defaults = plain_config(study, dose, study.variance.method).to_dict()
+    check_same_variance(dose, spec, done[dose], defaults)
 
 
 def read_variance(folder, dose: str) -> dict | None:
@@ -395,24 +417,48 @@ def read_variance(folder, dose: str) -> dict | None:
   return value
 
 
-def check_same(key: Key, spec: Mapping, result: Mapping):
-  """Raises ValueError if a cell that is done was run with other settings."""
+def check_same(
+  key: Key, spec: Mapping, result: Mapping, defaults: Mapping | None = None
+):
+  """Raises ValueError if a cell that is done was run with other settings.
+
+  Args:
+    key: which cell.
+    spec: what it would be run with, of `make_specs`.
+    result: what it was run with, and found.
+    defaults: the config without the study's overrides, of `plain_config`: a key
+      that the result lacks came later, and what was before is its default. None
+      allows for no such key.
+  """
   file = f'{CELLS}/{key.name}.json'
-  _same(f'cell {key.path}', ('config', 'evaluation'), spec, result, file)
+  parts = 'config', 'evaluation'
+  _same(f'cell {key.path}', parts, spec, result, file, defaults)
 
 
-def check_same_variance(dose: str, spec: Mapping, result: Mapping):
-  """Raises ValueError if a variance was measured with other settings."""
+def check_same_variance(
+  dose: str, spec: Mapping, result: Mapping, defaults: Mapping | None = None
+):
+  """Raises ValueError if a variance was measured with other settings.
+
+  Args:
+    dose: which one.
+    spec, result, defaults: as in `check_same`, of a variance.
+  """
   file = f'{VARIANCE}/{dose}.json'
-  _same(f'variance of {dose}', ('config', 'variance'), spec, result, file)
+  parts = 'config', 'variance'
+  _same(f'variance of {dose}', parts, spec, result, file, defaults)
 
 
-def _same(what, parts, spec, result, file):
+def _same(what, parts, spec, result, file, defaults):
+  # What a study says of its evaluation and variance has no defaults.
+  plain = workdir.flatten(as_json({'config': defaults or {}}))
   for part in parts:
-    changed = workdir.difference(result.get(part, {}), spec[part])
-    # A key that the result lacks came later: its default is what was before.
     had = workdir.flatten(result.get(part, {}))
-    changed = {k: v for k, v in changed.items() if k in had}
+    changed = {
+      name: (old, new)
+      for name, (old, new) in workdir.difference(had, spec[part]).items()
+      if name in had or plain.get(f'{part}.{name}', _NO_DEFAULT) != new
+    }
     if changed:
       shown = ', '.join(f'{k}: {o!r} -> {n!r}' for k, (o, n) in changed.items())
       raise ValueError(

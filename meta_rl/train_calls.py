@@ -102,6 +102,7 @@ def make_summarize(config, task) -> CountedJit:
   """Returns the jitted scalars of a batch of traces, and what they cost."""
   group_size = config.rollout.group_size
   rows = setup_run.make_rows(config, task)
+  differentiated = setup_run.make_differentiated(config, task)
   given = setup_own.rollouts_path(config) is not None
   reads_success = setup_run.reads_success(config)
 
@@ -125,7 +126,7 @@ def make_summarize(config, task) -> CountedJit:
       + (config.algorithm.name == 'ppo')
       + given
       + (given and reads_success),  # the prover's prefill: there is no cache
-      prover_gradient=setup_run.pathwise_of(config) is not None,
+      differentiated=differentiated(measured) if differentiated else None,
       side_tokens=traces.side_tokens,
     )
     if given:  # by another engine, whose cost is not known here

@@ -51,17 +51,9 @@ def test_a_step_by_hand():
   found = costs.step_costs(mask, ends, fed, group_size=2)
   assert found == {'cost/generate': 6, 'cost/prove': 16, 'cost/train': 24}
   assert set(found) == set(costs.PARTS)
-  # Two epochs, each 3 x 8; one scoring of 8; a differentiated prover 3 x 16.
-  found = costs.step_costs(
-    mask,
-    ends,
-    fed,
-    group_size=2,
-    epochs=2,
-    scorings=1,
-    prover_gradient=True,
-  )
-  assert found == {'cost/generate': 6, 'cost/prove': 48, 'cost/train': 56}
+  # Two epochs, each 3 x 8; one scoring of 8.
+  found = costs.step_costs(mask, ends, fed, group_size=2, epochs=2, scorings=1)
+  assert found == {'cost/generate': 6, 'cost/prove': 16, 'cost/train': 56}
   # Rows of 5 and 7 tokens beside the traces: 3 x 2 x 12 more, and no scoring.
   more = costs.step_costs(
     mask, ends, fed, ARRAY([5, 7]), group_size=2, epochs=2, scorings=1
@@ -75,6 +67,25 @@ def test_a_step_by_hand():
     mask, ends, None, group_size=2, side_tokens=ARRAY([4, 0])
   )
   assert found['cost/generate'] == 6 + 2 + 4
+
+
+def test_a_differentiated_probe_by_hand():
+  mask = ARRAY([[0, 1, 1, 1, 1, 1], [0, 1, 1, 1, 0, 0]], bool)
+  ends, fed, again = ARRAY([2, 2]), ARRAY([10, 6]), ARRAY([4, 0])
+
+  def cost(prover_tokens=fed, **options):
+    found = costs.step_costs(mask, ends, prover_tokens, group_size=2, **options)
+    return float(found['cost/prove']), float(found['cost/train'])
+
+  # Of the first trace 4 tokens of probes are differentiated, behind its own 5:
+  # 3 x (5 + 4), less the 4 that were counted as the prover's. The second trace
+  # has none and is not fed again.
+  assert cost() == (16, 24)
+  assert cost(differentiated=again) == (16, 24 + 27 - 4)
+  # Every epoch does so; the prover ran once.
+  assert cost(differentiated=again, epochs=2) == (16, 2 * 24 + 2 * 27 - 4)
+  # With a prover that is no cost, nothing was counted before.
+  assert cost(None, differentiated=again) == (0, 24 + 27)
 
 
 def test_numbers_are_whole_beyond_one_batch():

@@ -52,14 +52,16 @@ class Rounds:
     return traces, Measured(rewards, number)
 
   def summarize(self, traces, measured):
-    """As `steps.rollout_metrics`: a mean and a sum of the round."""
-    del traces
+    """As `steps.rollout_metrics`: a mean and a sum of the round.
+
+    A group is as long as the number of its problem.
+    """
     rewards = measured.rewards.reshape(-1, GROUP)
     return {
       'rollout/zero_variance_share': (rewards.max(1) == rewards.min(1)).mean(),
       'rollout/tokens_sum': jnp.float32(100 * self.drawn),
       'cost/prove': jnp.float32(10 * self.drawn),
-      'cost/train': jnp.float32(7),
+      'cost/train': 3.0 * traces['tokens'][:, 0].sum(),
     }
 
   def step(self, key=0):
@@ -110,9 +112,10 @@ def test_rounds_by_hand():
     # Equal: 2, 3 and 1 of 4 each, whatever was kept: 6 of 12.
     'rollout/zero_variance_share': 0.5,
     'rollout/tokens_sum': 100 + 200 + 300,
-    # All rounds are proved, and one batch of them is trained on.
+    # All rounds are proved, and the merged batch is trained on, two traces of
+    # each problem. (The mean over rounds is 3 * 2 * (6 + 22 + 38) / 3 = 132.)
     'cost/prove': 10 + 20 + 30,
-    'cost/train': 7,
+    'cost/train': 3 * 2 * (0 + 5 + 8 + 3),
   }
   assert all(isinstance(value, float) for value in step[-1].values())
   # The fourth batch is the next step's, not lost.

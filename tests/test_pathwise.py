@@ -10,6 +10,7 @@ import pytest
 
 from meta_rl import (
   advantages,
+  costs,
   losses,
   models,
   prover_gradient,
@@ -310,6 +311,57 @@ def test_shares_are_what_token_weighted_regret_adds_up():
   )
 
 
+def test_only_boundaries_with_a_weight_are_differentiated():
+  # 15 episodes of 9 tokens, the whole budget; 2 answers of 6 tokens behind one
+  # stop token: 16 boundaries feed 16 * 2 * 6 = 192, the last alone 12.
+  ends = 9 * np.arange(16)[None]
+  measured = measure(ends, [15], answer_mask=jnp.ones((1, 2, 6), bool))
+
+  def tokens(boundaries, measured=measured):
+    return steps.differentiated_tokens(
+      measured, stop_length=1, boundaries=boundaries, horizon=135
+    ).tolist()
+
+  fed = costs.exact_tokens(jnp.array([15]), measured.answer_mask, 1)
+  assert fed.tolist() == [192]
+  assert tokens('last') == [12]
+  # The last boundary holds for none of the horizon, and rho = 0.
+  assert tokens('all') == [180]
+  # No answer, no outcome: nothing is differentiated.
+  silent = dataclasses.replace(measured, answered=jnp.array([False]))
+  assert tokens('last', silent) == [0]
+  # A trace of 135 tokens: 3 each for it and the probes, in every epoch, less
+  # the 12 that are part of the 192: 192 + 24 for the prover.
+  mask = jnp.ones((1, 135), bool)
+  for epochs, wanted in ((1, 3 * 135 + 24), (2, 6 * 135 + 60)):
+    with_it, without = (
+      costs.step_costs(
+        mask,
+        jnp.array([0]),
+        fed,
+        group_size=1,
+        epochs=epochs,
+        differentiated=probed,
+      )
+      for probed in (jnp.array(tokens('last')), None)
+    )
+    assert with_it['cost/prove'] == without['cost/prove'] == 192
+    assert with_it['cost/train'] - without['cost/train'] == wanted
+
+
+def test_boundaries_that_repeat_are_differentiated_once():
+  # All three columns have a weight, of two boundaries: 2 * (1 + 1) tokens.
+  measured = measure([[1, 5, 5]], [1], answer_mask=jnp.ones((1, 1, 2), bool))
+  found = steps.differentiated_tokens(
+    measured,
+    stop_length=1,
+    boundaries='all',
+    horizon=10,
+    outcome_mass=0.3,
+  )
+  assert found.tolist() == [4]
+
+
 # --- what is added to a batch and to the loss
 
 
@@ -476,8 +528,14 @@ def test_two_steps(boundaries, alone, small, tmp_path):
     assert row['loss/pathwise'] <= 0
     assert np.isfinite(row['loss/pathwise'])
     assert (row['loss/policy_gradient'] == 0) == alone
-    # Probes that are differentiated cost three times as much.
-    assert row['cost/prove'] % 3 == 0
+    # Trained on 3 * (generated + 12 prompts of 7), and more for the probes and
+    # the traces before them, once more at most.
+    once = 3 * (row['cost/generate'] + 12 * 7)
+    more = row['cost/train'] - once
+    # Alone, what the prover measures is for the log.
+    assert (row['cost/prove'] == 0) == alone
+    assert 0 < more
+    assert alone or more <= once + 2 * row['cost/prove']
   assert [row['compile/count'] for row in result.rows] == [4, 6]
 
 

@@ -125,6 +125,24 @@ def test_advantages_know_the_horizon_and_the_group(small):
   )
 
 
+@pytest.mark.parametrize(
+  'changes, reads',
+  [
+    ({}, True),
+    ({'loss__pathwise__boundaries': 'all'}, True),
+    # No advantage is left that J is in.
+    (
+      {'loss__pathwise__boundaries': 'all', 'loss__pathwise__alone': True},
+      False,
+    ),
+  ],
+)
+def test_who_reads_what_is_proved(changes, reads, small):
+  config = small.config('mrt', **changes)
+  check_config.check(config)
+  assert setup_run.reads_success(config) == reads
+
+
 def test_calls_of_one_trace_a_problem(small):
   """`group_size` stands above the config's."""
   config = small.config('mrt')

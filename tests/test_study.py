@@ -433,6 +433,23 @@ def test_the_variance_of_the_chosen_doses(tiny, tmp_path):
   assert 'variance of second was run with another variance' in found.err
 
 
+def test_a_variance_of_other_settings_is_not_reported(tiny, tmp_path):
+  """Nor beside new cells: the report would show it as theirs."""
+  spec = study_cells.make_variance_specs(tiny, ['tiny'])['tiny']
+  path = tmp_path / 'variance' / 'tiny.json'
+  path.parent.mkdir()
+  path.write_text(json.dumps({**spec, 'rows': []}))
+  assert run(tiny, tmp_path, max_minutes=0).code == signals.EXIT_OK
+  tiny.doses.tiny.total_cost = 6000.0
+  found = run(tiny, tmp_path, max_minutes=0, allow_change='doses')
+  assert found.code == signals.EXIT_ERROR
+  assert 'variance of tiny was run with another config' in found.err
+  assert 'total_cost: 5500.0 -> 6000.0' in found.err
+  path.unlink()
+  found = run(tiny, tmp_path, max_minutes=0, allow_change='doses')
+  assert found.code == signals.EXIT_OK, found.err
+
+
 # ---- processes
 
 

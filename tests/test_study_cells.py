@@ -316,6 +316,53 @@ def test_all_cells_that_are_done_are_checked(study, tmp_path):
     study_cells.check_done(study, tmp_path)
 
 
+def test_a_key_that_a_cell_lacks_had_its_default(study, tmp_path):
+  """It came later; what a study has set it to since is another setting."""
+  key = Key('tiny', 'mrt_exact', 0)
+  old = study_cells.make_specs(study, [key])[key]
+  del old['config']['algorithm']['decay'], old['config']['loss']['pathwise']
+  path = study_cells.path_of(tmp_path, key)
+  path.parent.mkdir()
+  path.write_text(json.dumps({**old, 'format': 1}))
+  study_cells.check_done(study, tmp_path)
+  study.methods.mrt_exact.overrides = {'algorithm': {'decay': 0.25}}
+  with pytest.raises(
+    ValueError,
+    match=r"algorithm.decay: '\(absent\)' -> 0.25\): delete its file",
+  ):
+    study_cells.check_done(study, tmp_path)
+  # Overridden by what it is anyway.
+  plain = study_cells.plain_config(study, 'tiny', 'mrt_exact')
+  study.methods.mrt_exact.overrides = {
+    'algorithm': {'decay': plain.algorithm.decay}
+  }
+  study_cells.check_done(study, tmp_path)
+  # An evaluation has no defaults.
+  del old['evaluation']['samples']
+  path.write_text(json.dumps({**old, 'format': 1}))
+  with pytest.raises(ValueError, match=r"samples: '\(absent\)' -> 2"):
+    study_cells.check_done(study, tmp_path)
+
+
+def test_a_variance_that_lacks_a_key_had_its_default(study, tmp_path):
+  old = study_cells.make_variance_specs(study, ['tiny'])['tiny']
+  del old['config']['algorithm']['decay']
+  path = tmp_path / 'variance' / 'tiny.json'
+  path.parent.mkdir()
+  path.write_text(json.dumps({**old, 'rows': []}))
+  study_cells.check_variances(study, tmp_path)
+  study.methods.mrt_exact.overrides = {'algorithm': {'decay': 0.25}}
+  with pytest.raises(ValueError, match=r"variance of tiny .*'\(absent\)' -> 0"):
+    study_cells.check_variances(study, tmp_path)
+
+
+def test_the_cells_that_are_kept_in_the_repository_are_accepted(root):
+  study = study_countdown.get_config()
+  folder = root / 'results' / 'study_countdown'
+  assert list(folder.glob('cells/u4_*.json'))
+  study_cells.check_done(study, folder)
+
+
 def test_a_config_without_an_argument(tmp_path):
   path = tmp_path / 'mine.py'
   path.write_text('def get_config():\n  return 3\n')

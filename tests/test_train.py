@@ -258,7 +258,12 @@ def test_cost_is_counted(trained):
 
 @pytest.mark.parametrize(
   'name, changes',
-  [('mrt', {'loss__kl_coef': 0.1}), ('ppo', {}), ('brpo', {})],
+  [
+    ('mrt', {'loss__kl_coef': 0.1}),
+    ('mrt', {'loss__pathwise__boundaries': 'last'}),
+    ('ppo', {}),
+    ('brpo', {}),
+  ],
 )
 def test_training_costs_what_is_fed(name, changes, small):
   config = small.config(name, **changes)
@@ -287,6 +292,13 @@ def test_training_costs_what_is_fed(name, changes, small):
     fed = before + 1 + np.asarray(answers.mask).sum(-1)
     assert fed.shape == (16, 2)
     assert float(row['cost/train']) == 3 * (real.sum() + fed.sum())
+  elif 'loss__pathwise__boundaries' in changes:
+    # The last boundary of each trace that has an answer, once more behind it.
+    probes = np.asarray(measured.answer_mask).sum((1, 2))
+    probes = probes * np.asarray(measured.answered)
+    again = 3 * (real.sum(1) + probes) - probes
+    assert 0 < probes.sum() < float(row['cost/prove'])
+    assert float(row['cost/train']) == 3 * real.sum() + again[probes > 0].sum()
   else:
     # Forward and backward, and before it the reference's pass or the critic's.
     assert float(row['cost/train']) == 4 * real.sum()

@@ -24,6 +24,7 @@ from meta_rl.steps.generate import make_generate
 from meta_rl.steps.metrics import rollout_metrics
 from meta_rl.steps.pathwise import (
   PATHWISE,
+  differentiated_tokens,
   make_pathwise_term,
   make_prepare,
   with_answers,
@@ -65,6 +66,7 @@ __all__ = [
   'PREFIX_SUCCESS',
   'PROVERS',
   'answers_of',
+  'differentiated_tokens',
   'find_boundaries',
   'fused',
   'join_rows',

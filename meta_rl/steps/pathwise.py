@@ -26,7 +26,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from meta_rl import algorithms, losses, masked, prover_gradient, regret
+from meta_rl import algorithms, costs, losses, masked, prover_gradient, regret
 from meta_rl.algorithms.base import at
 from meta_rl.steps.prove import per_trace
 from meta_rl.tasks.base import Task
@@ -66,6 +66,31 @@ def boundary_weights(
     return last
   shares = regret.shares(ends, horizon=horizon)
   return (1 - outcome_mass) * shares + outcome_mass * last
+
+
+def differentiated_tokens(
+  measured: algorithms.Measured,
+  *,
+  stop_length: int,
+  boundaries: str,
+  horizon: int,
+  outcome_mass: float = 0.0,
+) -> Array:
+  """Returns i32[B], tokens of each trace's probes that have a weight.
+
+  What `costs.step_costs` takes for `differentiated`.
+
+  Args:
+    measured: of `with_answers`.
+    stop_length: m >= 1, stop tokens.
+    boundaries, horizon, outcome_mass: as in `boundary_weights`.
+  """
+  weights = boundary_weights(
+    measured, boundaries=boundaries, horizon=horizon, outcome_mass=outcome_mass
+  )
+  weights = prover_gradient.on_first(weights, measured.episodes.ends)
+  count = (weights != 0).sum(1)
+  return costs.exact_tokens(count - 1, measured.answer_mask, stop_length)
 
 
 def with_answers(prove: Callable, *, group_size: int) -> Callable:
