@@ -199,8 +199,7 @@ PREDICTIONS = {
   },
   'p9': {
     # Written after u4 was run, and before u4p.
-    'text': 'From a base that does not give up, so that a trace has the '
-    'episodes that u = 4 counts, the regret of MRT is lower.',
+    'text': 'From a base that seldom gives up the regret of MRT is lower.',
     'dose': 'u4p',
     'method': 'mrt_exact',
     'against': 'grpo',
@@ -208,7 +207,7 @@ PREDICTIONS = {
     'expect': 'lower',
   },
   'p9b': {
-    'text': 'It is lower by more than from the base that gives up.',
+    'text': 'It is lower by more than from the base that often does.',
     'dose': 'u4p',
     'than_dose': 'u4',
     'method': 'mrt_exact',
@@ -260,13 +259,12 @@ def get_config(arg: str = '') -> ConfigDict:
     'u1': _dose(1.0, '+ − ×, 12 episodes', 'hard', 12, 2.4e6, (2, 4)),
     'u2': _dose(2.0, '+ −, 8 episodes', '', 8, 2.4e6, (2, 4)),
     'u4': _dose(4.0, '+ −, 15 episodes', '', 15, 2.4e6, (2, 3)),
-    # The same from a policy that searches until it has found an answer. That of
-    # u4 gives up after 3.4 episodes on average, and so its outcome says more
-    # about them than u = 4 has it.
-    'u4p': _dose(
-      4.0, '+ −, 15 episodes, never gives up', '', 15, 2.4e6, (2, 3)
-    ),
+    # The same from a policy that seldom gives up: 12% of its traces end without
+    # a success before them, 35% of u4's do, and so the outcome of those says
+    # more about their episodes than u = 4 has it.
+    'u4p': _dose(4.0, '+ −, 15 episodes, patient', '', 15, 2.4e6, (2, 3)),
   }
+  config.doses.u4p.apart = True
   config.doses.u4p.overrides.init_from = 'asset:countdown_patient'
   config.methods = METHODS
   config.core = CORE

@@ -6,6 +6,8 @@ import ml_collections
 
 from meta_rl import env, workdir
 
+_HELP = ('?', 'help', 'helpfull', 'helpshort', 'helpxml')
+
 
 def parse_flags(argv: list[str]) -> list[str]:
   """Returns `argv` without flags; --config also takes a shipped config's name.
@@ -28,9 +30,8 @@ def parse_flags(argv: list[str]) -> list[str]:
   try:
     return workdir.parse_flags(resolved)
   except SystemExit as error:
-    if error.code == 1:
-      # absl's code after --help; errors come with their line instead.
-      sys.exit(0)
+    if error.code == 1 and any(arg.lstrip('-') in _HELP for arg in argv):
+      sys.exit(0)  # absl's 1 after its help
     # ml_collections wraps what `get_config` raises in a whole traceback.
     head, _, message = str(error.code).rpartition('ValueError: ')
     if 'Traceback' in head:

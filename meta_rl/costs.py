@@ -5,15 +5,16 @@
               for stale traces that groups branch off
               (a prefix that is given is forced token by token in every row:
               each of MRT-RL's rollouts pays for that of its group)
-    prove     1 a token fed for a probe
+    prove     1 a token fed for a probe, and 1 a token of a given trace, which
+              has no cache of its rollout to probe
     train     3 a token fed, prompts included, in every epoch (the backward pass
               is twice the forward one), and 1 for each scoring pass before it
               (of a reference, of a critic)
 
 A probe that is differentiated (steps/pathwise.py) is fed in the update, once an
-epoch: 3 a token of [trace | probes], of the boundaries that have a weight, less
-the 1 a probe token that 'prove' counted. That is a second pass over the trace,
-as a row of forced answers is one over its prefix. (That few probes at a time
+epoch: 3 a token of [trace | probes], of the boundaries that have a weight. That
+is a second pass over the trace, as a row of forced answers is one over its
+prefix. (That few probes at a time
 are fed, each with the trace anew, saves memory and is not counted.)
 
 Padding costs nothing, whatever the program does with it: the figure is about a
@@ -143,8 +144,6 @@ def step_costs(
   if differentiated is not None:
     probed = masked.as_array('differentiated', differentiated, 'int[B]', dims)
     again = BACKWARD * epochs * jnp.where(probed > 0, mask.sum(1) + probed, 0)
-    if prover_tokens is not None:  # that they were fed once is counted
-      again -= probed
     again = again.sum()
   prompts = prompt[::group_size].sum()
   side = 0

@@ -35,10 +35,12 @@ _NEEDED = (
 )  # fmt: skip
 
 # What a dose and a method may say: u is the expected hits within the budget,
-# `of_methods` what single methods override at this dose, `short` a name of at
-# most 9 letters for the charts, `seeds` how many in place of the tier's.
+# `apart` that it is drawn in no line over u, `of_methods` what single methods
+# override at this dose, `short` a name of at most 9 letters for the charts,
+# `seeds` how many in place of the tier's.
 _DOSE_KEYS = {
   'u', 'label', 'arg', 'total_cost', 'extrapolate', 'overrides', 'of_methods',
+  'apart',
 }  # fmt: skip
 _METHOD_KEYS = {
   'label', 'short', 'config', 'arg', 'overrides', 'train', 'seeds',

@@ -50,7 +50,10 @@ def shown(results: Results, dose: str, methods: Sequence[str]) -> list[str]:
 
 
 def dose_lines(results: Results, figure: str) -> list[plots.Line]:
-  """Returns a figure minus the reference's against the dose, of the core."""
+  """Returns a figure minus the reference's against the dose, of the core.
+
+  A dose that is `apart` is of another series, and in no line.
+  """
   study, lines = results.study, []
   palette = colors(study)
   for method in study.core:
@@ -58,6 +61,8 @@ def dose_lines(results: Results, figure: str) -> list[plots.Line]:
       continue
     points = []
     for dose in sorted(study.doses):
+      if study.doses[dose].get('apart', False):
+        continue
       found = study_results.difference(
         results.of(dose, method), results.of(dose, study.reference), figure
       )

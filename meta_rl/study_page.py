@@ -95,7 +95,7 @@ def predictions_section(results: Results) -> str:
     a, b = (study.methods[m].label for m in (entry.method, entry.against))
     than = ''
     if 'than_dose' in entry:
-      than = f', less the same at u = {study.doses[entry.than_dose].u:g}'
+      than = f', less the same at {study.doses[entry.than_dose].label}'
     if found is None:
       measured = NONE
     else:
@@ -119,8 +119,9 @@ def predictions_section(results: Results) -> str:
     return ''
   header = ['prediction', 'compared', 'predicted', 'measured', 'outcome']
   text = note(
-    'Written down before any seed was run. A prediction of no difference comes'
-    ' true if the interval holds 0, which few seeds make easy: look at its'
+    'Written down before any seed of their dose was run. A prediction of no'
+    ' difference comes true if the interval holds 0, which few seeds make easy:'
+    ' look at its'
     ' width.'
   )
   # Words, not figures: to the left.

@@ -79,6 +79,12 @@ def measure(
       f'variance.branches={tuple(branches)} is given; allowed are different '
       'numbers >= 1.'
     )
+  if config.algorithm.name in ('brpo', 'prefix'):
+    raise ValueError(
+      f'algorithm.name={config.algorithm.name!r} trains on more than the traces '
+      'that the variance is measured on; name a method of another one, such as '
+      "'mrt'."
+    )
   if config.loss.kl_coef:
     raise ValueError(
       f'loss.kl_coef={config.loss.kl_coef}: the variance is measured on the '

@@ -124,13 +124,14 @@ def make_summarize(config, task) -> CountedJit:
       epochs=config.batching.epochs,
       scorings=bool(config.loss.kl_coef)
       + (config.algorithm.name == 'ppo')
-      + given
-      + (given and reads_success),  # the prover's prefill: there is no cache
+      + given,
       differentiated=differentiated(measured) if differentiated else None,
       side_tokens=traces.side_tokens,
     )
     if given:  # by another engine, whose cost is not known here
       cost['cost/generate'] = jnp.zeros(())
+    if given and reads_success:  # no cache came with them: they are fed first
+      cost['cost/prove'] += traces.token_mask.sum()
     return row | cost
 
   return CountedJit(summarize)

@@ -78,13 +78,12 @@ def test_a_differentiated_probe_by_hand():
     return float(found['cost/prove']), float(found['cost/train'])
 
   # Of the first trace 4 tokens of probes are differentiated, behind its own 5:
-  # 3 x (5 + 4), less the 4 that were counted as the prover's. The second trace
-  # has none and is not fed again.
+  # 3 x (5 + 4). The second trace has none and is not fed again.
   assert cost() == (16, 24)
-  assert cost(differentiated=again) == (16, 24 + 27 - 4)
+  assert cost(differentiated=again) == (16, 24 + 27)
   # Every epoch does so; the prover ran once.
-  assert cost(differentiated=again, epochs=2) == (16, 2 * 24 + 2 * 27 - 4)
-  # With a prover that is no cost, nothing was counted before.
+  assert cost(differentiated=again, epochs=2) == (16, 2 * 24 + 2 * 27)
+  # Nor does it matter whether the prover is a cost.
   assert cost(None, differentiated=again) == (0, 24 + 27)
 
 

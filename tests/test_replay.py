@@ -587,8 +587,8 @@ def test_the_pathwise_term_has_its_answers(small):
   assert found.answer_mask.shape == found.answers.shape
 
 
-@pytest.mark.parametrize('arg, passes', [('tiny', 5), ('grpo,tiny', 4)])
-def test_the_provers_prefill_of_given_traces_is_a_cost(arg, passes, small):
+@pytest.mark.parametrize('arg, proved', [('tiny', 1), ('grpo,tiny', 0)])
+def test_the_provers_prefill_of_given_traces_is_a_cost(arg, proved, small):
   # Three passes train and one scores; MRT's prover prefills in another. GRPO
   # measures J for the log alone.
   config = config_of(small, 'x.jsonl', arg)
@@ -609,7 +609,8 @@ def test_the_provers_prefill_of_given_traces_is_a_cost(arg, passes, small):
   )
   task = setup_run.make_task(config)
   row = train_calls.make_summarize(config, task)(traces, measured)
-  assert float(row['cost/train']) == passes * traces.tokens.size
+  assert float(row['cost/train']) == 4 * traces.tokens.size
+  assert float(row['cost/prove']) == proved * traces.tokens.size
 
 
 def test_prompts_that_are_not_the_configs_problems(small, file, tmp_path):

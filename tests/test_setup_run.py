@@ -76,6 +76,12 @@ def test_shipped_base_policies_fit_their_configs(arg, small):
   assert models.num_params(params) > 400_000
 
 
+@pytest.mark.parametrize('name', weights.asset_names())
+def test_every_asset_is_a_start(name, small):
+  config = small.config('mrt', '', init_from=f'{weights.ASSET_PREFIX}{name}')
+  assert models.num_params(setup_run.initial_params(config)) > 400_000
+
+
 def test_the_schedule_spans_all_optimizer_steps(small):
   """total_steps x mini_batches x epochs updates, not total_steps."""
   config = small.config(

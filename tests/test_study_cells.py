@@ -361,6 +361,8 @@ def test_the_cells_that_are_kept_in_the_repository_are_accepted(root):
   folder = root / 'results' / 'study_countdown'
   assert list(folder.glob('cells/u4_*.json'))
   study_cells.check_done(study, folder)
+  # And the folder is one to go on in.
+  assert workdir.difference(workdir.read_config(folder), study.to_dict()) == {}
 
 
 def test_a_config_without_an_argument(tmp_path):

@@ -86,6 +86,18 @@ def test_the_page_of_a_whole_study(whole):
     assert not re.search(rf'>[^<]*\b{word}\b[^<]*</(td|span|dd)', text), word
 
 
+def test_a_dose_that_is_apart_is_in_no_line(tmp_path):
+  study = small_study()
+  study_made.write_cells(study, tmp_path, study_cells.keys(study))
+  drawn = lambda: study_charts.dose_lines(
+    study_results.collect(study, tmp_path), 'regret'
+  )
+  assert [line.x.tolist() for line in drawn()] == [[0.8, 4.0]]
+  study.doses.u4.apart = True
+  study_cells.check(study)
+  assert [line.x.tolist() for line in drawn()] == [[0.8]]
+
+
 def test_each_row_names_its_columns(whole):
   """On a phone the header is not there: each cell repeats its column."""
   text = (whole[0] / 'study.html').read_text()

@@ -33,6 +33,15 @@ def test_a_reference_is_refused(spec, tmp_path, capsys):
   assert 'loss.kl_coef=0.1' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('name', ['brpo', 'prefix'])
+def test_what_trains_on_more_than_the_traces_is_refused(name):
+  config = study_cells.to_config(
+    {'algorithm': {'name': name}, 'loss': {'kl_coef': 0}}
+  )
+  with pytest.raises(ValueError, match=f"algorithm.name='{name}' trains on"):
+    study_variance.measure(config, branches=[1], batches=2, draws=2)
+
+
 @pytest.mark.full
 def test_the_variance_of_a_tiny_policy(small, spec, tmp_path):
   del small

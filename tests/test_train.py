@@ -296,7 +296,7 @@ def test_training_costs_what_is_fed(name, changes, small):
     # The last boundary of each trace that has an answer, once more behind it.
     probes = np.asarray(measured.answer_mask).sum((1, 2))
     probes = probes * np.asarray(measured.answered)
-    again = 3 * (real.sum(1) + probes) - probes
+    again = 3 * (real.sum(1) + probes)
     assert 0 < probes.sum() < float(row['cost/prove'])
     assert float(row['cost/train']) == 3 * real.sum() + again[probes > 0].sum()
   else:

@@ -62,7 +62,8 @@ class Measured:
     critic: the values of an algorithm that has some, else None.
     continues: bool[B], of rollouts that branch off a prefix: this one thinks
       on, the others answer at once. None: the rollouts are no branches.
-    prefix_success: f32[B], J at the end of the prefix; None likewise.
+    prefix_success: f32[B], J at the end of the prefix, measured without the
+      row itself; None likewise.
     prover_tokens: i32[B], tokens fed to the prover (meta_rl/costs.py); None
       where nothing was proved.
     inside: bool[B], thinking ended inside its last episode and not at a
