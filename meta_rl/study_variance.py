@@ -81,9 +81,8 @@ def measure(
     )
   if config.algorithm.name in ('brpo', 'prefix'):
     raise ValueError(
-      f'algorithm.name={config.algorithm.name!r} trains on more than the traces '
-      'that the variance is measured on; name a method of another one, such as '
-      "'mrt'."
+      f'algorithm.name={config.algorithm.name!r}: it trains on more than the '
+      "traces of which the variance is measured; name a method of 'mrt'."
     )
   if config.loss.kl_coef:
     raise ValueError(

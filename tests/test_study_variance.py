@@ -37,7 +37,7 @@ def test_a_reference_is_refused(spec, tmp_path, capsys):
 @pytest.mark.parametrize('name', ['brpo', 'prefix'])
 def test_what_trains_on_more_than_the_traces_is_refused(name):
   config = ConfigDict({'algorithm': {'name': name}})
-  with pytest.raises(ValueError, match=f"algorithm.name='{name}' trains on"):
+  with pytest.raises(ValueError, match=f"algorithm.name='{name}': it trains"):
     study_variance.measure(config, branches=[1], batches=2, draws=2)
 
 
