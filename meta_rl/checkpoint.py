@@ -320,6 +320,13 @@ class Checkpointer:
     """
     self.wait()
     steps = self.all_steps()[::-1]
+    aside = self.directory / _DAMAGED_DIR
+    if not steps and aside.is_dir() and any(aside.iterdir()):
+      # Starting anew would write over what the run has logged.
+      raise CheckpointError(
+        f'every checkpoint in {self.directory} is damaged and lies in {aside}:'
+        ' start in another workdir, or delete this one to begin anew'
+      )
     return self._restore_first(steps, abstract_state, shardings)
 
   def restore_best(self, abstract_state, shardings=None):
@@ -385,8 +392,8 @@ class Checkpointer:
     if problem is not None:
       raise CheckpointError(
         f'every checkpoint in {self.directory} is damaged (the last one tried, '
-        f'step {steps[-1]}: {problem}): start in another workdir, or from '
-        'other weights with init_from'
+        f'step {steps[-1]}: {problem}): start in another workdir, or delete '
+        'this one to begin anew'
       )
     return None
 

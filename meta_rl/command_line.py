@@ -3,6 +3,7 @@
 import sys
 
 import ml_collections
+from absl import flags
 
 from meta_rl import env, workdir
 
@@ -28,7 +29,10 @@ def parse_flags(argv: list[str]) -> list[str]:
     except ValueError as error:
       sys.exit(f'error: {error}')
   try:
-    return workdir.parse_flags(resolved)
+    rest = workdir.parse_flags(resolved)
+    if 'workdir' in flags.FLAGS and flags.FLAGS['workdir'].value == '':
+      sys.exit('error: --workdir is empty (an unset variable?): name a folder.')
+    return rest
   except SystemExit as error:
     if error.code == 1 and any(arg.lstrip('-') in _HELP for arg in argv):
       sys.exit(0)  # absl's 1 after its help

@@ -22,6 +22,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from meta_rl import (
+  check_config,
   checkpoint,
   command_line,
   env,
@@ -323,6 +324,7 @@ def policy(folder: str, config, *, base: bool, which: str):
   if base:
     if config is None:
       raise ValueError('--base needs --config: it names what to start from.')
+    check_config.check(config)
     return config, setup_run.initial_params(config)
   if config is not None:
     raise ValueError(

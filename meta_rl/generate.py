@@ -21,6 +21,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from meta_rl import (
+  check_config,
   checkpoint,
   command_line,
   env,
@@ -109,6 +110,7 @@ def policy(folder: str | None, config, *, which: str):
       '--config, which says what to start from.'
     )
   if folder is None:
+    check_config.check(config)
     return config, setup_run.initial_params(config)
   config = command_line.run_config(folder)
   like = setup_run.abstract_params(config)

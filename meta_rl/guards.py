@@ -23,15 +23,20 @@ class NonFiniteError(FloatingPointError):
     self.names = names
     self.last_checkpoint_step = last_checkpoint_step
     what = ', '.join(f'{n} is {v}' for n, v in zip(names, values, strict=True))
-    good = (
-      'no checkpoint was saved yet'
-      if last_checkpoint_step is None
-      else f'the last good checkpoint is step {last_checkpoint_step}'
-    )
-    super().__init__(
-      f'step {step}: {what}; {good}. Lower the learning rate or max_grad_norm '
-      'and run again from there'
-    )
+    lower = 'Lower the learning rate or max_grad_norm'
+    if last_checkpoint_step is None:
+      then = (
+        f'no checkpoint was saved yet. {lower} and begin in another workdir'
+      )
+    else:
+      # Finite metrics do not show that the weights behind them are sound.
+      then = (
+        f'the last good checkpoint is step {last_checkpoint_step}. {lower} '
+        '(--allow_change=optimizer lets it through) and run again from there; '
+        'if that stops at once, delete the folder of that checkpoint to go on '
+        'from the one before'
+      )
+    super().__init__(f'step {step}: {what}; {then}')
 
 
 def check_finite(

@@ -227,6 +227,10 @@ def test_all_damaged_is_one_error(folder):
   assert len(seen) == 3
   assert '\n' not in str(caught.value)
   assert sorted(os.listdir(folder / 'damaged')) == ['1', '2', '3']
+  # Nor does the next try begin anew, over what was logged.
+  with Checkpointer(folder) as checkpointer:
+    with pytest.raises(CheckpointError, match='every checkpoint in'):
+      checkpointer.restore_latest(make_state())
 
 
 def test_read_only_touches_nothing(folder):

@@ -231,7 +231,7 @@ def test_a_refused_flag_is_one_line(monkeypatch):
 
 
 def test_help_is_no_error():
-  for flag, returned in (('--help', 0), ('--hlep', 1)):
+  for flag, returned in (('--help', 0), ('--workdir=', 1)):
     result = subprocess.run(
       [sys.executable, '-m', 'meta_rl.export', flag],
       capture_output=True,
