@@ -40,6 +40,7 @@ from meta_rl import (
   metrics,
   signals,
   study_cells,
+  study_files,
   study_report,
   study_results,
   workdir,
@@ -110,8 +111,8 @@ def run(
     chosen = study_cells.select(study_cells.keys(study), only)
     make_jobs = variance_jobs if variance else cell_jobs
     jobs = make_jobs(study, chosen, folder)
-    study_cells.check_done(study, folder)
-    study_cells.check_variances(study, folder)
+    study_files.check_done(study, folder)
+    study_files.check_variances(study, folder)
     with workdir.open_workdir(
       folder, study.to_dict(), allow_change=allow_change
     ):
@@ -146,8 +147,8 @@ def cell_jobs(study, chosen: Sequence[study_cells.Key], folder) -> list[Job]:
   jobs = []
   for key, spec in study_cells.make_specs(study, chosen).items():
     paths = [
-      study_cells.path_of(folder, key, part)
-      for part in (study_cells.CELLS, study_cells.FAILED)
+      study_files.path_of(folder, key, part)
+      for part in (study_files.CELLS, study_files.FAILED)
     ]
     jobs.append(Job(key.name, key.path, 'study_cell', spec, *paths))
   return jobs
@@ -170,8 +171,8 @@ def variance_jobs(study, chosen: Sequence[study_cells.Key], folder):
         f'variance of {dose}',
         'study_variance',
         spec,
-        Path(folder) / study_cells.VARIANCE / f'{dose}.json',
-        Path(folder) / study_cells.FAILED / f'{name}.json',
+        Path(folder) / study_files.VARIANCE / f'{dose}.json',
+        Path(folder) / study_files.FAILED / f'{name}.json',
       )
     )
   return jobs

@@ -36,6 +36,7 @@ from meta_rl import (
   setup_run,
   signals,
   study_cells,
+  study_files,
   train,
   weights,
   workdir,
@@ -169,7 +170,7 @@ def sum_up(
   of_problem = found['per_problem']
   last = rows[-1] if rows else {}
   result = {
-    'format': study_cells.FORMAT,
+    'format': study_files.FORMAT,
     **{k: spec[k] for k in ('dose', 'method', 'seed', 'label', 'train')},
     'config': spec['config'],
     'evaluation': spec['evaluation'],

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from meta_rl import masked, study_cells
+from meta_rl import masked, study_cells, study_files
 from meta_rl import study_statistics as stats
 from meta_rl.statistics import Interval
 from meta_rl.study_cells import Key
@@ -117,8 +117,8 @@ def collect(study, folder) -> Results:
   """
   cells, failures, missing = {}, {}, []
   for key in study_cells.keys(study):
-    cell = study_cells.read(folder, key)
-    failure = study_cells.read(folder, key, study_cells.FAILED)
+    cell = study_files.read(folder, key)
+    failure = study_files.read(folder, key, study_files.FAILED)
     if cell is not None:
       cells[key] = cell
     elif failure is not None:
@@ -127,7 +127,7 @@ def collect(study, folder) -> Results:
       missing.append(key)
   variance = {}
   for dose in sorted(study.doses):
-    found = study_cells.read_variance(folder, dose)
+    found = study_files.read_variance(folder, dose)
     if found is not None:
       variance[dose] = found
   return Results(study, cells, failures, missing, variance)

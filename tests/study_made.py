@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from meta_rl import study_cells
+from meta_rl import study_files
 
 # How much better than the base each method gets, by dose.
 GAINS = {
@@ -126,7 +126,7 @@ def make_cell(study, key, *, gain=None, luck=0.004, spec=None):
 def write_cells(study, folder, keys, **options):
   """Writes the made-up cells of some keys into a study's folder."""
   for key in keys:
-    path = study_cells.path_of(folder, key)
+    path = study_files.path_of(folder, key)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(make_cell(study, key, **options)))
 

@@ -444,10 +444,13 @@ def test_shaping_comes_before_the_baseline():
   )
 
 
-def test_lengths_are_thinking_tokens_alone():
-  # Of TRACES: 5, 4 and 0 thinking tokens, prompt, marker and answer left out.
+@pytest.mark.parametrize('past', [0, 2])
+def test_lengths_are_all_thinking_tokens(past):
+  # Of TRACES: 5, 4 and 0 thinking tokens, prompt, marker and answer left out,
+  # and of row 0 those that it thinks past its last boundary.
+  stop = TRACES.stop_index + jnp.array([past, 0, 0])
   found = outcome(
-    TRACES,
+    change(TRACES, stop_index=stop),
     LENGTH,
     group_size=1,
     baseline='none',
@@ -455,22 +458,7 @@ def test_lengths_are_thinking_tokens_alone():
     target_length=0,
     alpha=1.0,
   )
-  check(found, [row(1 - 5), row(0 - 4), row(0)])
-
-
-def test_thinking_past_the_last_boundary_counts():
-  # Row 0 thinks 2 tokens past its last boundary: 7, where it ends at 5.
-  longer = change(TRACES, stop_index=TRACES.stop_index + jnp.array([2, 0, 0]))
-  found = outcome(
-    longer,
-    LENGTH,
-    group_size=1,
-    baseline='none',
-    shaping='lcpo_exact',
-    target_length=0,
-    alpha=1.0,
-  )
-  check(found, [row(1 - 7), row(0 - 4), row(0)])
+  check(found, [row(1 - (5 + past)), row(0 - 4), row(0)])
 
 
 def outcome_traces(rewards, lengths=None):

@@ -74,26 +74,30 @@ POLICY = table(SPECIAL=0.5, DELIMITER=0.35, MARKER=0.15)
 REFERENCE = table(PLAIN=0.5, DELIMITER=0.4, MARKER=0.1)
 
 
-@functools.cache
-def calls(kind='exact', policy='reference', group_size=GROUP):
+def make(task, policy, group_size=GROUP, **options):
+  """The jitted `generate` and `prove` of a task."""
   shared = {'group_size': group_size}
   generate = steps.make_branches(
     MODEL,
-    TASK,
+    task,
     thinking_budget=BUDGET,
     max_episodes=3,
     prefix_policy=policy,
     **shared,
   )
   prove = steps.make_branch_prove(
-    steps.make_prove(MODEL, TASK, max_episodes=3, kind='none', **shared),
+    steps.make_prove(MODEL, task, max_episodes=3, kind='none', **shared),
     MODEL,
-    TASK,
-    prefix_success=kind,
-    num_branches=256,
+    task,
     **shared,
+    **options,
   )
   return jax.jit(generate), jax.jit(prove)
+
+
+@functools.cache
+def calls(kind='exact', policy='reference', group_size=GROUP):
+  return make(TASK, policy, group_size, prefix_success=kind, num_branches=256)
 
 
 @pytest.fixture(scope='module')
@@ -245,22 +249,8 @@ def test_the_environment_speaks_in_prefixes_and_behind_them():
   )
   batch = BATCH | {'verdict': verdict}
   policy = table(SPECIAL=0.8, MARKER=0.2)
-  shared = {'group_size': GROUP}
-  generate = steps.make_branches(
-    MODEL,
-    task,
-    thinking_budget=BUDGET,
-    max_episodes=3,
-    prefix_policy='current',
-    **shared,
-  )
-  prove = steps.make_branch_prove(
-    steps.make_prove(MODEL, task, max_episodes=3, kind='none', **shared),
-    MODEL,
-    task,
-    **shared,
-  )
-  rollout, cache = jax.jit(generate)(policy, batch, KEY)
+  generate, prove = make(task, 'current')
+  rollout, cache = generate(policy, batch, KEY)
   tokens, sampled = np.asarray(rollout.tokens), np.asarray(rollout.mask)
   thinking = np.asarray(rollout.thinking_mask)
   behind = thinking[:, 1:] & (tokens[:, :-1] == SPECIAL)
@@ -275,7 +265,7 @@ def test_the_environment_speaks_in_prefixes_and_behind_them():
   assert (spoken & prefix).any()
   assert (spoken & thinking & ~prefix)[on].any()
   # J is that of the prefix, and not of what Continue rows heard behind it.
-  measured = jax.jit(prove)(policy, batch, rollout, cache, KEY)
+  measured = prove(policy, batch, rollout, cache, KEY)
   count = (prefix & (tokens == SPECIAL)).sum(1)
   probs = np.exp(np.asarray(jax.nn.log_softmax(policy), np.float64))
   wanted = probs[9 + count, RIGHT] * probs[9 + count, EOS]

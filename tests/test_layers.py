@@ -26,8 +26,9 @@ LAYERS = [
   'setup_run setup_own train_calls check_config command_line held_out '
   'evaluate plots '
   'headline runs report report_page report_style report_traces report_parts',
-  'train sft study study_cells study_cell study_results study_tables '
-  'study_charts study_page study_report study_variance plan export generate',
+  'train sft study study_cells study_files study_cell study_results '
+  'study_tables study_charts study_page study_report study_variance '
+  'plan export generate',
 ]
 LAYERS = [row.split() for row in LAYERS]
 PURE = LAYERS[1]

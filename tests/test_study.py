@@ -17,7 +17,15 @@ import pytest
 import study_made
 from conftest import ROOT
 
-from meta_rl import metrics, signals, study, study_cells, study_report, workdir
+from meta_rl import (
+  metrics,
+  signals,
+  study,
+  study_cells,
+  study_files,
+  study_report,
+  workdir,
+)
 from meta_rl.configs import study_countdown
 from meta_rl.study_cells import Key
 
@@ -154,7 +162,7 @@ def test_all_cells_run_in_order_and_are_skipped_the_next_time(tiny, tmp_path):
   assert again.start.paths == []
   assert '5 selected, 5 done already' in again.out
   # One that is deleted is run again, alone.
-  study_cells.path_of(tmp_path, Key('tiny', 'grpo', 1)).unlink()
+  study_files.path_of(tmp_path, Key('tiny', 'grpo', 1)).unlink()
   assert run(tiny, tmp_path).start.paths == ['tiny/grpo/1']
 
 
@@ -399,7 +407,7 @@ def test_a_wrong_study_is_one_line(tiny, tmp_path, change, options, message):
 
 def test_a_damaged_cell_is_named(tiny, tmp_path):
   run(tiny, tmp_path)
-  path = study_cells.path_of(tmp_path, Key('tiny', 'grpo', 0))
+  path = study_files.path_of(tmp_path, Key('tiny', 'grpo', 0))
   path.write_text(path.read_text()[:-9])
   found = run(tiny, tmp_path)
   assert found.code == signals.EXIT_ERROR
@@ -529,7 +537,7 @@ def test_a_tiny_study_from_end_to_end(small_data, tmp_path):
   assert '| MRT, exact ' in out
   tiny = study_countdown.get_config('tiny')
   cells = {
-    key.path: study_cells.read(folder, key) for key in study_cells.keys(tiny)
+    key.path: study_files.read(folder, key) for key in study_cells.keys(tiny)
   }
   assert list(cells) == ORDER
   assert not list((folder / 'runs').iterdir())
@@ -567,10 +575,10 @@ def test_a_tiny_study_from_end_to_end(small_data, tmp_path):
   assert '5 selected, 5 done already' in out
   # One that is lost is run again, and comes out the same.
   key = Key('tiny', 'mrt_exact', 1)
-  study_cells.path_of(folder, key).unlink()
+  study_files.path_of(folder, key).unlink()
   out = finish(config, folder, small_data)
   assert '[1/1] tiny/mrt_exact/1' in out
-  again = study_cells.read(folder, key)
+  again = study_files.read(folder, key)
   untimed = lambda cell: {
     **cell,
     'seconds': None,

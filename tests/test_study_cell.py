@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from meta_rl import signals, study_cell, study_cells
+from meta_rl import signals, study_cell, study_cells, study_files
 from meta_rl.configs import study_countdown
 from meta_rl.study_cells import Key
 
@@ -168,7 +168,7 @@ def test_sum_up():
   }  # fmt: skip
   # A setting is not rounded: it is compared.
   assert found['config'] == SPEC['config']
-  study_cells.check_same(Key('u4', 'grpo', 3), SPEC, found)
+  study_files.check_same(Key('u4', 'grpo', 3), SPEC, found)
   assert (found['steps'], found['cost'], found['tokens']) == (3, 300.0, 30.0)
   assert found['seconds'] == {'train': 6.0, 'evaluate': 12.34568}
   assert found['scalars']['accuracy']['mean'] == 0.12346
@@ -202,10 +202,10 @@ def base(monkeypatch):
 
 
 def test_a_cell_is_written(base, tmp_path):
-  out = study_cells.path_of(tmp_path, base.key)
+  out = study_files.path_of(tmp_path, base.key)
   assert study_cell.run(base.spec, str(tmp_path / 'run'), str(out)) == 0
-  cell = study_cells.read(tmp_path, base.key)
-  study_cells.check_same(base.key, base.spec, cell)
+  cell = study_files.read(tmp_path, base.key)
+  study_files.check_same(base.key, base.spec, cell)
   assert cell['cost'] == cell['steps'] == 0
   # Nothing was trained: there is no run folder.
   assert not (tmp_path / 'run').exists()

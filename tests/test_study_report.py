@@ -12,6 +12,7 @@ from meta_rl import (
   plots,
   study_cells,
   study_charts,
+  study_files,
   study_page,
   study_report,
   study_results,
@@ -37,13 +38,13 @@ def small_study():
 
 
 def write_failure(folder, key, error):
-  path = study_cells.path_of(folder, key, study_cells.FAILED)
+  path = study_files.path_of(folder, key, study_files.FAILED)
   path.parent.mkdir(exist_ok=True)
   path.write_text(json.dumps({**key._asdict(), 'error': error}))
 
 
 def write_variance(folder, dose, content):
-  path = folder / study_cells.VARIANCE / f'{dose}.json'
+  path = folder / study_files.VARIANCE / f'{dose}.json'
   path.parent.mkdir(exist_ok=True)
   path.write_text(json.dumps(content))
 
@@ -245,7 +246,7 @@ def test_a_study_without_predictions_or_longer_budgets(tmp_path):
   keys = [k for k in study_cells.keys(study) if k.dose == 'tiny']
   study_made.write_cells(study, tmp_path, keys)
   for key in keys:
-    path = study_cells.path_of(tmp_path, key)
+    path = study_files.path_of(tmp_path, key)
     cell = json.loads(path.read_text())
     del cell['extrapolation'], cell['base_prover']
     path.write_text(json.dumps(cell))
@@ -266,7 +267,7 @@ def test_different_machines_are_said(tmp_path):
     return study_page.learning_tables(results, 'tiny', palette)
 
   assert 'different machines' not in tables()
-  path = study_cells.path_of(tmp_path, keys[1])
+  path = study_files.path_of(tmp_path, keys[1])
   cell = json.loads(path.read_text()) | {'machine': 'a faster one'}
   path.write_text(json.dumps(cell))
   assert 'from 2 different machines' in tables()
@@ -286,7 +287,7 @@ def test_every_text_is_escaped(tmp_path):
   keys = study_cells.keys(study)
   study_made.write_cells(study, tmp_path, keys[1:])
   for key in keys[1:]:
-    path = study_cells.path_of(tmp_path, key)
+    path = study_files.path_of(tmp_path, key)
     cell = json.loads(path.read_text()) | {'machine': HOSTILE}
     path.write_text(json.dumps(cell))
   write_failure(tmp_path, keys[0], HOSTILE)

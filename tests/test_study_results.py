@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import study_made
 
-from meta_rl import study_cells, study_results
+from meta_rl import study_cells, study_files, study_results
 from meta_rl.configs import study_countdown
 from meta_rl.study_cells import Key
 from meta_rl.study_statistics import Paired
@@ -337,7 +337,7 @@ def test_collect(tmp_path):
   assert found.missing == keys
   study_made.write_cells(study, tmp_path, keys[:2])
   for key in keys[1:3]:  # the first of them was run again, and is done
-    path = study_cells.path_of(tmp_path, key, study_cells.FAILED)
+    path = study_files.path_of(tmp_path, key, study_files.FAILED)
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({**key._asdict(), 'error': 'error: no'}))
   (tmp_path / 'variance').mkdir()

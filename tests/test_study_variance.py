@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from meta_rl import signals, study_cells, study_variance
+from meta_rl import signals, study_cells, study_files, study_variance
 from meta_rl.configs import study_countdown
 
 pytest_plugins = ['small_runs']
@@ -48,8 +48,8 @@ def test_the_variance_of_a_tiny_policy(small, spec, tmp_path):
   out.parent.mkdir()
   spec['variance'] |= {'branches': [2, 1], 'batches': 3, 'draws': 3}
   assert study_variance.run(spec, '', str(out)) == signals.EXIT_OK
-  found = study_cells.read_variance(tmp_path, 'tiny')
-  study_cells.check_same_variance('tiny', spec, found)
+  found = study_files.read_variance(tmp_path, 'tiny')
+  study_files.check_same_variance('tiny', spec, found)
   assert json.loads(out.read_text()) == found
   rows = {row['prover']: row for row in found['rows']}
   assert {name: row['branches'] for name, row in rows.items()} == {
@@ -67,4 +67,4 @@ def test_the_variance_of_a_tiny_policy(small, spec, tmp_path):
   assert 0 < rows['1 branch']['cost'] < rows['2 branches']['cost']
   # The same seed, the same numbers.
   study_variance.run(spec, '', str(out))
-  assert study_cells.read_variance(tmp_path, 'tiny') == found
+  assert study_files.read_variance(tmp_path, 'tiny') == found
