@@ -43,7 +43,7 @@ def group_normalize(
     rewards: f32[P,G], one group a row.
     scale: 'std' (GRPO) or 'none' (Dr. GRPO).
     ddof: 1 for the sample standard deviation, 0 for the population's.
-    eps: added outside the root.
+    eps: >= 0, added outside the root.
     valid: bool[P,G], the traces that have a reward; None: all. The others are
       left out of the mean and the std, and may hold anything.
 
@@ -59,6 +59,7 @@ def group_normalize(
   masked.check_choice('scale', scale, SCALES)
   if ddof not in (0, 1):
     raise ValueError(f'ddof must be 0 or 1, got {ddof!r}')
+  masked.check_scalar('eps', eps, low=0)
   _check_group('rewards', rewards, axis=1)
   centred, size, constant = _centre(rewards, valid)
   if scale == 'std':

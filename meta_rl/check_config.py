@@ -18,6 +18,7 @@ from meta_rl import (
   masked,
   setup_own,
   setup_run,
+  sharding,
   steps,
   workdir,
 )
@@ -127,8 +128,12 @@ def check(config: ml_collections.ConfigDict):
         'total_steps; leave it out.'
       )
   setup_own.check(config)
-  task = setup_run.make_task(config)
-  model = setup_run.make_model(config, task)
+  with workdir.of_section('task', config.task):
+    task = setup_run.make_task(config)
+  with workdir.of_section('model', config.model):
+    model = setup_run.make_model(config, task)
+  with workdir.of_section('optimizer', config.optimizer):
+    setup_run.make_optimizer(config)
   if config.algorithm.name != 'sft':
     setup_run.budgets_of(config)
   check_curriculum(config)
@@ -136,6 +141,29 @@ def check(config: ml_collections.ConfigDict):
     setup_own.make_training_calls(stage, model, task)
     if config.algorithm.name != 'sft':
       check_rl(stage)
+
+
+def check_machine(config: ml_collections.ConfigDict):
+  """Raises ValueError, in one line, if the devices here don't fit a config."""
+  kind = config.parallel.kind
+  masked.check_choice('parallel.kind', kind, sharding.KINDS)
+  if kind == 'none':
+    return
+  if config.algorithm.name == 'sft':
+    raise ValueError(
+      f'parallel.kind={kind!r} is of reinforcement: '
+      "algorithm.name='sft' runs on one device; set it to 'none'."
+    )
+  with workdir.of_section('parallel.mesh'):
+    mesh = sharding.make_mesh(**config.parallel.mesh.to_dict())
+  shards = sharding.data_shards(mesh)
+  parts = shards * config.batching.mini_batches
+  if config.rollout.num_prompts % parts:
+    raise ValueError(
+      f'rollout.num_prompts={config.rollout.num_prompts} cannot be spread over '
+      f'{shards} devices in batching.mini_batches='
+      f'{config.batching.mini_batches}: give a multiple of {parts}.'
+    )
 
 
 def note_on_saving(config: ml_collections.ConfigDict) -> str:
@@ -299,8 +327,9 @@ def check_rl(config: ml_collections.ConfigDict):
     measured = dataclasses.replace(
       measured, continues=shape(bool), prefix_success=shape(jnp.float32)
     )
-  advantage_fn = setup_run.make_advantages(config)
-  jax.eval_shape(lambda m: advantage_fn(m, rollout.thinking_budget), measured)
+  with workdir.of_section('algorithm', config.algorithm):
+    advantage_fn = setup_run.make_advantages(config)
+    jax.eval_shape(lambda m: advantage_fn(m, rollout.thinking_budget), measured)
 
 
 def check_critic(config: ml_collections.ConfigDict):

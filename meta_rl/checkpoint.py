@@ -430,9 +430,10 @@ class Checkpointer:
       self._manager.reload()
       where = f'it is moved to {aside}'
     self._scores.pop(step, None)
+    others = set(self.all_steps()) - {step}
     warnings.warn(
-      f'checkpoint of step {step} is damaged ({problem}): {where}, and the one '
-      'before it is used',
+      f'checkpoint of step {step} is damaged ({problem}): {where}'
+      + (', and the one before it is used' if others else ''),
       RuntimeWarning,
       stacklevel=4,
     )
@@ -495,6 +496,14 @@ def _restore_args(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
   )
 
 
+def open_folder(folder) -> Checkpointer:
+  """Returns the checkpoints of a run folder, or of their own, to be read."""
+  folder = epath.Path(folder)
+  if (folder / CHECKPOINTS_DIR).is_dir():
+    folder = folder / CHECKPOINTS_DIR
+  return Checkpointer(folder, read_only=True)
+
+
 def restore_params(
   folder, like, *, which: str | None = None, optional: Sequence[str] = ()
 ):
@@ -511,8 +520,5 @@ def restore_params(
   Returns:
     None if it holds no checkpoint.
   """
-  folder = epath.Path(folder)
-  if (folder / CHECKPOINTS_DIR).is_dir():
-    folder = folder / CHECKPOINTS_DIR
-  with Checkpointer(folder, read_only=True) as checkpointer:
+  with open_folder(folder) as checkpointer:
     return checkpointer.restore_params(like, which=which, optional=optional)

@@ -1,6 +1,7 @@
 """What every command does with its words: flags, configs, one line of error."""
 
 import sys
+import warnings
 
 import ml_collections
 from absl import flags
@@ -14,8 +15,10 @@ def parse_flags(argv: list[str]) -> list[str]:
   """Returns `argv` without flags; --config also takes a shipped config's name.
 
   For `app.run(main, flags_parser=...)`. A flag that cannot be used is one line
-  on stderr and exit code 1; --help ends with exit code 0.
+  on stderr and exit code 1; --help ends with exit code 0. Warnings become one
+  line each.
   """
+  warnings.formatwarning = lambda message, *_, **__: f'warning: {message}\n'
   resolved = list(argv)
   for i, arg in enumerate(argv):
     flag, equals, name = arg.partition('=')
@@ -46,9 +49,11 @@ def parse_flags(argv: list[str]) -> list[str]:
 def refuse_arguments(argv: list[str]):
   """Leaves with one line if a command was given words that are no flags."""
   if len(argv) > 1:
-    hint = ''
-    if '=' in argv[1]:
-      hint = f' Did you mean --{argv[1].lstrip("-")}?'
+    hint, (name, equals, _) = '', argv[1].partition('=')
+    if equals:
+      known = name.partition('.')[0] in flags.FLAGS
+      prefix = '' if known or 'config' not in flags.FLAGS else 'config.'
+      hint = f' Did you mean --{prefix}{argv[1]}?'
     sys.exit(f'error: {argv[1]!r} is no flag: flags begin with --.{hint}')
 
 

@@ -269,8 +269,8 @@ def sft_batches(
   longest = max_trace_length(problems, **trace_options)
   if longest > length:
     raise ValueError(
-      f'a trace may have {longest} tokens, a row holds {length}: raise length '
-      'or lower max_episodes'
+      f'length={length} is given, and a trace may have {longest} tokens: raise '
+      'it or lower max_episodes'
     )
 
   def make_batch(index: int) -> Batch:

@@ -4,6 +4,7 @@ Imports jax only inside functions, so that `check_versions` can speak before a
 jax of the wrong version fails in its own words.
 """
 
+import difflib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -90,8 +91,10 @@ def resolve_config(name: str) -> str:
   stem = path.removeprefix('configs/').removesuffix('.py')
   if stem in config_names():
     return f'{configs_dir() / stem}.py{colon}{argument}'
+  near = difflib.get_close_matches(stem, config_names(), n=2, cutoff=0.6)
+  hint = f'did you mean {" or ".join(near)}? ' if near else ''
   raise ValueError(
-    f'no config {name!r}: give the path of a .py file or one of '
+    f'no config {name!r}: {hint}give the path of a .py file or one of '
     f'{", ".join(config_names())}, with :tiny behind it for a trial run'
   )
 

@@ -15,6 +15,7 @@ from meta_rl import (
   checkpoint,
   command_line,
   env,
+  files,
   metrics,
   setup_run,
   signals,
@@ -49,9 +50,10 @@ def export(
     The metadata written, name -> text.
 
   Raises:
-    ValueError: no run in the folder, no checkpoint in the run, or a value head
-      asked for of a run without one.
+    ValueError: no run in the folder, no checkpoint in the run, a value head
+      asked for of a run without one, or a file that cannot be written.
   """
+  files.check_output('--out', out)
   config = command_line.run_config(folder)
   like = setup_run.abstract_params(config)
   if value_head:

@@ -44,6 +44,60 @@ def atomic_write(path, data: bytes):
     raise
 
 
+def check_input(name: str, path, prefix: str = ''):
+  """Raises ValueError, in one line, unless `path` is a file that can be read.
+
+  Args:
+    name: what the path was given as, such as 'data.path'.
+    path: of the file.
+    prefix: what stood before the path.
+  """
+  problem = None
+  try:
+    with open(path, 'rb'):
+      pass
+  except FileNotFoundError:
+    problem = 'there is no such file'
+  except IsADirectoryError:
+    problem = 'it is a folder'
+  except OSError as error:
+    problem = f'it cannot be read ({error.strerror})'
+  if problem:
+    raise ValueError(
+      f'{name}={prefix + os.fspath(path)!r}: {problem}; name a file that this '
+      'user may read.'
+    )
+
+
+def check_output(name: str, path):
+  """Raises ValueError, in one line, unless a file can be written at `path`.
+
+  Its folder is made where it is missing: to be asked before the work whose
+  result the file will hold.
+
+  Args:
+    name: what the path was given as, such as '--out'.
+    path: of the file.
+  """
+  path, problem = Path(path), None
+  try:
+    if path.is_dir():
+      problem = 'it is a folder'
+    else:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      if not os.access(path.parent, os.W_OK):
+        problem = f'{path.parent} cannot be written'
+  except (FileExistsError, NotADirectoryError):
+    problem = 'it lies under a file'
+  except OSError as error:
+    problem = f'its folder cannot be made ({error.strerror})'
+  if problem:
+    raise ValueError(
+      f'{name}={os.fspath(path)!r}: {problem}; name a file in a folder that '
+      'this user may write to.'
+    )
+
+
 def read_jsonl(path, parse: Callable[[int, dict], Any]) -> list:
   """Returns `parse(line number, object)` of every line that is not blank.
 

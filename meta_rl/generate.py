@@ -11,7 +11,6 @@ trains on it.
 """
 
 import json
-import pathlib
 import sys
 from collections.abc import Iterator
 
@@ -26,13 +25,13 @@ from meta_rl import (
   command_line,
   env,
   external,
+  files,
   held_out,
   setup_run,
   signals,
   weights,
 )
 from meta_rl.compiled import CountedJit
-from meta_rl.files import atomic_write
 
 FLAGS = flags.FLAGS
 
@@ -159,6 +158,8 @@ def main(argv):
   jax.config.update('jax_threefry_partitionable', True)
   env.enable_compile_cache()
   try:
+    if FLAGS.out:
+      files.check_output('--out', FLAGS.out)
     config, params = policy(FLAGS.workdir, FLAGS.config, which=FLAGS.which)
     size = FLAGS.group_size
     rows = []
@@ -175,9 +176,8 @@ def main(argv):
         print(show(row))
       rows.append(row)
     if FLAGS.out:
-      pathlib.Path(FLAGS.out).parent.mkdir(parents=True, exist_ok=True)
       lines = [json.dumps(row, ensure_ascii=False) + '\n' for row in rows]
-      atomic_write(FLAGS.out, ''.join(lines).encode())
+      files.atomic_write(FLAGS.out, ''.join(lines).encode())
   except (ValueError, OSError, checkpoint.CheckpointError) as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(signals.EXIT_ERROR)

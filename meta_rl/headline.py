@@ -141,7 +141,10 @@ def headline_table(evals: Sequence[Mapping[str, Any]]) -> str:
   """
   table = [cells(row) for row in headlines(evals)]
   if not table:
-    return 'No evaluation to show.'
+    return (
+      'No evaluation to show: run python -m meta_rl.evaluate --workdir=DIR for '
+      'each run first.'
+    )
   header = [column for column, _, _ in table[0]]
   if not any(is_base(e) for e in evals):
     name = table[0][0][1]

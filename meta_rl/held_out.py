@@ -64,6 +64,26 @@ def problem_batches(
   return batches
 
 
+def validation_batches(config) -> list[dict[str, np.ndarray]]:
+  """Returns the problems that a run measures itself on, in batches.
+
+  Raises:
+    ValueError: more of them than there are.
+  """
+  source = setup_run.load_problems(config, 'validation')
+  if config.eval.num_problems > len(source):
+    raise ValueError(
+      f'eval.num_problems={config.eval.num_problems} is given; the validation '
+      f'split holds {len(source)}.'
+    )
+  return problem_batches(
+    source,
+    record_arrays=setup_run.task_kit(config).record_arrays,
+    num_problems=config.eval.num_problems,
+    batch_size=config.eval.batch_size,
+  )
+
+
 def stack(records: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
   """Returns one batch out of equal-shaped records."""
   return {k: np.stack([r[k] for r in records]) for k in records[0]}

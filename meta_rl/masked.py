@@ -160,6 +160,61 @@ def check_range(
     raise ValueError(f'{name} must be {rule}, got {value}')
 
 
+def check_count(name: str, value: Any, *, low: int = 1) -> None:
+  """Raises ValueError unless `value` is a whole Python number >= `low`."""
+  whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+  if not whole or value < low:
+    raise ValueError(f'{name} must be a whole number >= {low}, got {value!r}')
+
+
+def check_scalar(name: str, value: Any, **bounds: float) -> None:
+  """Raises ValueError unless `value` is one number, traced or not.
+
+  Args:
+    name: what the caller calls the argument.
+    value: a Python number, or an array of shape [].
+    **bounds: of `check_range`.
+  """
+  number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+  if not number and getattr(value, 'shape', None) != ():
+    got = list(value.shape) if hasattr(value, 'shape') else repr(value)
+    raise ValueError(f'{name} must be one number, got {got}')
+  check_range(name, value, **bounds)
+
+
+def check_ids(name: str, ids: Any) -> None:
+  """Raises ValueError unless `ids` are one or more whole numbers >= 0."""
+  given = isinstance(ids, Sequence | Array) and not isinstance(ids, str)
+  if not given or getattr(ids, 'ndim', 1) != 1 or not len(ids):
+    raise ValueError(f'{name} must be a tuple of token ids, got {ids!r}')
+  if isinstance(ids, Array):
+    check_dtype(name, ids, 'int')
+    return
+  for token in ids:
+    check_count(f'{name}: a token id', token, low=0)
+
+
+def check_key(name: str, key: Any) -> None:
+  """Raises ValueError unless `key` is one PRNG key, typed or of raw uint32."""
+  shape, dtype = getattr(key, 'shape', None), getattr(key, 'dtype', None)
+  typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+  raw = dtype == jnp.uint32 and shape is not None and len(shape) == 1
+  if not raw and not (typed and shape == ()):
+    raise ValueError(
+      f'{name} must be one key, such as jax.random.key(0), got {key!r}'
+    )
+
+
+def check_model(model: Any) -> None:
+  """Raises ValueError if `model` is a bare function, or no model at all."""
+  if not hasattr(model, 'apply_fn') and not hasattr(model, 'features_fn'):
+    raise ValueError(
+      'model must be a meta_rl Model, got '
+      f'{getattr(model, "__name__", type(model).__name__)!r}: '
+      'meta_rl.models.from_apply_fn wraps a bare function'
+    )
+
+
 def select(mask: Array, x: Array, fill: float = 0) -> Array:
   """Returns x where the mask is True, `fill` elsewhere, without NaN leaks.
 

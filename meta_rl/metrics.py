@@ -24,6 +24,8 @@ import tqdm
 
 from meta_rl.files import atomic_write
 
+METRICS_NAME = 'metrics.jsonl'
+
 
 def _whole_rows(path: Path):
   """Yields (step, line) of the whole lines; kill -9 may tear the last."""
@@ -45,6 +47,16 @@ def read_metrics(path) -> list[dict]:
   ]
 
 
+def resuming(first: int, total_steps: int) -> str:
+  """Returns the line that a run which was begun before starts with."""
+  if first < total_steps:
+    return f'resuming after step {first} of {total_steps}'
+  return (
+    f'nothing to do: step {first} of {total_steps} is done; raise total_steps, '
+    'with --allow_change=total_steps, to go on'
+  )
+
+
 def total(workdir, name: str, *, last_step: float = math.inf) -> float:
   """Returns the sum of a metric over a run's steps up to `last_step`.
 
@@ -53,7 +65,7 @@ def total(workdir, name: str, *, last_step: float = math.inf) -> float:
     name: of the metric; a step without it adds nothing.
     last_step: the last step that counts.
   """
-  path = Path(workdir) / 'metrics.jsonl'
+  path = Path(workdir) / METRICS_NAME
   rows = read_metrics(path) if path.exists() else []
   return sum(row.get(name, 0.0) for row in rows if row['step'] <= last_step)
 

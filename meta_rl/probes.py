@@ -17,6 +17,7 @@ slots.
 import jax
 import jax.numpy as jnp
 
+from meta_rl import masked
 from meta_rl.scoring import log_softmax_at, positions_of
 from meta_rl.types import Array, TraceCache
 
@@ -203,8 +204,7 @@ def check_traces(tokens, token_mask, ends, stop_ids):
       raise ValueError(
         f'prover: {name} is {x.dtype}, expected {kind.__name__}.'
       )
-  if not len(stop_ids):
-    raise ValueError('prover: stop_ids is empty; give at least one token.')
+  masked.check_ids('prover: stop_ids', stop_ids)
 
 
 def check_answers(tokens, answers, answer_mask):

@@ -6,20 +6,30 @@ import sys
 import jax
 
 
+def parse_span(span: str) -> tuple[int, int]:
+  """Returns the first and the last step of 'first:last', (-1, -1) of ''.
+
+  Raises:
+    ValueError: another form, or a last step before the first.
+  """
+  if not span:
+    return -1, -1
+  first, _, last = span.partition(':')
+  whole = first.isdecimal() and last.isdecimal()
+  if not (whole and 1 <= int(first) <= int(last)):
+    raise ValueError(
+      f'profile_steps={span!r} is given; allowed is first:last, such as 10:13.'
+    )
+  return int(first), int(last)
+
+
 class Profiler(contextlib.AbstractContextManager):
   """Traces the steps 'first:last' with JAX's profiler."""
 
   def __init__(self, folder: str, span: str):
     self._folder, self._on = f'{folder}/profile', False
-    self._span, self._first, self._last = span, -1, -1
-    if span:
-      first, colon, last = span.partition(':')
-      numbers = colon and first.isdigit() and last.isdigit()
-      if not (numbers and 1 <= int(first) <= int(last)):
-        raise ValueError(
-          f'profile_steps={span!r}: give first:last, such as 10:13.'
-        )
-      self._first, self._last = int(first), int(last)
+    self._span = span
+    self._first, self._last = parse_span(span)
 
   def before(self, step: int):
     """Starts the trace at its first step."""

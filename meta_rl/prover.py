@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from meta_rl import cache as caches
-from meta_rl import probes, sampling
+from meta_rl import masked, probes, sampling
 from meta_rl.scoring import log_softmax_at
 from meta_rl.types import Array, Model, Params, TraceCache
 
@@ -84,6 +84,9 @@ def exact(
   )
   probes.check_traces(tokens, token_mask, ends, stop_ids)
   probes.check_answers(tokens, answers, answer_mask)
+  masked.check_model(model)
+  masked.check_count('prover: block_rows', block_rows)
+  masked.check_count('prover: block_pairs', block_pairs)
   if not temperature > 0:
     raise ValueError(f'prover: temperature={temperature}, must be > 0.')
   rows, width = ends.shape
@@ -371,8 +374,10 @@ def sample_answers(
     ('num_branches', num_branches),
     ('max_answer_len', max_answer_len),
   ):
-    if value < 1:
-      raise ValueError(f'prover: {name}={value}, must be at least 1.')
+    masked.check_count(f'prover: {name}', value)
+  masked.check_model(model)
+  masked.check_key('prover: key', key)
+  masked.check_count('prover: block_rows', block_rows)
   rows, width = ends.shape
   branches = width * num_branches
   stop = tuple(stop_ids)

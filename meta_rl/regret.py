@@ -123,7 +123,7 @@ def shares(ends: Array, *, horizon: int | float | Array) -> Array:
     ValueError: wrong shape or dtype, or horizon <= 0.
   """
   ends = masked.as_array('ends', ends, 'int[B,K+1]')
-  masked.check_range('horizon', horizon, above=0)
+  masked.check_scalar('horizon', horizon, above=0)
   elapsed = jnp.minimum((ends - ends[:, :1]) / horizon, 1.0)
   horizon_end = jnp.ones_like(elapsed[:, :1])
   return jnp.diff(jnp.concatenate([elapsed, horizon_end], axis=1), axis=1)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from meta_rl import plots
+from meta_rl import files, plots
 from meta_rl import report_page as page
 from meta_rl.headline import (
   Headline,
@@ -80,13 +80,12 @@ def build_report(
     The paths and the headline table.
 
   Raises:
-    ValueError: a folder that holds no run, a damaged file.
+    ValueError: a folder that holds no run, a damaged file, or no place to
+      write to.
   """
   runs = read_runs(folders)
   out = pathlib.Path(out)
-  if out.is_dir():
-    raise ValueError(f'--out={out} is a folder: name the HTML file.')
-  out.parent.mkdir(parents=True, exist_ok=True)
+  files.check_output('--out', out)
   evaluated = [run for run in runs if run.eval]
   evals = [run.eval | {'name': run.name} for run in evaluated]
   rows = headlines(evals)

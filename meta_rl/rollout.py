@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from meta_rl import cache as caches
-from meta_rl import decode
+from meta_rl import decode, masked
 from meta_rl.scoring import positions_of
 from meta_rl.types import Array, Model, Params, Rollout, TraceCache
 
@@ -122,6 +122,10 @@ def generate(
   Raises:
     ValueError: shapes, or numbers outside their ranges.
   """
+  prompts, prompt_mask = jnp.asarray(prompts), jnp.asarray(prompt_mask)
+  masked.check_model(model)
+  masked.check_key('generate: key', key)
+  masked.check_count('generate: eos_id', eos_id, low=0)
   _check(
     prompts,
     prompt_mask,
@@ -160,6 +164,7 @@ def generate(
   cache = model.init_cache(num_prompts, prompt_length)
   positions = positions_of(prompt_mask)
   logits, cache = _last_logits(model, params, prompts, positions, cache)
+  _check_ids(logits.shape[-1], eos_id, think_end_id, stop, wait_ids, pad_id)
   cache = caches.grow(model, cache, max_new_tokens)
   cache = caches.fork(model, cache, group_size)
   fork = lambda x: jnp.repeat(x, group_size, axis=0)
@@ -240,10 +245,22 @@ def _check(prompts, prompt_mask, temperature, **at_least_one):
       f'generate: prompt_mask is {prompt_mask.dtype}, expected bool.'
     )
   for name, value in at_least_one.items():
-    if value < 1:
-      raise ValueError(f'generate: {name}={value}, must be at least 1.')
+    masked.check_count(f'generate: {name}', value)
   if temperature < 0:
     raise ValueError(f'generate: temperature={temperature}, must be >= 0.')
+
+
+def _check_ids(vocab_size, eos_id, think_end_id, stop, wait_ids, pad_id):
+  """Raises ValueError for a token that the model does not have."""
+  ids = {'eos_id': eos_id, 'think_end_id': think_end_id, 'pad_id': pad_id}
+  ids |= {f'stop_ids[{i}]': token for i, token in enumerate(stop)}
+  ids |= {f'wait_ids[{i}]': token for i, token in enumerate(wait_ids)}
+  for name, token in ids.items():
+    if token is not None and not 0 <= token < vocab_size:
+      raise ValueError(
+        f'generate: {name}={token}; the vocabulary of the model is '
+        f'0..{vocab_size - 1}.'
+      )
 
 
 def _check_prefix(prefix, prefix_length, rows, max_new_tokens):

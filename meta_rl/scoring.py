@@ -8,6 +8,7 @@ alone.
 import jax
 import jax.numpy as jnp
 
+from meta_rl import masked
 from meta_rl.types import Array, Model, Params
 
 
@@ -78,6 +79,11 @@ def score(
       f'score: tokens {tokens.shape} and token_mask {token_mask.shape} must '
       'have one shape [B,T].'
     )
+  masked.check_model(model)
+  masked.check_dtype('tokens', tokens, 'int')
+  masked.check_dtype('token_mask', token_mask, 'bool')
+  if chunk is not None:
+    masked.check_count('chunk', chunk)
   if not temperature > 0:
     raise ValueError(f'score: temperature={temperature}, must be > 0.')
   if positions is None:

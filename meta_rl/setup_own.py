@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from meta_rl import external, masked, rewards, setup_run, steps
+from meta_rl import external, files, masked, rewards, setup_run, steps
 from meta_rl.compiled import CountedJit
 from meta_rl.tasks.base import Task
 from meta_rl.types import Model
@@ -42,6 +42,7 @@ def load_rollouts(
 ) -> external.RolloutBatches:
   """Returns the batches of the file that `config.rollout.source` names."""
   by_task = config.external.reward == 'task'
+  files.check_input('rollout.source', rollouts_path(config), 'jsonl:')
   kit, options = setup_run.task_kit(config), setup_run.task_options(config)
   return external.RolloutBatches(
     rollouts_path(config),

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from meta_rl import (
   checkpoint,
   data,
+  files,
   guards,
   held_out,
   metrics,
@@ -27,6 +28,8 @@ from meta_rl import (
   signals,
   tokenizer,
   update,
+  weights,
+  workdir,
 )
 from meta_rl.compiled import CountedJit
 from meta_rl.types import Model, WeightedSum
@@ -86,19 +89,22 @@ def make_batches(config) -> Buckets:
       shown=config.data.orders,
       **setup_run.task_options(config),
     )
-    iterators = [
-      data.sft_batches(
-        problems,
-        sample_traces=kit.sample_traces,
-        max_trace_length=kit.max_trace_length,
-        seed=config.seed + i,
-        **{**options, **buckets[name]},
-      )
-      for i, name in enumerate(names)
-    ]
+    iterators = []
+    for i, name in enumerate(names):
+      with workdir.of_section(f'data.buckets.{name}', buckets[name]):
+        iterators.append(
+          data.sft_batches(
+            problems,
+            sample_traces=kit.sample_traces,
+            max_trace_length=kit.max_trace_length,
+            seed=config.seed + i,
+            **{**options, **buckets[name]},
+          )
+        )
   elif source == 'jsonl':
     if not config.data.path:
       raise ValueError("data.source='jsonl' needs data.path, a JSONL file.")
+    files.check_input('data.path', config.data.path)
     # Those alone that batches come from: no example may wait in other rows.
     names = sorted(set(config.data.pattern))
     lengths = {name: buckets[name]['length'] for name in names}
@@ -184,20 +190,10 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   """
   if profile_steps:
     raise ValueError('profile_steps applies to reinforcement, not to sft.')
-  if config.parallel.kind != 'none':
-    raise ValueError(
-      f'parallel.kind={config.parallel.kind!r} applies to reinforcement; '
-      "algorithm.name='sft' runs on one device: set it to 'none'."
-    )
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
   batches = make_batches(config)
-  eval_batches = held_out.problem_batches(
-    setup_run.load_problems(config, 'validation'),
-    record_arrays=setup_run.task_kit(config).record_arrays,
-    num_problems=config.eval.num_problems,
-    batch_size=config.eval.batch_size,
-  )
+  eval_batches = held_out.validation_batches(config)
   optimizer = setup_run.make_optimizer(config)
   step_fn = CountedJit(
     functools.partial(
@@ -268,9 +264,11 @@ def start_or_resume(config, saver, batches, optimizer):
     update.init_state(blank, optimizer, config.seed)
   )
   if restored is None:
+    if found := weights.describe(config.init_from):
+      print(f'init_from={config.init_from}: {found}')
     params = setup_run.initial_params(config)
     return 0, update.init_state(params, optimizer, config.seed)
   first, state, data_state = restored
   batches.set_state(data_state)
-  print(f'resuming after step {first} of {config.total_steps}')
+  print(metrics.resuming(first, config.total_steps))
   return first, state

@@ -20,6 +20,7 @@ by SIGTERM or Ctrl-C after saving; the same command goes on from there.
 
 import contextlib
 import dataclasses
+import shutil
 import sys
 import time
 
@@ -44,6 +45,7 @@ from meta_rl import (
   signals,
   train_calls,
   update,
+  weights,
   workdir,
 )
 
@@ -93,12 +95,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
   problems = make_batches(config, task)
-  eval_batches = held_out.problem_batches(
-    setup_run.load_problems(config, 'validation'),
-    record_arrays=kit.record_arrays,
-    num_problems=config.eval.num_problems,
-    batch_size=config.eval.batch_size,
-  )
+  eval_batches = held_out.validation_batches(config)
   optimizer = setup_run.make_optimizer(config)
 
   # ---- the jitted calls, each traced once a shape: once a thinking budget, of
@@ -169,6 +166,11 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
 
     # ---- the loop
     stop_at = first if meter.reached else config.total_steps
+    if budget := meter.reached:
+      print(
+        f'nothing to do: {budget}={config[budget]:,g} was reached after step '
+        f'{first}; raise it, with --allow_change={budget}, to go on'
+      )
     begun = {}  # what is known of the first step before it
     if plan.budget is None and first < stop_at:
       begun = choose_budget(plan, measure(at_budgets=True))
@@ -247,8 +249,14 @@ def make_batches(config, task):
   """Returns the resumable batches: problems, or groups of given rollouts."""
   if setup_own.rollouts_path(config) is not None:
     return setup_own.load_rollouts(config, task)
+  problems = setup_run.load_problems(config, 'train')
+  if config.rollout.num_prompts > len(problems):
+    raise ValueError(
+      f'rollout.num_prompts={config.rollout.num_prompts} is given; the train '
+      f'split holds {len(problems)} problems.'
+    )
   return data.problem_iterator(
-    setup_run.load_problems(config, 'train'),
+    problems,
     record_arrays=setup_run.task_kit(config).record_arrays,
     batch_size=config.rollout.num_prompts,
     seed=config.seed,
@@ -277,6 +285,8 @@ def start_or_resume(config, folder, saver, problems, plan, parallel, optimizer):
   )
   restored = saver.restore_latest(parallel.put_state(blank))
   if restored is None:
+    if found := weights.describe(config.init_from):
+      print(f'init_from={config.init_from}: {found}')
     start = setup_run.start_params(config, folder)
     state = update.init_state(start, optimizer, config.seed)
     return 0, parallel.put_state(state), {}
@@ -289,7 +299,7 @@ def start_or_resume(config, folder, saver, problems, plan, parallel, optimizer):
     )
   plan.set_state(data_state.pop(CURRICULUM, {}))
   problems.set_state(data_state)
-  print(f'resuming after step {first} of {config.total_steps}')
+  print(metrics.resuming(first, config.total_steps))
   return first, parallel.put_state(state), spent
 
 
@@ -386,7 +396,9 @@ def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
   loops = {'sft': sft.train}
   try:
     config = workdir.lock_and_check(config)
+    profiler.parse_span(profile_steps)
     check_config.check(config)
+    check_config.check_machine(config)
     with (
       signals.as_interrupt(),
       workdir.open_workdir(
@@ -416,27 +428,41 @@ def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
 
 @contextlib.contextmanager
 def forget_failed_start(opened: workdir.Workdir):
-  """Undoes what opening a run folder recorded, if the run fails at once.
+  """Undoes what starting a run left in its folder, if it fails at once.
 
   With nothing saved the folder is freed of its config, and of what the run was
   to start from: there is nothing that another one could spoil, and after a
-  wrong `init_from` the mended command runs in the same folder. A config that
-  `allow_change` let in, but under which no step was taken, gives way to the one
-  before.
+  wrong `init_from` the mended command runs in the same folder. Before the first
+  step all else that the start made goes too, the folder itself if it is new. A
+  config that `allow_change` let in, but under which no step was taken, gives
+  way to the one before.
   """
   folder = opened.path
   saved = folder / checkpoint.CHECKPOINTS_DIR
   found = lambda: sorted(saved.iterdir()) if saved.is_dir() else []
-  before = found()
+  before, there = found(), set(folder.iterdir())
   try:
     yield
   except BaseException:  # Ctrl-C included
     if not found():
       for name in (workdir.CONFIG_NAME, setup_run.REFERENCE_NAME):
         (folder / name).unlink(missing_ok=True)
+      log = folder / metrics.METRICS_NAME
+      if not log.exists() or not metrics.read_metrics(log):
+        _remove(set(folder.iterdir()) - there)
+        if opened.made:
+          _remove({folder})
     elif found() == before:
       opened.revert()
     raise
+
+
+def _remove(paths):
+  for path in paths:
+    if path.is_dir():
+      shutil.rmtree(path, ignore_errors=True)
+    else:
+      path.unlink(missing_ok=True)
 
 
 def main(argv):

@@ -299,10 +299,7 @@ def init_from(source, like: Params) -> Params:
     # as_file, since a package may be read from a zip.
     with resources.as_file(file) as path:
       return load_safetensors(path, like)[0]
-  folder, which = text, None
-  for suffix in ('last', 'best'):
-    if text.endswith(f'@{suffix}'):
-      folder, which = text.removesuffix(f'@{suffix}'), suffix
+  folder, which = _split_source(text)
   if Path(folder).is_dir():
     found = checkpoint.restore_params(
       folder, like, which=which, optional=(value_head.NAME,)
@@ -319,6 +316,32 @@ def init_from(source, like: Params) -> Params:
     f'init_from={text!r} is neither a .safetensors file nor a run folder; '
     f'{_known_assets()}'
   )
+
+
+def describe(source) -> str:
+  """Returns which checkpoint of a run `init_from` takes, '' of a file."""
+  folder, which = _split_source(str(source))
+  if not folder or not Path(folder).is_dir():
+    return ''
+  with checkpoint.open_folder(folder) as saved:
+    best, last = saved.best_step(), saved.latest_step()
+  step = last if which == 'last' else best
+  if step is None and which is None:
+    step = last
+  if step is None:
+    return ''
+  kind = 'best' if step == best else 'last'
+  if best == last:
+    kind = 'best and last'
+  return f'its {kind} checkpoint, step {step}'
+
+
+def _split_source(text: str) -> tuple[str, str | None]:
+  """Returns the folder and 'last', 'best' or None of 'DIR@last'."""
+  for suffix in ('last', 'best'):
+    if text.endswith(f'@{suffix}'):
+      return text.removesuffix(f'@{suffix}'), suffix
+  return text, None
 
 
 def _known_assets() -> str:

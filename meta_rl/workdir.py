@@ -12,6 +12,7 @@ import difflib
 import fcntl
 import json
 import os
+import re
 import sys
 import weakref
 from collections.abc import Iterable, Mapping
@@ -80,12 +81,14 @@ class Workdir:
     path: the folder.
     config: dict, the config recorded in it.
     changed: {dotted key: (old, new)}, changes just allowed; empty otherwise.
+    made: whether the folder was not there before.
   """
 
   def __init__(self, path: Path, lock):
     self.path = path
     self.config: dict = {}
     self.changed: dict[str, tuple] = {}
+    self.made = False
     self._lock = lock
     # A forked worker would hold the lock too, and outlive a killed parent.
     reference = weakref.ref(self)
@@ -147,6 +150,7 @@ def open_workdir(
   """
   path = Path(path)
   config = _plain(config)
+  made = not path.exists()
   try:
     path.mkdir(parents=True, exist_ok=True)
     lock = _lock(path)
@@ -160,6 +164,7 @@ def open_workdir(
       'that this user may write to'
     ) from None
   workdir = Workdir(path, lock)
+  workdir.made = made
   try:
     workdir.changed = _record(path, config, parse_keys(allow_change))
   except BaseException:
@@ -246,7 +251,8 @@ def unknown_key_message(config: Mapping, key: str) -> str:
   if near:
     hint = 'did you mean ' + ' or '.join(list(dict.fromkeys(near))[:2]) + '?'
   else:
-    hint = f'known are {", ".join(sorted(known))}'
+    tops = sorted({k.partition('.')[0] for k in known})
+    hint = f'a config has {", ".join(tops)}'
   return f'unknown config key {key}: {hint}'
 
 
@@ -265,6 +271,31 @@ def lock_and_check(config):
       + ' '.join(f'--config.{key}=…' for key in unset)
     )
   return config
+
+
+@contextlib.contextmanager
+def of_section(name: str, keys: Iterable[str] = ()):
+  """Says of which section of a config a value is that was refused within.
+
+  A message that begins with a key gets the section in front of it, as the key
+  is given on the command line.
+
+  Args:
+    name: of the section.
+    keys: of the section.
+
+  Raises:
+    ValueError: for a ValueError or TypeError raised within.
+  """
+  try:
+    yield
+  except (ValueError, TypeError) as error:
+    text = ' '.join(str(error).split())
+    if re.match(r'\w*', text).group() in keys:
+      text = f'{name}.{text}'
+    elif not text.startswith(f'{name}.'):
+      text = f'config.{name}: {text}'
+    raise ValueError(text) from error
 
 
 def _has(config: Mapping, key: str) -> bool:
@@ -295,7 +326,13 @@ def parse_flags(argv: list[str], flag_values=None) -> list[str]:
     ValueError,
     flags.Error,
   ) as error:
-    message = _first_unknown(argv, flag_values) or _one_line(error)
+    message = (
+      _first_unknown(argv, flag_values)
+      or _missing(error)
+      or _misnamed(error, argv, flag_values)
+      or _mistyped(error, argv, flag_values)
+      or _one_line(error)
+    )
   sys.exit(f'error: {message}')
 
 
@@ -307,8 +344,9 @@ def _one_line(error: BaseException) -> str:
   return ' '.join(text.split())
 
 
-def _first_unknown(argv: list[str], flag_values) -> str | None:
-  """Returns the line for the first `--config.key` that the file lacks."""
+def given_config(argv: list[str], flag_values=None) -> dict:
+  """Returns the config that `--config` names, without overrides; {} if none."""
+  flag_values = flags.FLAGS if flag_values is None else flag_values
   names = [arg.lstrip('-').partition('=') for arg in argv]
   files = [
     value or ''.join(argv[i + 1 : i + 2])
@@ -317,11 +355,62 @@ def _first_unknown(argv: list[str], flag_values) -> str | None:
   ]
   try:
     # The file alone: overrides are applied by the flag, not by its parser.
-    config = flag_values['config'].parser.parse(files[-1]).to_dict()
+    return flag_values['config'].parser.parse(files[-1]).to_dict()
   except (AttributeError, IndexError, KeyError, OSError, TypeError, ValueError):
-    return None
-  for name, _, _ in names:
+    return {}
+
+
+def _first_unknown(argv: list[str], flag_values) -> str | None:
+  """Returns the line for the first `--config.key` that the file lacks."""
+  config = given_config(argv, flag_values)
+  for name, _, _ in [arg.lstrip('-').partition('=') for arg in argv]:
     key = name.removeprefix('config.')
-    if key != name and not _has(config, key):
+    if config and key != name and not _has(config, key):
       return unknown_key_message(config, key)
   return None
+
+
+def _missing(error: BaseException) -> str | None:
+  """Returns the line for a flag that is required and not given."""
+  found = re.search(
+    r'Flag --(\w+) must have a value other than None', str(error)
+  )
+  return found and f'--{found[1]} is missing: give --{found[1]}=…'
+
+
+def _misnamed(error: BaseException, argv: list[str], flag_values) -> str | None:
+  """Returns the line for a flag that there is not."""
+  if not isinstance(error, flags.UnrecognizedFlagError):
+    return None
+  name = error.flagname
+  known = [f'--{flag}' for flag in flag_values if flag.startswith(name[:1])]
+  near = difflib.get_close_matches(f'--{name}', known, n=2, cutoff=0.7)
+  if not near and _has(given_config(argv, flag_values), name):
+    near = [f'--config.{name}']
+  hint = f': did you mean {" or ".join(near)}?' if near else ''
+  return f'unknown flag --{name}{hint}'
+
+
+_KINDS = {
+  bool: 'true or false',
+  int: 'a whole number',
+  float: 'a number',
+  str: 'a text',
+  tuple: 'a tuple, such as "(1, 2)"',
+  list: 'a list, such as "[1, 2]"',
+  dict: 'a section: set its keys one by one',
+}
+
+
+def _mistyped(error: BaseException, argv: list[str], flag_values) -> str | None:
+  """Returns the line for a `--config.key` of another type than the file's."""
+  found = re.match(r'flag --config\.([\w.]+)=(.*?): ', str(error), re.DOTALL)
+  value = given_config(argv, flag_values)
+  for part in found[1].split('.') if found else ():
+    value = value.get(part) if isinstance(value, Mapping) else None
+  if not found or type(value) not in _KINDS:
+    return None
+  such = f', such as {value!r}' if type(value) in (int, float) else ''
+  return (
+    f'{found[1]}={found[2]} is given; allowed is {_KINDS[type(value)]}{such}'
+  )

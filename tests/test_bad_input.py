@@ -194,9 +194,9 @@ CHOICES = [
 ]
 DATA = [
   ('mrt', {'eval__num_problems': 10**6}, 'num_problems=1000000', 'holds'),
-  ('mrt', {'rollout__num_prompts': 10**6}, '1000000', 'lower batch_size'),
+  ('mrt', {'rollout__num_prompts': 10**6}, '1000000', 'train split holds'),
   ('mrt', {'task__ops': '^'}, "ops '^'", '+-*/'),
-  ('mrt', {'task__n': 9}, '9 numbers', '2 to 5'),
+  ('mrt', {'task__n': 9}, 'task.n must be', '<= 5, got 9'),
   ('mrt', {'optimizer__learning_rate': -1.0}, 'learning_rate=-1.0', '> 0'),
   (
     'mrt',
@@ -209,10 +209,10 @@ DATA = [
     'sft',
     {'data__source': 'jsonl', 'data__path': 'none.jsonl'},
     'none.jsonl',
-    'No such file',
+    'there is no such file',
   ),
   ('sft', {'batching__micro_batches': 3}, 'batch_size=8', 'micro_batches=3'),
-  ('sft', {'data__traces__max_episodes': 100}, '448', 'raise length'),
+  ('sft', {'data__traces__max_episodes': 100}, 'length=448', 'raise it'),
 ]
 
 
@@ -303,7 +303,9 @@ def test_a_folder_in_use(small, tmp_path):
 @pytest.mark.parametrize('span', ['3', '3:', 'a:b', '5:3', '0:2', '1:2:3'])
 def test_profile_steps(span, small, tmp_path):
   result = small.run(small.config('mrt'), tmp_path / 'run', profile_steps=span)
-  assert f'profile_steps={span!r}: give first:last' in refused(result)
+  assert f'profile_steps={span!r} is given; allowed is first:last' in refused(
+    result
+  )
 
 
 COMMANDS = [
@@ -419,6 +421,51 @@ def test_a_start_that_fails_leaves_no_reference(saved, small, tmp_path):
       start(opened)
   found = [(tmp_path / 'run' / name).exists() for name in names]
   assert found == [saved, saved]
+
+
+@pytest.mark.parametrize('made', [False, True])
+def test_a_start_that_fails_leaves_what_was_there(made, small, tmp_path):
+  folder = tmp_path / 'run'
+  if not made:
+    folder.mkdir()
+    (folder / 'notes.txt').write_text('mine')
+  changes = {'init_from': 'asset:none'}
+  line = refused(small.run(small.config('mrt', **changes), folder))
+  assert 'no such asset' in line
+  if made:
+    assert not folder.exists()
+  else:
+    assert {p.name for p in folder.iterdir()} == {'notes.txt', '.lock'}
+
+
+def test_devices_that_do_not_fit(small, tmp_path):
+  config = small.config('mrt', parallel__kind='jit', parallel__mesh__data=7)
+  line = refused(small.run(config, tmp_path / 'run'))
+  assert 'parallel.mesh: mesh data=7' in line
+  assert 'devices' in line
+  config = small.config('sft', parallel__kind='jit')
+  line = refused(small.run(config, tmp_path / 'run'))
+  assert "parallel.kind='jit' is of reinforcement" in line
+
+
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    ({'optimizer__learning_rate': -1.0}, 'optimizer.learning_rate=-1.0'),
+    ({'optimizer__schedule': 'foo'}, "optimizer.schedule='foo'"),
+    ({'algorithm__price': -1.0}, 'algorithm.price must be >= 0'),
+    ({'algorithm__alpha': -1.0}, 'algorithm.alpha must be >= 0'),
+    ({'task__high': 500}, 'task.high must be'),
+    ({'model__vocab_size': 3}, 'model.vocab_size=3 is below'),
+    ({'eval__num_problems': 10**6}, 'eval.num_problems=1000000 is given'),
+  ],
+)
+def test_a_refusal_names_the_key_as_it_is_given(
+  changes, words, small, tmp_path
+):
+  line = refused(small.run(small.config('mrt', **changes), tmp_path / 'run'))
+  assert line.startswith(f'error: {words}')
+  assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.full

@@ -195,7 +195,8 @@ def test_a_damaged_newest_is_named_and_skipped(folder, damage, message):
     checkpointer.save(3, make_state(3), {}, wait=True)
     assert checkpointer.restore_latest(make_state())[0] == 3
   assert len(seen) == 1
-  assert re.search(f'{message}.*moved to', str(seen[0].message))
+  said = f'{message}.*moved to .*, and the one before it is used'
+  assert re.search(said, str(seen[0].message))
 
 
 def test_what_the_manifest_cannot_see_is_found_by_reading(folder):
@@ -224,6 +225,8 @@ def test_all_damaged_is_one_error(folder):
       pytest.raises(CheckpointError, match='every checkpoint in') as caught,
     ):
       checkpointer.restore_latest(make_state())
+  # There is none before the last of them.
+  assert 'one before' not in str(seen[-1].message)
   assert len(seen) == 3
   assert '\n' not in str(caught.value)
   assert sorted(os.listdir(folder / 'damaged')) == ['1', '2', '3']

@@ -154,10 +154,10 @@ def test_problem_arrays():
   'options, message',
   [
     ({'split': 'dev'}, "split 'dev'"),
-    ({'n': 1}, 'n = 1 numbers'),
-    ({'low': 5, 'high': 4}, 'low 5 must not exceed high 4'),
-    ({'max_answers': 0}, 'max_answers 0'),
-    ({'high': 100}, 'must be in 0..99'),
+    ({'n': 1}, 'n must be >= 2 and <= 5, got 1'),
+    ({'low': 5, 'high': 4}, 'high must be >= 5 and <= 99, got 4'),
+    ({'max_answers': 0}, 'max_answers must be >= 1, got 0'),
+    ({'high': 100}, 'high must be >= 1 and <= 99, got 100'),
     ({'ops': '^'}, 'distinct characters'),
   ],
 )

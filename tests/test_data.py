@@ -238,7 +238,7 @@ def test_sft_batches_are_full_and_keep_long_traces(problems):
 @pytest.mark.parametrize(
   'options, message',
   [
-    ({'length': 400}, 'may have 446 tokens, a row holds 400'),
+    ({'length': 400}, 'length=400 is given, and a trace may have 446 tokens'),
     ({'fill': 1.0}, 'fill 1.0'),
     ({'batch_size': 0}, 'batches of 0 rows'),
   ],

@@ -145,3 +145,8 @@ print(sum(hits))
   counts = [int(run_python(code, tmp_path, devices=2)) for _ in range(2)]
   assert counts[0] == 0
   assert counts[1] > 0
+
+
+def test_the_nearest_config_is_named():
+  with pytest.raises(ValueError, match='did you mean mrt_countdown or'):
+    env.resolve_config('mrt_countdwn')

@@ -72,3 +72,28 @@ def test_damage_is_named(folder, name, data, message):
   path = folder / name
   path.unlink() if data is None else path.write_bytes(data)
   assert message in files.find_damage(folder)
+
+
+def test_an_input_that_cannot_be_read_is_one_line(tmp_path):
+  files.check_input('x', __file__)
+  with pytest.raises(ValueError, match="data.path='none': there is no such"):
+    files.check_input('data.path', 'none')
+  with pytest.raises(ValueError, match=r"='jsonl:.*': it is a folder; name"):
+    files.check_input('rollout.source', tmp_path, 'jsonl:')
+
+
+def test_an_output_is_looked_at_before_the_work(tmp_path):
+  out = tmp_path / 'new' / 'deep' / 'a.jsonl'
+  files.check_output('--out', out)
+  assert out.parent.is_dir()
+  assert not out.exists()
+  out.write_text('x')
+  files.check_output('--out', out)  # it will be replaced
+  with pytest.raises(ValueError, match=r'--out=.*: it is a folder; name a'):
+    files.check_output('--out', tmp_path)
+  with pytest.raises(ValueError, match='it lies under a file'):
+    files.check_output('--out', out / 'b')
+  out.parent.chmod(0o500)
+  if not os.access(out.parent, os.W_OK):  # root may write anywhere
+    with pytest.raises(ValueError, match='cannot be written'):
+      files.check_output('--out', out)

@@ -124,3 +124,45 @@ def test_check_range_and_choice():
     masked.check_range('x', float('nan'), low=0)
   with pytest.raises(ValueError, match=r"k must be one of \['a', 'b'\]"):
     masked.check_choice('k', 'c', ('a', 'b'))
+
+
+@pytest.mark.parametrize(
+  'check, given, message',
+  [
+    (masked.check_count, 0, 'x must be a whole number >= 1, got 0'),
+    (masked.check_count, 1.0, 'whole number >= 1, got 1.0'),
+    (masked.check_count, True, 'whole number >= 1, got True'),
+    (masked.check_scalar, '3', "x must be one number, got '3'"),
+    (masked.check_scalar, np.zeros((4, 1)), r'one number, got \[4, 1\]'),
+    (masked.check_ids, 3, 'x must be a tuple of token ids, got 3'),
+    (masked.check_ids, '3', 'must be a tuple of token ids'),
+    (masked.check_ids, (1, -1), 'a token id must be a whole number >= 0'),
+    (masked.check_ids, jnp.zeros(2), 'x must hold int values'),
+    (masked.check_key, 0, r'one key, such as jax.random.key\(0\), got 0'),
+    (
+      masked.check_key,
+      jax.random.split(jax.random.key(0)),
+      'must be one key',
+    ),
+  ],
+)
+def test_a_check_names_what_is_allowed(check, given, message):
+  with pytest.raises(ValueError, match=message):
+    check('x', given)
+
+
+def test_checks_pass_what_is_right():
+  masked.check_count('x', np.int32(2))
+  masked.check_scalar('x', jnp.float32(2), above=0)
+  masked.check_ids('x', [1, np.int32(2)])
+  masked.check_ids('x', jnp.arange(3))
+  masked.check_key('x', jax.random.key(0))
+  masked.check_key('x', jax.random.PRNGKey(0))
+
+
+def test_a_bare_function_is_no_model():
+  def net(params, tokens):
+    return params, tokens
+
+  with pytest.raises(ValueError, match="got 'net'.*from_apply_fn wraps"):
+    masked.check_model(net)

@@ -519,7 +519,9 @@ def test_repeat_past_count():
     ({'ends': np.zeros((1, 3))}, 'ends is float32, expected integer'),
     ({'answers': np.zeros((2, 1, 2), int)}, r'expected \[B,S,A\] with B = 1'),
     ({'answer_mask': np.ones((1, 1, 2))}, 'expected bool'),
-    ({'stop_ids': ()}, 'stop_ids is empty'),
+    ({'stop_ids': ()}, 'stop_ids must be a tuple of token ids'),
+    ({'stop_ids': 3}, 'stop_ids must be a tuple of token ids'),
+    ({'block_rows': 0}, 'block_rows must be a whole number'),
   ],
 )
 def test_bad_input_is_refused(change, message):
@@ -538,7 +540,9 @@ def test_bad_input_is_refused(change, message):
 @pytest.mark.parametrize('name', ['num_branches', 'max_answer_len'])
 def test_bad_counts_are_refused(name):
   sizes = {'num_branches': 1, 'max_answer_len': 1} | {name: 0}
-  with pytest.raises(ValueError, match=f'{name}=0, must be at least 1'):
+  with pytest.raises(
+    ValueError, match=f'{name} must be a whole number >= 1, got 0'
+  ):
     prover.sample_answers(
       counting_model(),
       None,

@@ -165,7 +165,7 @@ def test_a_base_that_gains_nothing_gives_no_level():
 
 
 def test_headline_table_without_a_base_or_anything():
-  assert headline_table([]) == 'No evaluation to show.'
+  assert headline_table([]).startswith('No evaluation to show: run python')
   table = headline_table([{'name': 'A|B\nC'}, {}])
   assert "A/B C's gain" in table
   assert 'nan' not in table
@@ -256,7 +256,7 @@ def test_training_without_evaluation(tmp_path):
   page = _check(report.html)
   assert 'not evaluated yet' in page.text
   assert [path.name for path in report.images] == ['learning_curves.png']
-  assert report.table == 'No evaluation to show.'
+  assert report.table.startswith('No evaluation to show')
 
 
 def test_refusals_are_one_line(tmp_path, capsys):
@@ -271,7 +271,7 @@ def test_refusals_are_one_line(tmp_path, capsys):
     ([tmp_path / 'nowhere'], 'is no folder'),
     ([tmp_path / 'bad'], 'eval.json is damaged'),
     ([tmp_path / 'list'], 'holds a list: a JSON object is needed'),
-    ([good, f'--out={tmp_path}'], 'is a folder: name the HTML file'),
+    ([good, f'--out={tmp_path}'], 'it is a folder; name a file'),
   ):
     assert main([str(a) for a in arguments]) == 1
     error = capsys.readouterr().err

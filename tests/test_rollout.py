@@ -571,9 +571,15 @@ def test_log_probs_without_the_ends(params):
 @pytest.mark.parametrize(
   'options, message',
   [
-    ({'max_new_tokens': 0}, 'max_new_tokens=0, must be at least 1'),
-    ({'group_size': 0}, 'group_size=0, must be at least 1'),
-    ({'check_every': 0}, 'check_every=0, must be at least 1'),
+    (
+      {'max_new_tokens': 0},
+      'max_new_tokens must be a whole number >= 1, got 0',
+    ),
+    ({'max_new_tokens': 1.5}, 'whole number >= 1, got 1.5'),
+    ({'eos_id': 10**6}, 'eos_id=1000000; the vocabulary'),
+    ({'eos_id': -1}, 'eos_id must be a whole number >= 0'),
+    ({'group_size': 0}, 'group_size must be a whole number >= 1, got 0'),
+    ({'check_every': 0}, 'check_every must be a whole number >= 1, got 0'),
     ({'temperature': -1}, 'temperature=-1, must be >= 0'),
     ({'stop_ids': ()}, 'stop_ids is empty'),
     ({'think_end_id': None, 'stop_ids': None}, 'needs stop_ids or think_end'),

@@ -139,7 +139,7 @@ def test_a_finished_run_stays_as_it_is(small, trained):
   before = (trained.folder / 'metrics.jsonl').read_bytes()
   result = small.run(trained.config, trained.folder)
   assert result.code == signals.EXIT_OK
-  assert 'resuming after step 4 of 4' in result.out
+  assert 'nothing to do: step 4 of 4 is done; raise total_steps' in result.out
   assert (trained.folder / 'metrics.jsonl').read_bytes() == before
 
 

@@ -200,6 +200,11 @@ def test_init_from_a_run(tmp_path):
   for source, step in [('', 2), ('@last', 3), ('@best', 2)]:
     params = weights.init_from(f'{tmp_path}{source}', {'w': jnp.zeros(4)})
     np.testing.assert_array_equal(params['w'], step)
+    said = weights.describe(f'{tmp_path}{source}')
+    kind = 'last' if source == '@last' else 'best'
+    assert said == f'its {kind} checkpoint, step {step}'
+  assert weights.describe('asset:countdown_easy') == ''
+  assert weights.describe('') == ''
   # The folder of checkpoints itself will do as well.
   np.testing.assert_array_equal(weights.init_from(folder, like)['w'], 2)
   # Nothing of what may be a live run was touched.

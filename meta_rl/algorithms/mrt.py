@@ -66,7 +66,7 @@ def mrt(
     group_size: G; used by 'immediate' and for `measured.extra`.
     horizon: H, tokens.
     credit: 'token_weighted', 'return_to_go' or 'immediate'.
-    alpha: weight of the progress term; 'token_weighted' is scaled by it.
+    alpha: >= 0, weight of the progress term; 'token_weighted' is scaled by it.
     outcome_mass: rho in [0, 1], share of the budget prior on the full budget;
       of 'token_weighted' alone ('return_to_go' is rho = 1).
     price: lambda >= 0, of a horizon of tokens; of 'token_weighted' alone.
@@ -87,6 +87,7 @@ def mrt(
   """
   masked.check_choice('credit', credit, CREDITS)
   masked.check_choice('baseline', baseline, BASELINES)
+  masked.check_range('alpha', alpha, low=0)
   if price and credit != 'token_weighted':
     raise ValueError(
       f"price={price} is of credit='token_weighted' alone, where it is weighed "

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from meta_rl import tokenizer
-from meta_rl.tasks import countdown, expressions, sources
+from meta_rl.tasks import countdown, sources
 
 _OP_NAMES = {'+': 'add', '-': 'sub', '*': 'mul', '/': 'div'}
 
@@ -44,10 +44,13 @@ def make_config(**fields) -> CountdownConfig:
   """Returns a config whose name is a function of its fields.
 
   Raises:
-    ValueError: an unknown field, or operators that don't exist.
+    ValueError: an unknown field, or a value outside its range.
   """
   config = sources.make_config(CountdownConfig, 'Countdown', fields)
-  expressions.check_ops(config.ops)
+  own = {f.name for f in dataclasses.fields(CountdownConfig)}
+  own -= {f.name for f in dataclasses.fields(tfds.core.BuilderConfig)}
+  options = {name: getattr(config, name) for name in own - {'seed'}}
+  countdown.check_options(**options)
   name = (
     f'n{config.n}_{config.low}to{config.high}_'
     f'{"_".join(_OP_NAMES[op] for op in config.ops)}_'

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from meta_rl import tokenizer
+from meta_rl import masked, tokenizer
 from meta_rl.tasks import expressions
 from meta_rl.tasks.base import SPLITS, split_of_key
 from meta_rl.tasks.expressions import (
@@ -138,9 +138,19 @@ def problem_set(
     max_multisets: at most as many multisets of numbers are looked at.
     seed: of the draw of multisets.
   """
-  _check_problem_config(split, n, low, high, max_answers)
-  expressions.check_range([low, high], max_value)
-  expressions.check_ops(ops)
+  if split is not None and split not in SPLITS:
+    raise ValueError(f'split {split!r} must be one of {SPLITS} or None')
+  check_options(
+    n=n,
+    low=low,
+    high=high,
+    ops=ops,
+    max_answers=max_answers,
+    min_target=min_target,
+    max_target=max_target,
+    max_value=max_value,
+    max_multisets=max_multisets,
+  )
   problems = []
   for numbers in _multisets(n, low, high, max_multisets, seed):
     values = expression_table(numbers, ops, max_value).values
@@ -152,15 +162,33 @@ def problem_set(
   return problems
 
 
-def _check_problem_config(split, n, low, high, max_answers):
-  if split is not None and split not in SPLITS:
-    raise ValueError(f'split {split!r} must be one of {SPLITS} or None')
-  if not 2 <= n <= 5:
-    raise ValueError(f'n = {n} numbers: give 2 to 5')
-  if low > high:
-    raise ValueError(f'low {low} must not exceed high {high}')
-  if max_answers < 1:
-    raise ValueError(f'max_answers {max_answers} must be at least 1')
+def check_options(
+  *,
+  n: int,
+  low: int,
+  high: int,
+  ops: str,
+  max_answers: int,
+  min_target: int,
+  max_target: int,
+  max_value: int,
+  max_multisets: int,
+  orders: int = 1,
+):
+  """Raises ValueError, naming the option, for what no problem is made of."""
+  most = tokenizer.MAX_INTEGER
+  masked.check_range('n', n, low=2, high=5)
+  masked.check_range('max_value', max_value, low=1, high=most)
+  masked.check_range('low', low, low=0, high=max_value)
+  masked.check_range('high', high, low=low, high=max_value)
+  expressions.check_ops(ops)
+  masked.check_range('max_target', max_target, low=min_target)
+  for name, value in (
+    ('max_answers', max_answers),
+    ('max_multisets', max_multisets),
+    ('orders', orders),
+  ):
+    masked.check_range(name, value, low=1)
 
 
 def _multisets(n, low, high, limit, seed) -> Iterable[Tokens]:
