@@ -15,6 +15,10 @@ FULL_EXTRAS=test,tasks
 # Two processes, a file to each at a time: most of a run is compiling.
 BOTH_CORES='-n 2 --dist loadfile'
 
+# Most of the tests' time is compiling, which LLVM without optimisation halves.
+# The quickstart's own test compiles as users do.
+export XLA_FLAGS=${XLA_FLAGS---xla_backend_optimization_level=0}
+
 if [ "${1:-}" = full ]; then
   shift
   make_venv "$FULL_EXTRAS"
@@ -28,9 +32,6 @@ echo '== lint'
   fail "the formatting differs. Run: $PY -m ruff format ."
 "$PY" -m ruff check . || fail "lint found the lines above"
 echo '== tests'
-# Most of their time is compiling, which LLVM without optimisation halves. The
-# full tests run the programs that users run.
-export XLA_FLAGS=${XLA_FLAGS---xla_backend_optimization_level=0}
 # A test that is asked for by name runs, whatever its marks.
 case " $* " in
 *::* | *' -m '*) exec "$PY" -m pytest "$@" ;;
