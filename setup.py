@@ -40,7 +40,13 @@ EXTRAS = {
   'serve': ['starlette>=0.40', 'uvicorn>=0.30'],
   'docs': ['sphinx>=8', 'myst-parser>=4', 'furo>=2024.8.6'],
   'wandb': ['wandb>=0.19'],
-  'llm': ['transformers>=4.56', 'gguf>=0.17', 'math-verify>=0.8'],
+  'llm': [
+    'transformers>=4.56',
+    'gguf>=0.17',
+    'math-verify>=0.9',
+    'jinja2>=3.1',
+    'pyarrow>=17',
+  ],
   # Some of reasoning-gym's dependencies come as source and need a C compiler,
   # which is why it is in no set that the two commands of the README install.
   'tasks': ['reasoning-gym>=0.1.25'],
@@ -51,6 +57,8 @@ EXTRAS = {
     'pytest-timeout>=2.3',
     'pytest-xdist>=3.6',
     'hypothesis>=6.130',
+    'math-verify>=0.9',
+    'jinja2>=3.1',
     'ruff>=0.17,<0.18',
     'build>=1.2',
     'setuptools>=77',

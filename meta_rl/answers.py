@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-_BOXED = '\\boxed{'
+from meta_rl.verifiers.extract import extract_boxed
+
+__all__ = ['extract_boxed', 'maj_at_k', 'pass_at_k']
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -104,38 +106,6 @@ def maj_at_k(
   if not np.isfinite(weights).all() or (weights < 0).any():
     raise ValueError('weights must be finite and >= 0.')
   return _weighted_votes(labels, k, weights, max_subsets, seed)
-
-
-def extract_boxed(text: str) -> str | None:
-  r"""Returns what the last `\boxed{` of a text holds, or None.
-
-  Braces are counted, so `\boxed{\frac{1}{\sqrt{2}}}` gives
-  `\frac{1}{\sqrt{2}}`; an escaped brace (`\{`) is a character, not a group.
-  The last box decides even when it is unclosed: a text that was cut in its
-  final answer has none, and falling back to an earlier box would credit a
-  guess that the author had moved on from.
-
-  Args:
-    text: any text.
-
-  Returns:
-    The content as it stands, '' for `\boxed{}`; None without a box or if the
-    last one is not closed.
-  """
-  start = text.rfind(_BOXED)
-  if start < 0:
-    return None
-  start += len(_BOXED)
-  depth, i = 1, start
-  while i < len(text):
-    if text[i] == '\\':
-      i += 2
-      continue
-    depth += (text[i] == '{') - (text[i] == '}')
-    if depth == 0:
-      return text[start:i]
-    i += 1
-  return None
 
 
 def _labels(answers, truth, equivalent):

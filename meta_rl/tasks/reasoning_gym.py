@@ -11,16 +11,9 @@ token tasks.
 
 What a user of these tasks runs into, and what is done about it:
 
-  partial scores  A verifier may give 0.01 or 0.05 to a wrong answer: what is
-                  below 1 is 0 here.
-  code            Some verifiers evaluate the answer as Python, others hand it
-                  to sympy, which does: a model's text would be run. Here it
-                  never is: such answers are compared, or must be plain
-                  expressions before sympy sees them.
-  open doors      puzzle24's verifier takes any four numbers (6*4*1*1 solves
-                  all problems), complex_arithmetic's takes nan, and that of
-                  game_of_life_halting any text. Policies find such doors; here
-                  these are shut.
+  verifiers       Partial scores of wrong answers, text that is run as code,
+                  checks that pass whatever they are given: see
+                  meta_rl/verifiers/reasoning_gym.py.
   seeds           Item i of seed s is item i + 1 of seed s - 1, so different
                   seeds share problems. Here the split of a problem is a
                   function of its text alone.
@@ -33,47 +26,24 @@ What a user of these tasks runs into, and what is done about it:
 
 The symbolic verifiers (simple_integration, intermediate_integration,
 polynomial_multiplication) can take long on an odd expression: where a model
-writes the answers, call `score` in a process that can be killed.
+writes the answers, grade them with `verifiers.pool.Pool('reasoning_gym')`, in
+processes that can be killed.
 """
 
 import collections
 import dataclasses
-import difflib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from meta_rl.files import one_line
 from meta_rl.tasks.base import SPLITS, split_of_key
-
-MAX_CHARS = 8192  # the longest answer of the tasks themselves has 4063
+from meta_rl.verifiers import reasoning_gym as scoring
 
 # Shares of the problems, in percent, by the hash of the question.
 _SPLIT_PERCENT = {'train': 60, 'validation': 20, 'test': 20}
 
 # Draws for each problem that is asked for, before a task counts as used up.
 _DRAWS = 25
-
-# Verifiers that run eval() on an answer which is not the right one already, and
-# one that takes any answer at all.
-_EXACT = (
-  'binary_matrix',
-  'game_of_life_halting',
-  'n_queens',
-  'spiral_matrix',
-  'string_insertion',
-)
-# Verifiers that give the answer to sympy.
-_ARITHMETIC = ('countdown', 'puzzle24')
-_ALGEBRA = (
-  'intermediate_integration',
-  'polynomial_multiplication',
-  'simple_integration',
-)
-_FUNCTIONS = frozenset(
-  'Abs acos asin atan cos cosh cot csc exp log ln pi sec sin sinh sqrt tan '
-  'tanh'.split()
-)
 
 Record = Mapping[str, Any]
 
@@ -109,7 +79,7 @@ def make_source(
   if size < 1:
     raise ValueError(f'size={size} is given; allowed is >= 1')
   limit = _DRAWS * size + 100
-  dataset = _dataset(name, size=limit, seed=seed, **config)
+  dataset = scoring.make_dataset(name, size=limit, seed=seed, **config)
   records, seen = [], set()
   for index in range(limit):
     try:
@@ -130,6 +100,7 @@ def make_source(
         'question': item['question'],
         'answer': item['answer'],
         'metadata': item.get('metadata', {}),
+        'options': config,
       }
     )
     if len(records) == size:
@@ -146,7 +117,7 @@ def task_names() -> list[str]:
   Raises:
     ValueError: reasoning-gym is missing.
   """
-  return sorted(_registry())
+  return sorted(scoring.registry())
 
 
 def normalize(question: str) -> str:
@@ -164,7 +135,8 @@ class Source(Sequence):
   """Different problems of one task and split, and their verifier.
 
   A record is {'task', 'index' of the draw, 'question', 'answer' (a str, or None
-  where the task has none), 'metadata'}.
+  where the task has none), 'metadata', 'options' of the task}: all that the
+  verifier 'reasoning_gym' of meta_rl/verifiers needs.
 
   Attributes:
     name: of the task.
@@ -198,88 +170,8 @@ class Source(Sequence):
         thought before it.
       record: of this source.
     """
-    if not isinstance(answer, str) or len(answer) > MAX_CHARS:
-      return 0.0
-    name = self.name
-    if name == 'composite':  # its verifier hands on to that of the part
-      name = record['metadata'].get('source_dataset')
-    if name in _EXACT:
-      return float(answer.strip() in _accepted(record))
-    if name in _ARITHMETIC and not _is_arithmetic(answer):
-      return 0.0
-    if name in _ALGEBRA and not _is_algebra(answer):
-      return 0.0
-    if name == 'complex_arithmetic' and 'nan' in answer.casefold():
-      return 0.0
-    if name == 'puzzle24' and not _uses_given_numbers(answer, record):
-      return 0.0
     try:
-      return float(self.dataset.score_answer(answer, dict(record)) == 1.0)
+      return scoring.score(self.name, self.dataset, answer, record)
     except Exception as error:  # verifiers raise all sorts of things
       self.failures[type(error).__name__] += 1
       return 0.0
-
-
-def _registry() -> Mapping[str, Any]:
-  try:
-    import reasoning_gym  # noqa: F401 (it registers the tasks)
-    from reasoning_gym import factory
-  except ImportError as error:
-    raise ValueError(
-      f'reasoning-gym cannot be imported ({error}): run pip install '
-      "'meta-rl[tasks]'"
-    ) from error
-  return factory.DATASETS
-
-
-def _dataset(name: str, **config):
-  registry = _registry()
-  if name not in registry:
-    near = difflib.get_close_matches(str(name), registry, n=3, cutoff=0.5)
-    hint = f'did you mean {" or ".join(near)}?' if near else 'see task_names()'
-    raise ValueError(f'no reasoning-gym task {name!r}: {hint}')
-  from reasoning_gym import factory
-
-  try:
-    return factory.create_dataset(name, **config)
-  except Exception as error:  # TypeError, AssertionError, ...
-    options = {k: v for k, v in config.items() if k not in ('size', 'seed')}
-    raise ValueError(
-      f'task {name!r} cannot be made with options {options} '
-      f'({type(error).__name__}: {one_line(error)})'
-    ) from error
-
-
-def _accepted(record: Record) -> set[str]:
-  """Returns the texts that are right, without white space around them."""
-  others = record['metadata'].get('valid_answers') or ()
-  texts = (record['answer'], *others)
-  return {text.strip() for text in texts if isinstance(text, str)}
-
-
-def _is_arithmetic(text: str) -> bool:
-  """Whether a text is of numbers, + - * / and brackets: no power, no names."""
-  plain = re.fullmatch(r'[\d\s+\-*/()]{1,500}', text, re.ASCII)
-  return bool(plain) and '**' not in text and '//' not in text
-
-
-def _is_algebra(text: str) -> bool:
-  """Whether a text is an expression of variables, functions and powers.
-
-  No attribute, string, keyword or other name, so that there is nothing to run,
-  and no power of a bare number or with an exponent of three digits, so that
-  there is no number too large to hold.
-  """
-  if not re.fullmatch(r'[\w\s+\-*/^().]{1,500}', text, re.ASCII):
-    return False
-  names = re.findall(r'[A-Za-z_]\w*', text, re.ASCII)
-  if any(len(name) > 1 and name not in _FUNCTIONS for name in names):
-    return False
-  huge = r'\.\s*[A-Za-z_]|\d\s*\*\*|\*\*[\s(\-]*\d{3}|(\)\s*\*\*.*){3}|\d{40}'
-  number_group = r'\([\d\s+\-*/().]*\)\s*\*\*'
-  return not re.search(f'{huge}|{number_group}', text, re.ASCII | re.DOTALL)
-
-
-def _uses_given_numbers(text: str, record: Record) -> bool:
-  used = sorted(int(number) for number in re.findall(r'\d+', text))
-  return used == sorted(record['metadata']['numbers'])

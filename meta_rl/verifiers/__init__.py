@@ -1,0 +1,94 @@
+"""Verifiers: is the answer that a model wrote the right one? (host)
+
+    with pool.Pool('math', timeout_s=5, stop='</think>') as verifiers:
+      grades = verifiers.grade(texts, records)
+    grades.scores()    # [1.0, 0.0, ...]
+
+A verifier is one function, `grade(answer, record) -> 0.0 or 1.0`, where record
+holds the right answer under 'answer'. It runs in a worker process (pool.py),
+because what a model writes may make it hang, crash or eat all memory. A new one
+is a module with such a function and a row in VERIFIERS; anybody's own is named
+by its path, 'package.module:function'.
+
+This package is what a worker imports: nothing heavy may be imported here.
+"""
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Record = Mapping[str, Any]
+Grade = Callable[[str, Record], float]
+
+VERIFIERS = {
+  'math': 'meta_rl.verifiers.math:grade',
+  'integer': 'meta_rl.verifiers.integers:grade',
+  'text': 'meta_rl.verifiers.exact:grade',
+  'reasoning_gym': 'meta_rl.verifiers.reasoning_gym:grade',
+}
+
+
+class VerifierError(ValueError):
+  """A verifier that cannot be used; the message is one line."""
+
+
+class TooLong(ValueError):
+  """An answer that is too long for its verifier to look at."""
+
+
+def path_of(verifier: str) -> str:
+  """Returns 'module:function' of a verifier.
+
+  Args:
+    verifier: a key of VERIFIERS, or such a path itself.
+
+  Raises:
+    VerifierError: neither.
+  """
+  if isinstance(verifier, str):
+    if verifier in VERIFIERS:
+      return VERIFIERS[verifier]
+    parts = verifier.replace(':', '.').split('.')
+    if verifier.count(':') == 1 and all(part.isidentifier() for part in parts):
+      return verifier
+  near = difflib.get_close_matches(str(verifier), VERIFIERS, n=1)
+  hint = f'; did you mean {near[0]}?' if near else ''
+  raise VerifierError(
+    f'verifier {verifier!r} must be one of {sorted(VERIFIERS)} or the path of '
+    f'a function, package.module:function{hint}'
+  )
+
+
+def resolve(verifier: str) -> Grade:
+  """Returns the function of a verifier, its module imported.
+
+  A module that needs an extra has a function `check_installed`, which is called
+  here: a missing package is said before the first answer comes.
+
+  Args:
+    verifier: as in `path_of`.
+
+  Raises:
+    VerifierError: no such module or function, or a package that is missing.
+  """
+  path = path_of(verifier)
+  module_name, _, name = path.partition(':')
+  try:
+    module = importlib.import_module(module_name)
+  except Exception as error:  # a user's module may do anything
+    line = ' '.join(str(error).split())
+    raise VerifierError(
+      f'verifier {verifier!r}: module {module_name!r} cannot be imported '
+      f'({type(error).__name__}: {line})'
+    ) from error
+  if hasattr(module, 'check_installed'):
+    module.check_installed()
+  found = module
+  for part in name.split('.'):
+    found = getattr(found, part, None)
+  if not callable(found):
+    raise VerifierError(
+      f'verifier {verifier!r}: {module_name!r} has no function {name!r}'
+    )
+  return found

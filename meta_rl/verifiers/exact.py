@@ -1,0 +1,37 @@
+"""Text answers: equal up to case, spaces and the marks around them."""
+
+import unicodedata
+
+from meta_rl.verifiers import Record, extract
+
+
+def normalize(text: str) -> str:
+  """Returns a text without differences that do not matter.
+
+  Canonical Unicode (NFC: é is one letter or two; not NFKC, to which x² is x2),
+  case, white space, and the $, quotes, stars and full stop around it.
+
+  Args:
+    text: any text, lone surrogates included.
+  """
+  text = unicodedata.normalize('NFC', text).casefold()
+  text = ' '.join(text.split()).strip('$*`"\' ')
+  return text.removesuffix('.').strip('$*`"\' ')
+
+
+def grade(answer: str, record: Record) -> float:
+  """Returns 1.0 if an answer is the record's text, else 0.0.
+
+  Args:
+    answer: what comes after the thought; `extract.final_answer` says which part
+      of it counts.
+    record: its 'answer' is the text.
+
+  Raises:
+    ValueError: the record's answer is empty.
+  """
+  gold = normalize(str(record['answer']))
+  if not gold:
+    raise ValueError(f'the right answer {record["answer"]!r} is empty')
+  found = extract.final_answer(answer)
+  return float(found is not None and normalize(found) == gold)
