@@ -52,17 +52,12 @@ _GIVEN = {
 
 def task_kit(config: ml_collections.ConfigDict) -> TaskKit:
   """Returns the host functions of the task named in `config.task`."""
-  if config.task.name not in tasks.TASKS:
-    raise ValueError(
-      f'task.name={config.task.name!r} is unknown; allowed: '
-      f'{sorted(tasks.TASKS)}.'
-    )
-  return tasks.TASKS[config.task.name]
+  return tasks.make_kit(config.task.name, **task_options(config))
 
 
 def task_options(config: ml_collections.ConfigDict) -> dict:
   """Returns what `config.task` says beside the name: options of the kit."""
-  return {k: v for k, v in config.task.items() if k != 'name'}
+  return {k: v for k, v in config.task.to_dict().items() if k != 'name'}
 
 
 def make_task(config: ml_collections.ConfigDict) -> Task:
@@ -88,9 +83,20 @@ def load_problems(config: ml_collections.ConfigDict, split: str):
   return task_kit(config).load_source(data_dir(), split, **options)
 
 
+def model_config(config: ml_collections.ConfigDict):
+  """Returns the shape of `config.model`: of a checkpoint, or its own keys."""
+  options = config.model.to_dict()
+  path = options.pop('path', '')
+  if path:
+    from meta_rl import hf
+
+    return hf.read_config(path, **options)
+  return models.config_from_dict(options)
+
+
 def make_model(config: ml_collections.ConfigDict, task: Task) -> Model:
   """Returns the model of `config.model`, checked against the task."""
-  shape = models.config_from_dict(config.model.to_dict())
+  shape = model_config(config)
   if shape.vocab_size < task.vocab_size:
     raise ValueError(
       f'model.vocab_size={shape.vocab_size} is below the {task.vocab_size} '
@@ -101,7 +107,7 @@ def make_model(config: ml_collections.ConfigDict, task: Task) -> Model:
 
 def abstract_params(config: ml_collections.ConfigDict) -> Params:
   """Returns shapes and dtypes of the policy; nothing is allocated."""
-  shape = models.config_from_dict(config.model.to_dict())
+  shape = model_config(config)
   return jax.eval_shape(lambda: models.init_params(shape, jax.random.key(0)))
 
 
@@ -112,7 +118,7 @@ def initial_params(config: ml_collections.ConfigDict) -> Params:
   """
   if config.init_from:
     return weights.init_from(config.init_from, _like(config))
-  shape = models.config_from_dict(config.model.to_dict())
+  shape = model_config(config)
   return _with_head(
     config, models.init_params(shape, jax.random.key(config.seed))
   )

@@ -110,7 +110,7 @@ def make_batches(config) -> Buckets:
     lengths = {name: buckets[name]['length'] for name in names}
     examples = data.chat_jsonl(
       config.data.path,
-      tokenizer.make_tokenizer(),
+      setup_run.task_kit(config).tokenizer or tokenizer.make_tokenizer(),
       max_length=max(lengths.values()),
     )
     own = spread_examples(examples, lengths)

@@ -20,7 +20,7 @@ LAYERS = [
   'models cache scoring decode rollout probes prover prover_gradient '
   'continuations algorithms update value',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
-  'answers statistics eval_figures study_statistics gradient_variance '
+  'answers text_tokenizer statistics eval_figures study_statistics gradient_variance '
   'signals workdir files leaves chat profiler rewards external guards '
   'verifiers',
   'steps compiled dynamic_sampling',

@@ -9,6 +9,7 @@ import pytest
 
 from meta_rl import tokenizer
 from meta_rl.tasks import countdown, verify
+from meta_rl.verifiers import expression
 
 NUMBERS = (3, 5, 7)
 
@@ -233,7 +234,7 @@ def test_agrees_with_reasoning_gym():
       used[0] = int(rng.integers(0, 13))
     answer = random_answer(rng, used)
     target = int(rng.integers(-5, 60))
-    exact = verify._value(verify._tokenize(answer))
+    exact = expression.value(expression.tokenize(answer))
     if exact is not None and exact.denominator == 1 and rng.random() < 0.6:
       target = int(exact)
     entry = {'metadata': {'numbers': numbers, 'target': target}}

@@ -9,6 +9,7 @@ from meta_rl.tasks import (
   check,
   countdown,
   hidden_data,
+  text,
   traces,
   verify,
 )
@@ -16,7 +17,14 @@ from meta_rl.tasks.base import Task, TaskKit
 from meta_rl.tasks.expressions import verify_tokens
 from meta_rl.tasks.hidden import hidden_task
 
-__all__ = ['TASKS', 'Task', 'TaskKit', 'countdown_task', 'hidden_task']
+__all__ = [
+  'TASKS',
+  'Task',
+  'TaskKit',
+  'countdown_task',
+  'hidden_task',
+  'make_kit',
+]
 
 
 def countdown_task(
@@ -82,6 +90,7 @@ def _countdown_kit(mode: str) -> TaskKit:
   )
 
 
+# A kit, or a function of the options that makes one.
 TASKS = {
   'countdown': _countdown_kit('restart'),
   'countdown_backtrack': _countdown_kit('backtrack'),
@@ -98,4 +107,23 @@ TASKS = {
     decode=tokenizer.decode,
     vote=lambda ids: tokenizer.decode(ids) or None,
   ),
+  'text': text.make_kit,
 }
+
+
+def make_kit(name: str, **options) -> TaskKit:
+  """Returns the kit of a task.
+
+  Args:
+    name: a key of TASKS.
+    **options: of the task; they may be given to the kit's functions again.
+
+  Raises:
+    ValueError: an unknown name, or options that make no kit.
+  """
+  if name not in TASKS:
+    raise ValueError(
+      f'task.name={name!r} is unknown; allowed: {sorted(TASKS)}.'
+    )
+  kit = TASKS[name]
+  return kit if isinstance(kit, TaskKit) else kit(**options)

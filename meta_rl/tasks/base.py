@@ -105,6 +105,8 @@ class TaskKit:
     check_trace: `(tokens of one trace, **options) -> list`, a check an episode,
       each with the bools `well_formed` (it is one of the task's) and `valid`
       (all that it claims is true); None where episodes claim nothing.
+    tokenizer: of HF `tokenizers`, that of chats and completions given as text;
+      None: the vocabulary of meta_rl/tokenizer.py.
   """
 
   make_task: Callable[..., Task]
@@ -118,6 +120,7 @@ class TaskKit:
   vote: Callable[[Sequence[int]], Hashable | None]
   make_problem_fn: Callable[..., Callable] | None = None
   check_trace: Callable[..., list] | None = None
+  tokenizer: Any = None
 
 
 def verifier(task: Task, rows: dict[str, Array]) -> Callable:

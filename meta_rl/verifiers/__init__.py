@@ -25,6 +25,7 @@ VERIFIERS = {
   'math': 'meta_rl.verifiers.math:grade',
   'integer': 'meta_rl.verifiers.integers:grade',
   'text': 'meta_rl.verifiers.exact:grade',
+  'expression': 'meta_rl.verifiers.expression:grade',
   'reasoning_gym': 'meta_rl.verifiers.reasoning_gym:grade',
 }
 

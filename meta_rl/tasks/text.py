@@ -1,0 +1,339 @@
+r"""Text tasks for language models: prompts, thinking, forced answers, grading.
+
+A text task is a source of (question, accepted answers), a tokenizer and a way
+to think. Everything after that is the token machinery of the other tasks: the
+accepted answers are token strings for the exact prover, and the verifier is
+called from the device's program for whatever is sampled.
+
+    prompt     the checkpoint's chat template around question + instruction,
+               then `open`
+    thought    what the model writes up to the one token `close`, or up to the
+               budget, at which `stop` + `answer_prefix` is forced
+    answer     what comes behind, up to end-of-text; graded in a worker process
+               (meta_rl/verifiers), with `answer_prefix` put before it where it
+               was forced
+
+Axes: B traces, T tokens, S accepted answers, A answer length.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from meta_rl import masked, text_tokenizer
+from meta_rl.tasks import text_countdown
+from meta_rl.tasks.base import Task, TaskKit
+from meta_rl.verifiers import pool
+
+DELIMITERS = ('line', 'paragraph')
+_GOLD_BYTES = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Where problems come from.
+
+  Attributes:
+    load: `(data_dir, split, **options) -> Sequence[record]`; a record has the
+      texts question, key and accepted (a tuple), and gold, a dict of JSON
+      values: what the verifier is given.
+    sample_trace: `(record, rng, **options) -> (thought, answer)` for a warm
+      start; None: the source shows none.
+    vote: `answer text -> hashable | None`, as `TaskKit.vote`.
+  """
+
+  load: Callable[..., Sequence[Mapping[str, Any]]]
+  sample_trace: Callable[..., tuple[str, str]] | None = None
+  vote: Callable[[str], Any] = lambda answer: ' '.join(answer.split()) or None
+
+
+SOURCES = {
+  'countdown': Source(
+    load=text_countdown.load_source,
+    sample_trace=text_countdown.sample_trace,
+    vote=text_countdown.vote,
+  ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TextOptions:
+  """Options of a text task.
+
+  Attributes:
+    source: a key of SOURCES.
+    data: its own options.
+    tokenizer: as in `text_tokenizer.load`.
+    verifier: as in `verifiers.path_of`.
+    timeout_s: of the verifier for each answer, seconds.
+    workers: processes that grade; None: one a core, at most 8.
+    system: text of a system turn; '': none.
+    instruction: put behind each question.
+    open: begins the thought, behind the prompt.
+    close: ends the thought; one token.
+    stop: forced at the budget, `close` in it.
+    answer_prefix: forced behind `stop`.
+    answer_end: ends an accepted answer; '': end-of-text.
+    delimiter: ends an episode: every 'line' or every 'paragraph'.
+    prompt_length: tokens; longer prompts are refused.
+    answer_length: tokens of an answer, its end included.
+    max_answers: accepted answers that are listed, S.
+  """
+
+  source: str
+  tokenizer: str
+  verifier: str
+  data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  timeout_s: float = 5.0
+  workers: int | None = None
+  system: str = ''
+  instruction: str = ''
+  open: str = ''
+  close: str = '</think>'
+  stop: str = '</think>'
+  answer_prefix: str = ''
+  answer_end: str = ''
+  delimiter: str = 'line'
+  prompt_length: int = 64
+  answer_length: int = 16
+  max_answers: int = 8
+
+
+def make_kit(**options) -> TaskKit:
+  """Returns the kit of a text task, one for equal options.
+
+  Args:
+    **options: fields of `TextOptions`.
+
+  Raises:
+    ValueError: an unknown or missing option, or one that cannot be used.
+  """
+  return _make_kit(json.dumps(options, sort_keys=True, default=list))
+
+
+@functools.lru_cache(maxsize=8)
+def _make_kit(text: str) -> TaskKit:
+  own = _parse(json.loads(text))
+  source, words = SOURCES[own.source], text_tokenizer.load(own.tokenizer)
+  encoded = _Encoder(own, words)
+
+  def sample_traces(problems, rng, count, **trace_options):
+    drawn = rng.integers(len(problems), size=count)
+    return [
+      encoded.trace(
+        problems[i], *source.sample_trace(problems[i], rng, **trace_options)
+      )
+      for i in drawn
+    ]
+
+  def max_trace_length(problems, *, max_episodes, **trace_options):
+    # Of a few that are as long as they come.
+    rng = np.random.default_rng(0)
+    longest = dict(trace_options, long_share=1.0, direct_share=0.0)
+    longest['ordinary_episodes'] = max_episodes - 1
+    drawn = [problems[i] for i in rng.integers(len(problems), size=64)]
+    return own.prompt_length + max(
+      len(
+        encoded.trace(
+          each,
+          *source.sample_trace(
+            each, rng, **{**longest, 'max_episodes': max_episodes}
+          ),
+        )[0]
+      )
+      for each in drawn
+    )
+
+  return TaskKit(
+    make_task=lambda **_: encoded.task,
+    load_source=lambda data_dir, split, **_: source.load(
+      data_dir, split, **own.data
+    ),
+    record_arrays=encoded.arrays,
+    cluster_key=lambda record: record['key'],
+    trace_problems=lambda records, shown=None, **_: records,
+    sample_traces=sample_traces,
+    max_trace_length=max_trace_length,
+    decode=words.decode,
+    vote=lambda ids: source.vote(words.decode(ids, special=False)),
+    tokenizer=words.tokenizer,
+  )
+
+
+def _parse(options: dict) -> TextOptions:
+  fields = {f.name: f for f in dataclasses.fields(TextOptions)}
+  if unknown := sorted(set(options) - set(fields)):
+    raise ValueError(f'unknown options {unknown}: known are {sorted(fields)}')
+  for name in ('source', 'tokenizer', 'verifier'):
+    if not options.get(name):
+      raise ValueError(f'{name} is missing: a text task needs one')
+  own = TextOptions(**options)
+  masked.check_choice('source', own.source, SOURCES)
+  masked.check_choice('delimiter', own.delimiter, DELIMITERS)
+  for name in ('prompt_length', 'answer_length', 'max_answers'):
+    masked.check_count(name, getattr(own, name))
+  masked.check_range('timeout_s', own.timeout_s, above=0)
+  if own.close not in own.stop:
+    raise ValueError(
+      f'stop={own.stop!r} lacks close={own.close!r}, which ends thinking: put '
+      'it in'
+    )
+  return own
+
+
+class _Encoder:
+  """Texts of one task as tokens."""
+
+  def __init__(self, own: TextOptions, words: text_tokenizer.TextTokenizer):
+    self._own, self._words = own, words
+    self._end = (
+      words.encode(own.answer_end) if own.answer_end else [words.eos_id]
+    )
+    stop = words.encode(own.stop + own.answer_prefix)
+    self.task = Task(
+      name=f'text_{own.source}',
+      vocab_size=words.vocab_size,
+      pad_id=words.pad_id,
+      eos_id=words.eos_id,
+      think_end_id=words.id_of(own.close),
+      stop_ids=tuple(stop),
+      delimiter_ids=words.line_break_ids(1 + (own.delimiter == 'paragraph')),
+      episode_length=1,
+      answer_length=own.answer_length,
+      verify=make_verify(own, words),
+    )
+
+  def prompt(self, record: Mapping[str, Any]) -> list[int]:
+    """Returns the ids of a question, ready to be thought about."""
+    own, words = self._own, self._words
+    question = record['question']
+    if own.instruction:
+      question = f'{question}\n{own.instruction}'
+    bos = [] if words.bos_id is None else [words.bos_id]
+    return bos + words.encode(chatml(question, own.system) + own.open)
+
+  def arrays(self, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns the arrays of `TaskKit.record_arrays`, and gold u8[N]."""
+    own = self._own
+    ids = self.prompt(record)
+    if len(ids) > own.prompt_length:
+      raise ValueError(
+        f'task.prompt_length={own.prompt_length}: the prompt of '
+        f'{record["question"][:40]!r} has {len(ids)} tokens; raise it'
+      )
+    prompts = np.full(own.prompt_length, self._words.pad_id, np.int32)
+    prompts[own.prompt_length - len(ids) :] = ids
+    answers = np.zeros((own.max_answers, own.answer_length), np.int32)
+    mask = np.zeros(answers.shape, bool)
+    for row, text in enumerate(record['accepted'][: own.max_answers]):
+      ids_ = self._words.encode(text) + self._end
+      if len(ids_) > own.answer_length:
+        raise ValueError(
+          f'task.answer_length={own.answer_length}: the accepted answer '
+          f'{text[:40]!r} has {len(ids_)} tokens; raise it'
+        )
+      answers[row, : len(ids_)] = ids_
+      mask[row, : len(ids_)] = True
+    return {
+      'prompts': prompts,
+      'prompt_mask': np.arange(own.prompt_length)
+      >= own.prompt_length - len(ids),
+      'answers': answers,
+      'answer_mask': mask,
+      'gold': pack_json(record['gold']),
+    }
+
+  def trace(self, record, thought: str, answer: str):
+    """Returns (tokens i32[T], start) of a whole trace."""
+    own, words = self._own, self._words
+    prompt = self.prompt(record)
+    rest = words.encode(thought) + [self.task.think_end_id]
+    # As generation meets them: the marker alone, then what was forced or not.
+    rest += words.encode(own.answer_prefix + answer) + self._end
+    if own.answer_end:
+      rest.append(words.eos_id)
+    return np.asarray(prompt + rest, np.int32), len(prompt)
+
+
+def chatml(question: str, system: str = '') -> str:
+  """Returns a question as a chat, the model's turn begun."""
+  turn = lambda role, text: f'<|im_start|>{role}\n{text}<|im_end|>\n'
+  head = turn('system', system) if system else ''
+  return f'{head}{turn("user", question)}<|im_start|>assistant\n'
+
+
+def pack_json(value: Any) -> np.ndarray:
+  """Returns a JSON value as bytes u8[512], zeros behind them.
+
+  Raises:
+    ValueError: it is longer.
+  """
+  data = json.dumps(value, ensure_ascii=False, separators=(',', ':')).encode()
+  if len(data) > _GOLD_BYTES:
+    raise ValueError(
+      f'the answer {data[:40]!r} has {len(data)} bytes; at most {_GOLD_BYTES} '
+      'are allowed: leave the problem out'
+    )
+  packed = np.zeros(_GOLD_BYTES, np.uint8)
+  packed[: len(data)] = np.frombuffer(data, np.uint8)
+  return packed
+
+
+@functools.lru_cache(maxsize=4)
+def make_pool(verifier: str, timeout_s: float, workers: int | None):
+  """Returns the pool of a verifier, started once a process."""
+  return pool.Pool(verifier, timeout_s=timeout_s, workers=workers)
+
+
+def make_verify(own: TextOptions, words: text_tokenizer.TextTokenizer):
+  """Returns the `Task.verify` of a text task: it asks the pool on the host.
+
+  What is equal is graded once. A row whose answer is empty scores 0 unasked.
+  """
+
+  def grade(answers, mask, gold):
+    answers, mask, gold = map(np.asarray, (answers, mask, gold))
+    shape, length = mask.shape[:-1], mask.shape[-1]
+    answers, mask = answers.reshape(-1, length), mask.reshape(-1, length)
+    gold = gold.reshape(-1, gold.shape[-1])
+    asked = {}  # (text, gold) -> rows
+    for row in np.flatnonzero(mask.any(1)):
+      text = words.decode(answers[row][mask[row]], special=False)
+      asked.setdefault((text, gold[row].tobytes()), []).append(row)
+    scores = np.zeros(len(mask), np.float32)
+    if asked:
+      workers = make_pool(own.verifier, own.timeout_s, own.workers)
+      found = _grade(workers, list(asked), own.answer_prefix)
+      for rows, score in zip(asked.values(), found):
+        scores[rows] = score
+    return scores.reshape(shape)
+
+  def verify(answers, mask, batch):
+    gold = jnp.asarray(batch['gold'])
+    gold = jnp.broadcast_to(gold, (*mask.shape[:-1], gold.shape[-1]))
+    out = jax.ShapeDtypeStruct(mask.shape[:-1], jnp.float32)
+    return jax.pure_callback(grade, out, answers, mask, gold)
+
+  return verify
+
+
+def _grade(workers: pool.Pool, asked: list, prefix: str) -> list[float]:
+  """Returns 0.0 or 1.0 of each (text, gold).
+
+  Where the prefix was forced the text goes on from it, and where it was not the
+  model may have written its own: both readings count.
+  """
+  records = [json.loads(gold.rstrip(b'\0')) for _, gold in asked]
+  texts = [text for text, _ in asked]
+  if prefix:
+    texts += [prefix + text for text in texts]
+    records += records
+  scores = workers.grade(texts, records).scores()
+  size = len(asked)
+  return [max(scores[i::size]) for i in range(size)]
