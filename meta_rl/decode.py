@@ -12,8 +12,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from meta_rl import cache as caches
 from meta_rl import sampling
-from meta_rl.scoring import log_softmax_at
+from meta_rl.scoring import log_softmax_at, positions_of
 from meta_rl.types import Array, Cache
 
 
@@ -204,3 +205,46 @@ def emit(
     done=s.done | ended,
     out={k: write(s.out[k], x) for k, x in column.items()},
   )
+
+
+def prefill(model, params, prompts, prompt_mask, max_new_tokens, group_size):
+  """Returns the logits f32[B,V] after each prompt, and the first state."""
+  num_prompts, prompt_length = prompts.shape
+  cache = model.init_cache(num_prompts, prompt_length)
+  positions = positions_of(prompt_mask)
+  logits, cache = last_logits(model, params, prompts, positions, cache)
+  cache = caches.grow(model, cache, max_new_tokens)
+  cache = caches.fork(model, cache, group_size)
+  fork = lambda x: jnp.repeat(x, group_size, axis=0)
+  last = fork(prompts[:, -1]).astype(jnp.int32), fork(positions[:, -1])
+  return fork(logits), initial(cache, *last, max_new_tokens)
+
+
+def feed(model, params, state):
+  """Returns the logits f32[B,1,V] after the last token, and the cache."""
+  return model.apply_fn(
+    params,
+    state.last[:, None],
+    jnp.where(state.done, -1, state.position)[:, None],
+    state.cache,
+  )
+
+
+def decode_some(model, params, state, *, emit, most):
+  """Returns the state after `most` more steps, or as many as are left."""
+
+  def advance(_, s):
+    logits, cache = feed(model, params, s)
+    return emit(dataclasses.replace(s, cache=cache), logits[:, 0])
+
+  left = state.out['tokens'].shape[1] - state.step
+  return jax.lax.fori_loop(0, jnp.minimum(most, left), advance, state)
+
+
+def last_logits(model, params, prompts, positions, cache):
+  """Returns the logits f32[P,V] after each prompt; [P,Tp,V] is not built."""
+  if model.features_fn is None:
+    logits, cache = model.apply_fn(params, prompts, positions, cache)
+    return logits[:, -1], cache
+  features, cache = model.features_fn(params, prompts, positions, cache)
+  return model.unembed_fn(params, features[:, -1]), cache

@@ -11,16 +11,13 @@ Axes: P prompts, G group, B = P * G traces, Tp prompt columns, N new tokens,
 T = Tp + N, V vocabulary.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from meta_rl import cache as caches
 from meta_rl import decode, masked
-from meta_rl.scoring import positions_of
 from meta_rl.types import Array, Model, Params, Rollout, TraceCache
 
 
@@ -126,7 +123,7 @@ def generate(
   masked.check_model(model)
   masked.check_key('generate: key', key)
   masked.check_count('generate: eos_id', eos_id, low=0)
-  _check(
+  check(
     prompts,
     prompt_mask,
     temperature,
@@ -134,14 +131,14 @@ def generate(
     group_size=group_size,
     check_every=check_every,
   )
-  stop = _stop_tokens(think_end_id, thinking_budget, stop_ids, max_new_tokens)
+  stop = stop_tokens(think_end_id, thinking_budget, stop_ids, max_new_tokens)
   ends = tuple(i for i in (think_end_id, eos_id) if i is not None)
   _check_waiting(min_thinking, wait_ids, ends, thinking_budget, max_new_tokens)
   num_prompts, prompt_length = prompts.shape
   rows = num_prompts * group_size
   _check_prefix(prefix, prefix_length, rows, max_new_tokens)
   budget = max_new_tokens if thinking_budget is None else thinking_budget
-  step = functools.partial(
+  emit = functools.partial(
     decode.emit,
     key=key,
     rows=row_offset + jnp.arange(rows),
@@ -161,36 +158,18 @@ def generate(
     prefix_length=prefix_length,
   )
 
-  cache = model.init_cache(num_prompts, prompt_length)
-  positions = positions_of(prompt_mask)
-  logits, cache = _last_logits(model, params, prompts, positions, cache)
+  logits, state = decode.prefill(
+    model, params, prompts, prompt_mask, max_new_tokens, group_size
+  )
   _check_ids(logits.shape[-1], eos_id, think_end_id, stop, wait_ids, pad_id)
-  cache = caches.grow(model, cache, max_new_tokens)
-  cache = caches.fork(model, cache, group_size)
-  fork = lambda x: jnp.repeat(x, group_size, axis=0)
-  last = fork(prompts[:, -1]).astype(jnp.int32), fork(positions[:, -1])
-  state = step(decode.initial(cache, *last, max_new_tokens), fork(logits))
-
-  def feed(state):
-    """Returns the logits f32[B,1,V] after the last token, and the cache."""
-    return model.apply_fn(
-      params,
-      state.last[:, None],
-      jnp.where(state.done, -1, state.position)[:, None],
-      state.cache,
-    )
-
-  def advance(_, state):
-    logits, cache = feed(state)
-    return step(dataclasses.replace(state, cache=cache), logits[:, 0])
-
-  def decode_some(state):
-    some = jnp.minimum(check_every, max_new_tokens - state.step)
-    return jax.lax.fori_loop(0, some, advance, state)
-
+  state = emit(state, logits)
+  some = functools.partial(
+    decode.decode_some, model, params, emit=emit, most=check_every
+  )
   unfinished = lambda s: (s.step < max_new_tokens) & ~s.done.all()
-  state = jax.lax.while_loop(unfinished, decode_some, state)
+  state = jax.lax.while_loop(unfinished, some, state)
 
+  fork = lambda x: jnp.repeat(x, group_size, axis=0)
   before = lambda x: jnp.zeros((rows, prompt_length), x.dtype)
   out = {k: jnp.concatenate([before(x), x], 1) for k, x in state.out.items()}
   out['tokens'] = out['tokens'].at[:, :prompt_length].set(fork(prompts))
@@ -205,7 +184,7 @@ def generate(
   if isinstance(thinking_budget, int) and given < max_new_tokens:
     # The last column is no thought: the budget left room for an answer.
     return rollout, TraceCache(state.cache, used)
-  return rollout, TraceCache(feed(state)[1], used + 1)
+  return rollout, TraceCache(decode.feed(model, params, state)[1], used + 1)
 
 
 def answers_of(
@@ -223,16 +202,7 @@ def answers_of(
   return take(traces.tokens), take(traces.token_mask) & inside
 
 
-def _last_logits(model, params, prompts, positions, cache):
-  """Returns the logits f32[P,V] after each prompt; [P,Tp,V] is not built."""
-  if model.features_fn is None:
-    logits, cache = model.apply_fn(params, prompts, positions, cache)
-    return logits[:, -1], cache
-  features, cache = model.features_fn(params, prompts, positions, cache)
-  return model.unembed_fn(params, features[:, -1]), cache
-
-
-def _check(prompts, prompt_mask, temperature, **at_least_one):
+def check(prompts, prompt_mask, temperature, **at_least_one):
   if prompts.ndim != 2 or prompt_mask.shape != prompts.shape:
     raise ValueError(
       f'generate: prompts {prompts.shape} and prompt_mask {prompt_mask.shape} '
@@ -304,7 +274,7 @@ def _observer(observe_fn, rows):
   return observe
 
 
-def _stop_tokens(think_end_id, thinking_budget, stop_ids, max_new_tokens):
+def stop_tokens(think_end_id, thinking_budget, stop_ids, max_new_tokens):
   """Returns the tuple of tokens to force at the budget, empty for none."""
   if thinking_budget is None:
     return ()

@@ -17,10 +17,11 @@ PACKAGE = ROOT / 'meta_rl'
 LAYERS = [
   'types masked env',
   'episodes regret advantages shaping losses sampling costs curriculum',
-  'models cache scoring decode rollout probes prover prover_gradient '
+  'models cache scoring decode rollout streaming probes prover prover_gradient '
   'continuations algorithms update value',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
-  'answers text_tokenizer statistics eval_figures study_statistics gradient_variance '
+  'answers text_tokenizer statistics eval_figures study_statistics '
+  'gradient_variance '
   'signals workdir files leaves chat profiler rewards external guards '
   'verifiers',
   'steps compiled dynamic_sampling',

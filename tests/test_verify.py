@@ -119,11 +119,11 @@ def test_hostile_answers_score_zero_at_once(answer, numbers):
 
 
 def test_depth_and_length_limits_are_where_they_are_said_to_be():
-  nested = '(' * verify.MAX_DEPTH + '9' + ')' * verify.MAX_DEPTH
+  nested = '(' * expression.MAX_DEPTH + '9' + ')' * expression.MAX_DEPTH
   assert verify.verify_text(nested, (9,), 9) == 1.0
   assert verify.verify_text(f'({nested})', (9,), 9) == 0.0
-  assert verify.verify_text('9'.ljust(verify.MAX_LENGTH), (9,), 9) == 1.0
-  assert verify.verify_text('9'.ljust(verify.MAX_LENGTH + 1), (9,), 9) == 0.0
+  assert verify.verify_text('9'.ljust(expression.MAX_LENGTH), (9,), 9) == 1.0
+  assert verify.verify_text('9'.ljust(expression.MAX_LENGTH + 1), (9,), 9) == 0.0
 
 
 def test_answer_must_be_text():
