@@ -44,7 +44,7 @@ EXTRAS = {
     'transformers>=4.56',
     'gguf>=0.17',
     'math-verify>=0.9',
-    'jinja2>=3.1',
+    'jinja2>=3.1.6',  # older ones let templates out of their sandbox
     'pyarrow>=17',
   ],
   # Some of reasoning-gym's dependencies come as source and need a C compiler,
@@ -58,7 +58,7 @@ EXTRAS = {
     'pytest-xdist>=3.6',
     'hypothesis>=6.130',
     'math-verify>=0.9',
-    'jinja2>=3.1',
+    'jinja2>=3.1.6',
     'ruff>=0.17,<0.18',
     'build>=1.2',
     'setuptools>=77',

@@ -23,7 +23,7 @@ LAYERS = [
   'answers text_tokenizer statistics eval_figures study_statistics '
   'gradient_variance '
   'signals workdir files leaves chat profiler rewards external guards '
-  'verifiers',
+  'verifiers segments chat_template',
   'steps compiled dynamic_sampling',
   'setup_run setup_own train_calls check_config command_line held_out '
   'evaluate plots '

@@ -1,0 +1,243 @@
+"""Episodes of a thought in text, cut on the host at token boundaries.
+
+`episodes.split_spans` says where a text is cut; this says which tokens that is:
+
+  text      First.\\n\\nSo.\\n\\nHm.\\n\\nWait, no.
+  spans     0                 ^       ^
+  tokens    First  .\\n\\n  So  .\\n\\n  Hm  .\\n\\n  Wait  ,  no  .
+  episode     0      0    0    0    0    0     1   1   1  1
+
+The ids that were sampled are kept: encoding the text again would give others,
+whose log-probs nobody recorded. Each token is given the text that it completes,
+and a boundary falls on the token that completes the last character of an
+episode. A character of UTF-8 may be spread over several tokens of a byte-level
+vocabulary: it belongs to the last of them.
+
+Axes: B traces, T tokens, K episodes at most.
+"""
+
+import codecs
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders
+
+from meta_rl import masked
+from meta_rl.episodes import R1_MARKERS, split_spans
+from meta_rl.types import Episodes
+
+# Tokens that may be needed before a character is whole: four bytes, and a few
+# that complete nothing.
+_MOST_PENDING = 8
+
+
+def token_texts(
+  ids: Sequence[int], tokenizer: tokenizers.Tokenizer
+) -> list[str]:
+  """Returns the text that each token completes.
+
+    ''.join(token_texts(ids)) = tokenizer.decode(ids)
+
+  Special tokens are text too. Bytes that are no UTF-8 become U+FFFD, as in
+  `decode`.
+
+  Args:
+    ids: token ids.
+    tokenizer: theirs.
+
+  Raises:
+    ValueError: an id that the tokenizer does not have.
+  """
+  ids = [int(index) for index in ids]
+  for index in ids:
+    if tokenizer.id_to_token(index) is None:
+      raise ValueError(
+        f'token id {index} is not in the tokenizer, which has '
+        f'{tokenizer.get_vocab_size()}: is it the one of the model?'
+      )
+  if isinstance(tokenizer.decoder, decoders.ByteLevel):
+    return _texts_of_bytes(ids, tokenizer)
+  return _texts_by_decoding(ids, tokenizer)
+
+
+def split_ids(
+  ids: Sequence[int],
+  tokenizer: tokenizers.Tokenizer,
+  *,
+  max_episodes: int,
+  group_size: int = 1,
+  with_blank_line: bool = False,
+  markers: Sequence[str] = R1_MARKERS,
+  min_paragraphs: int = 3,
+  max_cuts: int = 49,
+) -> list[int]:
+  """Returns the index in `ids` of the last token of each episode.
+
+  The first `max_episodes` - 1 episodes end where the text says so, the last one
+  at the last token, whatever follows it. Every token has one episode and every
+  episode a token: one whose text lies within the last token of the episode
+  before is part of that.
+
+  Args:
+    ids: of one thought, without the tokens that open and close it.
+    tokenizer: theirs.
+    max_episodes: K, at least 1.
+    group_size: consecutive episodes that are taken as one, as in
+      `episodes.merge`.
+    with_blank_line: whether tokens of the blank line that separates two
+      episodes belong to the first of them. Without, '.' ends an episode and a
+      token of two line feeds behind it is the next one's; a token that holds
+      both, such as '.\\n\\n', ends it either way, so that only with it all
+      prefixes end alike.
+    markers, min_paragraphs, max_cuts: as in `episodes.split_spans`.
+
+  Returns:
+    Increasing indices, the last one len(ids) - 1; none without ids.
+
+  Raises:
+    ValueError: an option out of its range, or a foreign id.
+  """
+  masked.check_range('max_episodes', max_episodes, low=1)
+  masked.check_range('group_size', group_size, low=1)
+  texts = token_texts(ids, tokenizer)
+  if not texts:
+    return []
+  reached = np.cumsum([len(text) for text in texts])
+  spans = split_spans(
+    ''.join(texts),
+    markers=markers,
+    min_paragraphs=min_paragraphs,
+    max_cuts=max_cuts,
+  )
+  ends = []
+  for (_, end), (following, _) in zip(spans, spans[1:]):
+    last = int(np.searchsorted(reached, end))
+    if with_blank_line:
+      before = int(np.searchsorted(reached, following))
+      # A token that goes on into the next episode is not taken for its spaces.
+      last = max(last, before - int(reached[before] > following))
+    ends.append(last)
+  ends = ends[group_size - 1 :: group_size][: max_episodes - 1]
+  final = len(texts) - 1
+  return [*sorted({end for end in ends if end < final}), final]
+
+
+def from_text(
+  tokens: np.ndarray,
+  thinking_mask: np.ndarray,
+  *,
+  tokenizer: tokenizers.Tokenizer,
+  max_episodes: int,
+  group_size: int = 1,
+  with_blank_line: bool = False,
+  start: int | np.ndarray = -1,
+  markers: Sequence[str] = R1_MARKERS,
+  min_paragraphs: int = 3,
+  max_cuts: int = 49,
+) -> Episodes:
+  """Returns the episodes of traces whose thought is text (host).
+
+  As `episodes.from_delimiters`, but cut where `split_ids` says.
+
+  Args:
+    tokens: i32[B,T].
+    thinking_mask: bool[B,T], one contiguous run a row.
+    tokenizer: of the tokens.
+    max_episodes, group_size, with_blank_line, markers, min_paragraphs,
+      max_cuts: as in `split_ids`.
+    start: int or i32[B], `ends` of rows without a thinking token.
+
+  Returns:
+    `Episodes(ends i32[B,K+1], count i32[B])` of numpy arrays.
+
+  Raises:
+    ValueError: shapes that do not fit, a mask with a gap, or as `split_ids`.
+  """
+  tokens, mask = np.asarray(tokens), np.asarray(thinking_mask)
+  dims = masked.check_shape('tokens', tokens, 'B,T')
+  masked.check_dtype('tokens', tokens, 'int')
+  masked.check_shape('thinking_mask', mask, 'B,T', dims)
+  masked.check_dtype('thinking_mask', mask, 'bool')
+  masked.check_range('max_episodes', max_episodes, low=1)
+  start = np.broadcast_to(np.asarray(start, np.int32), len(tokens))
+  ends = np.tile(start[:, None], (1, max_episodes + 1)).astype(np.int32)
+  count = np.zeros(len(tokens), np.int32)
+  for row in range(len(tokens)):
+    places = np.flatnonzero(mask[row])
+    if not len(places):
+      continue
+    first, last = int(places[0]), int(places[-1])
+    if last - first + 1 != len(places):
+      raise ValueError(
+        f'thinking_mask of row {row} has a gap between {first} and {last}: '
+        'it must be one run'
+      )
+    found = split_ids(
+      tokens[row, first : last + 1].tolist(),
+      tokenizer,
+      max_episodes=max_episodes,
+      group_size=group_size,
+      with_blank_line=with_blank_line,
+      markers=markers,
+      min_paragraphs=min_paragraphs,
+      max_cuts=max_cuts,
+    )
+    count[row] = len(found)
+    ends[row] = last
+    ends[row, : len(found) + 1] = [first - 1, *(first + end for end in found)]
+  return Episodes(ends=ends, count=count)
+
+
+@functools.cache
+def _byte_of_letter() -> dict[str, int]:
+  """Returns the byte that each letter of a byte-level vocabulary stands for.
+
+  Printable bytes of Latin-1 stand for themselves, all others, in order, for the
+  letters from U+0100 on.
+
+  Source: the byte encoder of GPT-2 (Radford et al. 2019).
+  """
+  printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+  others = [byte for byte in range(256) if byte not in printable]
+  letters = {chr(byte): byte for byte in printable}
+  return letters | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+@functools.lru_cache(maxsize=1 << 18)
+def _bytes_of(token: str) -> bytes:
+  table = _byte_of_letter()
+  if all(letter in table for letter in token):
+    return bytes(table[letter] for letter in token)
+  return token.encode('utf-8')  # an added token, which is as it is written
+
+
+def _texts_of_bytes(ids, tokenizer) -> list[str]:
+  decoder = codecs.getincrementaldecoder('utf-8')('replace')
+  texts = [
+    decoder.decode(_bytes_of(tokenizer.id_to_token(index))) for index in ids
+  ]
+  rest = decoder.decode(b'', final=True)
+  if rest:
+    texts[-1] += rest
+  return texts
+
+
+def _texts_by_decoding(ids, tokenizer) -> list[str]:
+  """Returns what decoding gives more with each token, in any vocabulary.
+
+  Only the last few tokens are decoded each time: a decoder looks at no more
+  context than a token (it drops the first space of a text) and a character.
+  """
+  decode = functools.partial(tokenizer.decode, skip_special_tokens=False)
+  texts, context, done = [], 0, 0
+  for index in range(1, len(ids) + 1):
+    text = decode(ids[context:index])
+    pending = index < len(ids) and index - done < _MOST_PENDING
+    if pending and text.endswith('\ufffd'):
+      texts.append('')
+      continue
+    texts.append(text[len(decode(ids[context:done])) :])
+    context, done = done, index
+  return texts
