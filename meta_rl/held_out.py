@@ -116,7 +116,10 @@ def make_calls(
   exact.prover.update(
     {
       'kind': 'exact',
-      'boundaries': 'delimiters',
+      # Of text, what training takes for an episode: it has no short attempts.
+      'boundaries': 'delimiters'
+      if task.segment is None or config.prover.boundaries == 'budgets'
+      else config.prover.boundaries,
       'budgets': None,
       'num_enumerated': None,
     }

@@ -123,7 +123,9 @@ def test_depth_and_length_limits_are_where_they_are_said_to_be():
   assert verify.verify_text(nested, (9,), 9) == 1.0
   assert verify.verify_text(f'({nested})', (9,), 9) == 0.0
   assert verify.verify_text('9'.ljust(expression.MAX_LENGTH), (9,), 9) == 1.0
-  assert verify.verify_text('9'.ljust(expression.MAX_LENGTH + 1), (9,), 9) == 0.0
+  assert (
+    verify.verify_text('9'.ljust(expression.MAX_LENGTH + 1), (9,), 9) == 0.0
+  )
 
 
 def test_answer_must_be_text():

@@ -3,18 +3,19 @@
     delimiters   an episode is an attempt: it ends at a delimiter token
     budgets      an episode is what lies between two token budgets, the anytime
                  view (arXiv 2505.13438)
+    text         an episode is what the task takes for one: of open-ended text
 
 Axes: B traces, T tokens, K episodes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 
 from meta_rl import episodes, masked
 from meta_rl.types import Array, Episodes, Rollout
 
-BOUNDARIES = ('delimiters', 'budgets')
+BOUNDARIES = ('delimiters', 'budgets', 'text')
 
 
 def check_boundaries(boundaries: str, budgets: Sequence[int] | None):
@@ -37,6 +38,7 @@ def find_boundaries(
   max_episodes: int,
   boundaries: str = 'delimiters',
   budgets: Sequence[int] | None = None,
+  segment: Callable[..., Episodes] | None = None,
 ) -> tuple[Episodes, Array, Array]:
   """Returns the episodes, where thinking stopped, and whether inside one.
 
@@ -51,19 +53,26 @@ def find_boundaries(
     start: int or i32[B], `ends` of rows without thinking: the prompt's last
       column.
     delimiter_ids: tokens that end an episode; of 'delimiters'.
-    max_episodes: K of 'delimiters'.
-    boundaries: 'delimiters' or 'budgets'.
+    max_episodes: K of 'delimiters' and 'text'.
+    boundaries: 'delimiters', 'budgets' or 'text'.
     budgets: K token budgets, increasing; of 'budgets'. Thinking past the last
       belongs to no episode: let the last be the thinking budget.
+    segment: `Task.segment`; of 'text'.
 
   Returns:
     The episodes; stop_index i32[B], the column behind the last thought (the
     answer marker, or EOS); inside bool[B].
 
   Raises:
-    ValueError: budgets without 'budgets', or the other way round.
+    ValueError: budgets without 'budgets', or the other way round; 'text' of a
+      task that knows no such episodes.
   """
   check_boundaries(boundaries, budgets)
+  if boundaries == 'text' and segment is None:
+    raise ValueError(
+      "boundaries='text' is of open-ended text, which this task is not: use "
+      "'delimiters' or 'budgets'."
+    )
   thinking = traces.thinking_mask
   length = thinking.sum(1, dtype=jnp.int32)
   if boundaries == 'budgets':
@@ -71,6 +80,13 @@ def find_boundaries(
     stop_index = found.ends[:, 0] + length + 1
     limits = jnp.asarray(budgets, jnp.int32)
     whole = (length[:, None] == limits).any(1) | (length > limits[-1])
+  elif boundaries == 'text':
+    found = segment(
+      traces.tokens, thinking, max_episodes=max_episodes, start=start
+    )
+    stop_index = found.ends[:, 0] + length + 1
+    # Where an episode ends is only seen in what follows it.
+    whole = jnp.zeros(length.shape, bool)
   else:
     found = episodes.from_delimiters(
       traces.tokens,

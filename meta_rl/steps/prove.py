@@ -49,8 +49,9 @@ def make_prove(
       exactly, all others by sampling), 'continued' (values of free
       continuations, not of stopping) or 'none' (J is 0 everywhere: outcome
       only).
-    boundaries: 'delimiters' (J after every attempt) or 'budgets' (J after every
-      token budget).
+    boundaries: 'delimiters' (J after every attempt), 'budgets' (J after every
+      token budget) or 'text' (J after what `task.segment` takes for an
+      episode).
     budgets: K token budgets, increasing; of 'budgets'. Let the last be the
       thinking budget: thought past it belongs to no episode.
     num_branches: M of the provers that sample.
@@ -90,6 +91,7 @@ def make_prove(
       max_episodes=max_episodes,
       boundaries=boundaries,
       budgets=budgets,
+      segment=task.segment,
     )
     rows = per_trace(batch, group_size)
     # A policy ends thinking with the marker, the budget with all of stop_ids.

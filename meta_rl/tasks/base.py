@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from meta_rl.types import Array
+from meta_rl.types import Array, Episodes
 
 SPLITS = ('train', 'validation', 'test')
 
@@ -58,6 +58,9 @@ class Task:
       the environment puts behind `last`, -1 where it is the policy's turn;
       `batch` holds the arrays of the problems, one row a trace. None: nothing
       is ever observed.
+    segment: `(tokens i32[B,T], thinking_mask bool[B,T], *, max_episodes, start)
+      -> Episodes`, traceable: where episodes of open-ended text end; None: its
+      episodes end at delimiters or budgets alone.
   """
 
   name: str
@@ -71,6 +74,7 @@ class Task:
   answer_length: int
   verify: Callable[[Array, Array, dict[str, Array]], Array]
   observe: Callable[[Array, Array, dict[str, Array]], Array] | None = None
+  segment: Callable[..., Episodes] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

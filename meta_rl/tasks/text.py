@@ -19,47 +19,21 @@ Axes: B traces, T tokens, S accepted answers, A answer length.
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meta_rl import masked, text_tokenizer
-from meta_rl.tasks import text_countdown
+from meta_rl import chat_template, masked, segments, text_tokenizer
 from meta_rl.tasks.base import Task, TaskKit
+from meta_rl.tasks.text_sources import SOURCES
+from meta_rl.types import Episodes
 from meta_rl.verifiers import pool
 
 DELIMITERS = ('line', 'paragraph')
-_GOLD_BYTES = 512
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-  """Where problems come from.
-
-  Attributes:
-    load: `(data_dir, split, **options) -> Sequence[record]`; a record has the
-      texts question, key and accepted (a tuple), and gold, a dict of JSON
-      values: what the verifier is given.
-    sample_trace: `(record, rng, **options) -> (thought, answer)` for a warm
-      start; None: the source shows none.
-    vote: `answer text -> hashable | None`, as `TaskKit.vote`.
-  """
-
-  load: Callable[..., Sequence[Mapping[str, Any]]]
-  sample_trace: Callable[..., tuple[str, str]] | None = None
-  vote: Callable[[str], Any] = lambda answer: ' '.join(answer.split()) or None
-
-
-SOURCES = {
-  'countdown': Source(
-    load=text_countdown.load_source,
-    sample_trace=text_countdown.sample_trace,
-    vote=text_countdown.vote,
-  ),
-}
+TEMPLATES = ('checkpoint', 'chatml', 'none')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,17 +47,24 @@ class TextOptions:
     verifier: as in `verifiers.path_of`.
     timeout_s: of the verifier for each answer, seconds.
     workers: processes that grade; None: one a core, at most 8.
+    template: the 'checkpoint''s own chat template, 'chatml', or 'none': the
+      question alone.
     system: text of a system turn; '': none.
-    instruction: put behind each question.
-    open: begins the thought, behind the prompt.
+    instruction: put behind each question, on a line of its own.
+    open: begins the thought, behind a prompt that does not end with it already.
     close: ends the thought; one token.
     stop: forced at the budget, `close` in it.
     answer_prefix: forced behind `stop`.
+    spellings: how an accepted answer may be written, '{}' for the answer.
     answer_end: ends an accepted answer; '': end-of-text.
-    delimiter: ends an episode: every 'line' or every 'paragraph'.
+    stop_strings: what ends an answer besides: not graded from there on.
+    delimiter: ends an episode of prover.boundaries='delimiters': every 'line'
+      or every 'paragraph'.
+    segments: options of `segments.split_ids`, for prover.boundaries='text'.
     prompt_length: tokens; longer prompts are refused.
     answer_length: tokens of an answer, its end included.
     max_answers: accepted answers that are listed, S.
+    gold_bytes: of what the verifier is told of a problem, as JSON.
   """
 
   source: str
@@ -92,17 +73,22 @@ class TextOptions:
   data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   timeout_s: float = 5.0
   workers: int | None = None
+  template: str = 'checkpoint'
   system: str = ''
   instruction: str = ''
   open: str = ''
   close: str = '</think>'
   stop: str = '</think>'
   answer_prefix: str = ''
+  spellings: Sequence[str] = ('{}',)
   answer_end: str = ''
+  stop_strings: Sequence[str] = ()
   delimiter: str = 'line'
+  segments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   prompt_length: int = 64
   answer_length: int = 16
   max_answers: int = 8
+  gold_bytes: int = 512
 
 
 def make_kit(**options) -> TaskKit:
@@ -176,7 +162,8 @@ def _parse(options: dict) -> TextOptions:
   own = TextOptions(**options)
   masked.check_choice('source', own.source, SOURCES)
   masked.check_choice('delimiter', own.delimiter, DELIMITERS)
-  for name in ('prompt_length', 'answer_length', 'max_answers'):
+  masked.check_choice('template', own.template, TEMPLATES)
+  for name in ('prompt_length', 'answer_length', 'max_answers', 'gold_bytes'):
     masked.check_count(name, getattr(own, name))
   masked.check_range('timeout_s', own.timeout_s, above=0)
   if own.close not in own.stop:
@@ -196,6 +183,11 @@ class _Encoder:
       words.encode(own.answer_end) if own.answer_end else [words.eos_id]
     )
     stop = words.encode(own.stop + own.answer_prefix)
+    self._template = None
+    if own.template == 'checkpoint' and words.chat_template:
+      self._template = chat_template.ChatTemplate(
+        words.chat_template, special_tokens=words.special
+      )
     self.task = Task(
       name=f'text_{own.source}',
       vocab_size=words.vocab_size,
@@ -207,6 +199,7 @@ class _Encoder:
       episode_length=1,
       answer_length=own.answer_length,
       verify=make_verify(own, words),
+      segment=make_segment(own, words),
     )
 
   def prompt(self, record: Mapping[str, Any]) -> list[int]:
@@ -215,8 +208,20 @@ class _Encoder:
     question = record['question']
     if own.instruction:
       question = f'{question}\n{own.instruction}'
+    turns = [{'role': 'user', 'content': question}]
+    if own.system:
+      turns.insert(0, {'role': 'system', 'content': own.system})
+    if own.template == 'none':
+      text = '\n'.join(turn['content'] for turn in turns) + '\n'
+    elif self._template is not None:
+      text = self._template.render(turns)
+    else:
+      text = chatml(turns)
+    if not (own.open and text.rstrip().endswith(own.open.strip())):
+      text += own.open
+    ids = words.encode(text)
     bos = [] if words.bos_id is None else [words.bos_id]
-    return bos + words.encode(chatml(question, own.system) + own.open)
+    return ids if ids[:1] == bos else bos + ids
 
   def arrays(self, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Returns the arrays of `TaskKit.record_arrays`, and gold u8[N]."""
@@ -231,7 +236,12 @@ class _Encoder:
     prompts[own.prompt_length - len(ids) :] = ids
     answers = np.zeros((own.max_answers, own.answer_length), np.int32)
     mask = np.zeros(answers.shape, bool)
-    for row, text in enumerate(record['accepted'][: own.max_answers]):
+    spelled = dict.fromkeys(
+      spelling.format(text)
+      for text in record['accepted']
+      for spelling in own.spellings
+    )
+    for row, text in enumerate(list(spelled)[: own.max_answers]):
       ids_ = self._words.encode(text) + self._end
       if len(ids_) > own.answer_length:
         raise ValueError(
@@ -246,7 +256,7 @@ class _Encoder:
       >= own.prompt_length - len(ids),
       'answers': answers,
       'answer_mask': mask,
-      'gold': pack_json(record['gold']),
+      'gold': pack_json(record['gold'], own.gold_bytes),
     }
 
   def trace(self, record, thought: str, answer: str):
@@ -261,28 +271,57 @@ class _Encoder:
     return np.asarray(prompt + rest, np.int32), len(prompt)
 
 
-def chatml(question: str, system: str = '') -> str:
-  """Returns a question as a chat, the model's turn begun."""
-  turn = lambda role, text: f'<|im_start|>{role}\n{text}<|im_end|>\n'
-  head = turn('system', system) if system else ''
-  return f'{head}{turn("user", question)}<|im_start|>assistant\n'
+def chatml(turns: Sequence[Mapping[str, str]]) -> str:
+  """Returns a chat in ChatML, the model's turn begun."""
+  text = ''.join(
+    f'<|im_start|>{turn["role"]}\n{turn["content"]}<|im_end|>\n'
+    for turn in turns
+  )
+  return f'{text}<|im_start|>assistant\n'
 
 
-def pack_json(value: Any) -> np.ndarray:
-  """Returns a JSON value as bytes u8[512], zeros behind them.
+def pack_json(value: Any, size: int) -> np.ndarray:
+  """Returns a JSON value as bytes u8[size], zeros behind them.
 
   Raises:
     ValueError: it is longer.
   """
   data = json.dumps(value, ensure_ascii=False, separators=(',', ':')).encode()
-  if len(data) > _GOLD_BYTES:
+  if len(data) > size:
     raise ValueError(
-      f'the answer {data[:40]!r} has {len(data)} bytes; at most {_GOLD_BYTES} '
-      'are allowed: leave the problem out'
+      f'task.gold_bytes={size}: what the verifier needs of {data[:40]!r} has '
+      f'{len(data)} bytes; raise it'
     )
-  packed = np.zeros(_GOLD_BYTES, np.uint8)
+  packed = np.zeros(size, np.uint8)
   packed[: len(data)] = np.frombuffer(data, np.uint8)
   return packed
+
+
+def make_segment(own: TextOptions, words: text_tokenizer.TextTokenizer):
+  """Returns the `Task.segment` of a text task: it asks the host."""
+
+  def segment(tokens, thinking_mask, *, max_episodes, start):
+    def cut(tokens, mask, start):
+      found = segments.from_text(
+        np.asarray(tokens),
+        np.asarray(mask),
+        tokenizer=words.tokenizer,
+        max_episodes=max_episodes,
+        start=np.asarray(start),
+        **own.segments,
+      )
+      return found.ends, found.count
+
+    rows = tokens.shape[0]
+    out = (
+      jax.ShapeDtypeStruct((rows, max_episodes + 1), jnp.int32),
+      jax.ShapeDtypeStruct((rows,), jnp.int32),
+    )
+    start = jnp.broadcast_to(jnp.asarray(start, jnp.int32), (rows,))
+    ends, count = jax.pure_callback(cut, out, tokens, thinking_mask, start)
+    return Episodes(ends, count)
+
+  return segment
 
 
 @functools.lru_cache(maxsize=4)
@@ -305,6 +344,7 @@ def make_verify(own: TextOptions, words: text_tokenizer.TextTokenizer):
     asked = {}  # (text, gold) -> rows
     for row in np.flatnonzero(mask.any(1)):
       text = words.decode(answers[row][mask[row]], special=False)
+      text = chat_template.cut(text, own.stop_strings)[0]
       asked.setdefault((text, gold[row].tobytes()), []).append(row)
     scores = np.zeros(len(mask), np.float32)
     if asked:

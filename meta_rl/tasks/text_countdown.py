@@ -9,7 +9,7 @@ An attempt is a line. Records are those of meta_rl/tasks/builder.py; traces of
 the warm start are those of meta_rl/tasks/traces.py, rewritten.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,41 +21,25 @@ _SIGNS = {index: sign for sign, index in tokenizer.OPERATORS.items()}
 _VERDICTS = {tokenizer.YES: 'yes', tokenizer.NO: 'no'}
 
 
-def load_source(data_dir, split: str, **options) -> Sequence[Any]:
-  """Returns the records of `builder.load_source` with the rules they are under.
+def load_source(data_dir, split: str, **options):
+  """Returns the records of `builder.load_source`, and what makes text of one.
 
   Args:
     data_dir, split: as there.
     **options: of `builder.CountdownConfig`.
   """
   config = builder.make_config(**options)
+  rules = {'ops': config.ops, 'max_value': config.max_value}
   source = builder.load_source(data_dir, split, **options)
-  return _Records(source, {'ops': config.ops, 'max_value': config.max_value})
-
-
-class _Records(Sequence):
-  """Records as dicts of text, made when they are asked for."""
-
-  def __init__(self, source, rules: dict):
-    self._source, self._rules = source, rules
-
-  def __len__(self) -> int:
-    return len(self._source)
-
-  def __getitem__(self, index) -> dict[str, Any]:
-    if not 0 <= index < len(self):
-      raise IndexError(index)
-    return text_record(
-      builder.record_problem(self._source[int(index)], **self._rules)
-    )
+  return source, lambda r: text_record(builder.record_problem(r, **rules))
 
 
 def text_record(problem: countdown.Problem) -> dict[str, Any]:
-  """Returns a problem as a record of `meta_rl.tasks.text`.
+  """Returns a problem as a record of meta_rl/tasks/text_sources.py.
 
   Returns:
-    question, accepted (texts, one an answer of the token task), key (equal for
-    orders of the same numbers), gold (what the verifier needs), problem.
+    question, accepted (one an answer of the token task), key (equal for all
+    orders of the numbers), gold, and problem itself.
   """
   numbers = ', '.join(map(str, problem.numbers))
   shown = ' '.join(map(str, sorted(problem.numbers)))
@@ -64,7 +48,9 @@ def text_record(problem: countdown.Problem) -> dict[str, Any]:
       f'Use each of {numbers} once with {" ".join(problem.ops)} to make '
       f'{problem.target}.'
     ),
-    'accepted': tuple(map(verify.render_compact, problem.answers)),
+    'accepted': tuple(
+      dict.fromkeys(map(verify.render_compact, problem.answers))
+    ),
     'key': f'{shown}|{problem.target}',
     'gold': {'numbers': list(problem.numbers), 'target': problem.target},
     'problem': problem,
