@@ -21,7 +21,7 @@ LAYERS = [
   'continuations algorithms update value',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
   'answers statistics eval_figures study_statistics gradient_variance '
-  'signals workdir files leaves chat profiler rewards external guards',
+  'signals workdir files leaves chat profiler rewards external guards hf',
   'steps compiled dynamic_sampling',
   'setup_run setup_own train_calls check_config command_line held_out '
   'evaluate plots '
