@@ -136,11 +136,24 @@ def check(config: ml_collections.ConfigDict):
     setup_run.make_optimizer(config)
   if config.algorithm.name != 'sft':
     setup_run.budgets_of(config)
+  check_lora(config)
   check_curriculum(config)
   for stage in setup_run.stages(config).values():
     setup_own.make_training_calls(stage, model, task)
     if config.algorithm.name != 'sft':
       check_rl(stage)
+
+
+def check_lora(config: ml_collections.ConfigDict):
+  """Raises ValueError for a use of LoRA that is not supported."""
+  if setup_run.trainable(config) is None:
+    return
+  if config.algorithm.get('prefix_policy') == 'reference':
+    raise ValueError(
+      f"algorithm.prefix_policy='reference' with model.lora_rank="
+      f'{config.model.lora_rank}: the reference is the policy without its '
+      "factors, which generates no prefixes; use 'current', or lora_rank=0."
+    )
 
 
 def check_machine(config: ml_collections.ConfigDict):

@@ -63,7 +63,8 @@ def export(
         f'{config.algorithm.name!r}, which has no value head: leave '
         '--value_head out.'
       )
-    like = value.with_head(like, value.init_head(config.model.width))
+    width = setup_run.model_config(config).width
+    like = value.with_head(like, value.init_head(width))
   found = checkpoint.restore_params(
     folder, like, which=which, optional=() if value_head else (value.NAME,)
   )

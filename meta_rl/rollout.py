@@ -203,6 +203,7 @@ def answers_of(
 
 
 def check(prompts, prompt_mask, temperature, **at_least_one):
+  """Raises ValueError unless these arguments of `generate` can be used."""
   if prompts.ndim != 2 or prompt_mask.shape != prompts.shape:
     raise ValueError(
       f'generate: prompts {prompts.shape} and prompt_mask {prompt_mask.shape} '

@@ -50,7 +50,7 @@ def load_rollouts(
     group_size=config.rollout.group_size,
     seed=config.seed,
     task=task,
-    vocab_size=config.model.vocab_size,
+    vocab_size=setup_run.model_config(config).vocab_size,
     problem_fn=kit.make_problem_fn(**options) if by_task else None,
     buckets=config.external.buckets,
     needs_reward=not by_task,

@@ -5,6 +5,7 @@ it `check_config`, `command_line` and `held_out`: nothing else reads a
 ConfigDict.
 """
 
+import dataclasses
 import functools
 import inspect
 import os
@@ -18,6 +19,8 @@ from meta_rl import (
   algorithms,
   curriculum,
   episodes,
+  hf,
+  lora,
   models,
   optimizers,
   steps,
@@ -88,8 +91,6 @@ def model_config(config: ml_collections.ConfigDict):
   options = config.model.to_dict()
   path = options.pop('path', '')
   if path:
-    from meta_rl import hf
-
     return hf.read_config(path, **options)
   return models.config_from_dict(options)
 
@@ -116,12 +117,17 @@ def initial_params(config: ml_collections.ConfigDict) -> Params:
 
   Those of an algorithm with a critic hold its value head too.
   """
-  if config.init_from:
+  key = jax.random.key(config.seed)
+  if config.init_from and config.init_from != 'random':
     return weights.init_from(config.init_from, _like(config))
-  shape = model_config(config)
-  return _with_head(
-    config, models.init_params(shape, jax.random.key(config.seed))
-  )
+  shape, path = model_config(config), config.model.get('path')
+  if not path or config.init_from == 'random':
+    return _with_head(config, models.init_params(shape, key))
+  plain = dataclasses.replace(shape, lora_rank=0)
+  params = hf.load_params(path, plain)
+  if shape.lora_rank:
+    params = lora.add(params, shape, key)
+  return _with_head(config, params)
 
 
 def _like(config) -> Params:
@@ -132,7 +138,15 @@ def _like(config) -> Params:
 def _with_head(config, params: Params) -> Params:
   if config.algorithm.name != 'ppo':
     return params
-  return value.with_head(params, value.init_head(config.model.width))
+  width = model_config(config).width
+  return value.with_head(params, value.init_head(width))
+
+
+def trainable(config: ml_collections.ConfigDict):
+  """Returns which parameters are trained, of their paths; None: all."""
+  if not config.model.get('lora_rank'):
+    return None
+  return lambda path: lora.is_factor(path) or path.startswith(f'{value.NAME}/')
 
 
 def blank_params(config: ml_collections.ConfigDict) -> Params:
@@ -167,10 +181,11 @@ def start_params(config: ml_collections.ConfigDict, folder) -> Params:
   """Returns what a run that has nothing saved yet starts from.
 
   Where they are also the reference they are kept in the run folder, so that
-  the run can go on when `init_from` has moved or changed.
+  the run can go on when `init_from` has moved or changed. Under LoRA the policy
+  holds the reference's weights itself.
   """
   params = initial_params(config)
-  if has_reference(config):
+  if has_reference(config) and trainable(config) is None:
     weights.save_safetensors(Path(folder) / REFERENCE_NAME, params, {})
   return params
 

@@ -200,6 +200,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       update.update,
       loss_fn=make_loss(model, chunk=config.loss.chunk),
       optimizer=optimizer,
+      trainable=setup_run.trainable(config),
       **config.batching.to_dict(),
     ),
     donate_argnums=0,
@@ -259,15 +260,16 @@ def start_or_resume(config, saver, batches, optimizer):
 
   In a function, so that what the state was restored into ends here.
   """
+  own = setup_run.trainable(config)
   blank = setup_run.blank_params(config)
   restored = saver.restore_latest(
-    update.init_state(blank, optimizer, config.seed)
+    update.init_state(blank, optimizer, config.seed, own)
   )
   if restored is None:
     if found := weights.describe(config.init_from):
       print(f'init_from={config.init_from}: {found}')
     params = setup_run.initial_params(config)
-    return 0, update.init_state(params, optimizer, config.seed)
+    return 0, update.init_state(params, optimizer, config.seed, own)
   first, state, data_state = restored
   batches.set_state(data_state)
   print(metrics.resuming(first, config.total_steps))

@@ -37,6 +37,7 @@ from meta_rl import (
   env,
   guards,
   held_out,
+  lora,
   metrics,
   profiler,
   setup_own,
@@ -127,7 +128,9 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
     )
     meter = costs.Meter(config.total_cost, config.total_tokens, spent)
     base_params = None  # of the reference, where there is one
-    if setup_run.has_reference(config):
+    if setup_run.has_reference(config) and setup_run.trainable(config):
+      base_params = lora.without  # of what the policy is then
+    elif setup_run.has_reference(config):
       base_params = setup_run.reference_params(config, folder)
       base_params = parallel.put_params(base_params)
     if config.algorithm.get('prefix_policy') == 'reference':
@@ -280,15 +283,16 @@ def start_or_resume(config, folder, saver, problems, plan, parallel, optimizer):
     parallel: of `train_calls.make_parallel`.
     optimizer: whose state is part of it.
   """
+  own = setup_run.trainable(config)
   blank = update.init_state(
-    setup_run.blank_params(config), optimizer, config.seed
+    setup_run.blank_params(config), optimizer, config.seed, own
   )
   restored = saver.restore_latest(parallel.put_state(blank))
   if restored is None:
     if found := weights.describe(config.init_from):
       print(f'init_from={config.init_from}: {found}')
     start = setup_run.start_params(config, folder)
-    state = update.init_state(start, optimizer, config.seed)
+    state = update.init_state(start, optimizer, config.seed, own)
     return 0, parallel.put_state(state), {}
   first, state, data_state = restored
   # What was spent lies beside the state of the data iterator.
@@ -333,7 +337,8 @@ def rl_step(
     parallel: of `train_calls.make_parallel`.
     summarize: of `train_calls.make_summarize`.
     state: before the step; donated.
-    base_params: what the reference log-probs are of; None: there are none.
+    base_params: what the reference log-probs are of, or a function that gives
+      it of the policy's; None: there are none.
     batch: problems, placed.
     timer: phases are added to it.
     resample: of `train_calls.make_resample`.
@@ -371,7 +376,8 @@ def rl_step(
   reference = None
   if parallel.score is not None and base_params is not None:
     with timer('score'):
-      reference = parallel.score(base_params, traces)
+      base = base_params(state.params) if callable(base_params) else base_params
+      reference = parallel.score(base, traces)
       jax.block_until_ready(reference)
   distance = {}
   if correct is not None:

@@ -42,6 +42,7 @@ def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
       rows_fn=setup_run.make_rows(config, task),
       prepare=setup_run.make_prepare(config, task),
       axis_name=axis_name,
+      trainable=setup_run.trainable(config),
       **config.batching.to_dict(),
     )
 

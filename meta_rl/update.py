@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from meta_rl import lora
 from meta_rl.types import Array, Params, WeightedSum
 
 Metrics = dict[str, WeightedSum]
 LossFn = Callable[[Params, dict], tuple[WeightedSum, Metrics]]
+Trainable = Callable[[str], bool]  # of a parameter's path, 'layers/q/kernel'
 
 
 @jax.tree_util.register_dataclass
@@ -39,12 +41,23 @@ class TrainState:
 
 
 def init_state(
-  params: Params, optimizer: optax.GradientTransformation, seed: int
+  params: Params,
+  optimizer: optax.GradientTransformation,
+  seed: int,
+  trainable: Trainable | None = None,
 ) -> TrainState:
-  """Returns the state of a run that has taken no step."""
+  """Returns the state of a run that has taken no step.
+
+  Args:
+    params: of the policy.
+    optimizer: an optax transformation; it keeps nothing of what is frozen.
+    seed: of the run.
+    trainable: which parameters are trained; None: all.
+  """
+  own = params if trainable is None else lora.split(params, trainable)[0]
   return TrainState(
     params=params,
-    opt_state=optimizer.init(params),
+    opt_state=optimizer.init(own),
     step=jnp.zeros((), jnp.int32),
     key=jax.random.key(seed),
   )
@@ -73,6 +86,7 @@ def gradients(
   micro_batches: int = 1,
   length_buckets: Sequence[int] = (),
   axis_name: str | None = None,
+  trainable: Trainable | None = None,
 ) -> tuple[Params, WeightedSum, Metrics]:
   """Returns the gradient of the mean loss over a batch, and what it measured.
 
@@ -88,13 +102,20 @@ def gradients(
       don't pay for the longest one. Needs `token_mask` in the batch; the sums
       are the same in another order.
     axis_name: of the mapped data axis under `jax.pmap` or `shard_map`.
+    trainable: which parameters are differentiated; None: all. The gradient
+      holds these alone.
 
   Returns:
     The gradient, the loss and the metrics; the last two not yet divided.
   """
 
+  frozen = None
+  if trainable is not None:
+    params, frozen = lora.split(params, trainable)
+
   def total(p, part):
-    loss, metrics = loss_fn(p, part)
+    whole = p if frozen is None else lora.join(p, frozen)
+    loss, metrics = loss_fn(whole, part)
     return loss.total, (loss, metrics)
 
   grad_fn = jax.grad(total, has_aux=True)
@@ -182,6 +203,7 @@ def optimizer_step(
   micro_batches: int = 1,
   length_buckets: Sequence[int] = (),
   axis_name: str | None = None,
+  trainable: Trainable | None = None,
 ) -> tuple[TrainState, Metrics]:
   """Returns the state after one optimizer step on a batch, and its metrics.
 
@@ -193,6 +215,7 @@ def optimizer_step(
     micro_batches: parts of the batch processed one after the other.
     length_buckets: as in `gradients`.
     axis_name: of the mapped data axis, if any.
+    trainable: as in `gradients`.
   """
   grads, loss, metrics = gradients(
     loss_fn,
@@ -201,9 +224,15 @@ def optimizer_step(
     micro_batches=micro_batches,
     length_buckets=length_buckets,
     axis_name=axis_name,
+    trainable=trainable,
   )
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
+  own, frozen = state.params, None
+  if trainable is not None:
+    own, frozen = lora.split(state.params, trainable)
+  updates, opt_state = optimizer.update(grads, state.opt_state, own)
+  params = optax.apply_updates(own, updates)
+  if frozen is not None:
+    params = lora.join(params, frozen)
   one = jnp.ones(())
   metrics = metrics | {
     'loss/total': loss,
@@ -227,6 +256,7 @@ def update(
   micro_batches: int = 1,
   length_buckets: Sequence[int] = (),
   axis_name: str | None = None,
+  trainable: Trainable | None = None,
 ) -> tuple[TrainState, Metrics]:
   """Returns the state after all optimizer steps on one rollout.
 
@@ -246,6 +276,7 @@ def update(
       else.
     length_buckets: as in `gradients`.
     axis_name: of the mapped data axis, if any.
+    trainable: as in `gradients`.
 
   Returns:
     The new state and the metrics of every optimizer step, in order: sums with a
@@ -261,6 +292,7 @@ def update(
       micro_batches=micro_batches,
       length_buckets=length_buckets,
       axis_name=axis_name,
+      trainable=trainable,
     )
 
   if mini_batches * epochs == 1:

@@ -27,7 +27,8 @@ from meta_rl.types import Params
 ASSET_PREFIX = 'asset:'
 _ASSETS_DIR = 'assets'
 _SUFFIX = '.safetensors'
-_DTYPES = {
+# safetensors' names of dtypes.
+DTYPES = {
   'F64': np.float64,
   'F32': np.float32,
   'F16': np.float16,
@@ -133,23 +134,21 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     tensors = safetensors.deserialize(data)
     header = json.loads(data[8 : 8 + struct.unpack('<Q', data[:8])[0]])
   except (safetensors.SafetensorError, ValueError) as error:
-    raise WeightsError(
-      f'weights file {path} {_diagnose(data, error)}'
-    ) from None
+    raise WeightsError(f'weights file {path} {diagnose(data, error)}') from None
   flat = {}
   for name, spec in tensors:
-    if spec['dtype'] not in _DTYPES:
+    if spec['dtype'] not in DTYPES:
       raise WeightsError(
         f'weights file {path}: tensor {name} has dtype {spec["dtype"]}; '
-        f'allowed is {", ".join(_DTYPES)}'
+        f'allowed is {", ".join(DTYPES)}'
       )
-    array = np.frombuffer(spec['data'], _DTYPES[spec['dtype']])
+    array = np.frombuffer(spec['data'], DTYPES[spec['dtype']])
     flat[name] = array.reshape(spec['shape'])
   return flat, header.get('__metadata__', {})
 
 
-def _diagnose(data: bytes, error: Exception) -> str:
-  """Tells a cut file from one of another format, by its header."""
+def diagnose(data: bytes, error: Exception) -> str:
+  """Returns what is wrong with a file, a cut one told from another format."""
   if not data:
     return 'is empty: copy or download it again'
   looks_right = len(data) >= 9 and data[8:9] == b'{'
@@ -172,7 +171,8 @@ def _diagnose(data: bytes, error: Exception) -> str:
   return f'is not a safetensors file ({error})'
 
 
-def _first_few(names) -> str:
+def first_few(names) -> str:
+  """Returns up to three names, in order, and how many more there are."""
   names = sorted(names)
   more = f' and {len(names) - 3} more' if len(names) > 3 else ''
   return ', '.join(names[:3]) + more
@@ -209,10 +209,10 @@ def check_like(source: str, flat: Mapping, like: Params) -> dict:
     if name in wanted or not is_head(name)
   }
   if missing := wanted.keys() - flat.keys():
-    raise WeightsError(f'{source} lacks tensor {_first_few(missing)}')
+    raise WeightsError(f'{source} lacks tensor {first_few(missing)}')
   if extra := flat.keys() - wanted.keys():
     raise WeightsError(
-      f'{source} has tensor {_first_few(extra)}, which this model does not: '
+      f'{source} has tensor {first_few(extra)}, which this model does not: '
       'is it of another model config?'
     )
   result = {}

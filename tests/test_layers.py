@@ -18,11 +18,11 @@ LAYERS = [
   'types masked env',
   'episodes regret advantages shaping losses sampling costs curriculum',
   'models cache scoring decode rollout streaming probes prover prover_gradient '
-  'continuations algorithms update value',
+  'continuations algorithms lora update value',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
   'answers text_tokenizer statistics eval_figures study_statistics '
   'gradient_variance '
-  'signals workdir files leaves chat profiler rewards external guards '
+  'signals workdir files leaves chat profiler rewards external guards hf '
   'verifiers segments chat_template',
   'steps compiled dynamic_sampling',
   'setup_run setup_own train_calls check_config command_line held_out '

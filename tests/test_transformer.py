@@ -9,7 +9,7 @@ import pytest
 from toys import lively_params, tiny
 
 from meta_rl import models
-from meta_rl.models import transformer
+from meta_rl.models import rope
 from meta_rl.scoring import positions_of
 
 BIG = {
@@ -267,10 +267,8 @@ def test_rope_depends_on_the_difference_of_positions_alone():
   q, k = rng.standard_normal((2, 1, 1, 1, 8)).astype(np.float32)
 
   def product(p, s):
-    at = lambda i: transformer.rope_angles(jnp.array([[i]]), 8, 100.0)
-    return float(
-      (transformer.rotate(q, *at(p)) * transformer.rotate(k, *at(s))).sum()
-    )
+    at = lambda i: rope.rope_angles(jnp.array([[i]]), 8, 100.0)
+    return float((rope.rotate(q, *at(p)) * rope.rotate(k, *at(s))).sum())
 
   assert product(5, 3) == pytest.approx(product(12, 10), abs=1e-5)
   assert product(5, 3) != pytest.approx(product(5, 4), abs=1e-3)

@@ -44,12 +44,15 @@ ARRAY_AXES = {
   'q/bias': ('heads',),
   'k/bias': ('kv_heads',),
   'v/bias': ('kv_heads',),
+  'gate/bias': ('ffn',),
+  'up/bias': ('ffn',),
   'gate/kernel': ('embed', 'ffn'),
   'up/kernel': ('embed', 'ffn'),
   'down/kernel': ('ffn', 'embed'),
   'k': ('batch', 'kv_heads', 'length', 'head_dim'),  # of a KV cache
   'v': ('batch', 'kv_heads', 'length', 'head_dim'),
   'valid': ('batch', 'length'),
+  'positions': ('batch', 'length'),
 }
 
 

@@ -195,7 +195,7 @@ def make_update(
       trained on beside the traces; None: nothing.
     prepare: `(batch, traces, measured) -> batch`, of `make_prepare`: what else
       the loss reads; None: nothing.
-    **options: mini_batches, epochs, micro_batches, axis_name of
+    **options: mini_batches, epochs, micro_batches, axis_name, trainable of
       `update.update`.
   """
 

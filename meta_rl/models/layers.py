@@ -1,0 +1,73 @@
+"""RMSNorm and linear layers, in float32 or with bfloat16 storage."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class RMSNorm(nn.Module):
+  """x / sqrt(mean(x^2) + eps) * scale, in float32.
+
+  With `plus_one` it is multiplied by 1 + scale, and scale starts at 0 (Gemma):
+  the same function, stored so that weight decay pulls towards the identity.
+  """
+
+  eps: float
+  plus_one: bool = False
+  param_dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, x):
+    init = nn.initializers.zeros if self.plus_one else nn.initializers.ones
+    scale = self.param('scale', init, (x.shape[-1],), self.param_dtype)
+    if self.plus_one:
+      scale = 1.0 + scale.astype(jnp.float32)
+    y = x.astype(jnp.float32)
+    y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+    return (y * scale).astype(x.dtype)
+
+
+class Linear(nn.Module):
+  """x @ kernel (+ bias) over the last axis, on 2-D operands.
+
+  With `lora_rank` r it is x @ kernel + lora_scale * (x @ A) @ B, where A [D,r]
+  starts at random and B [r,F] at 0: the layer then begins as it was (Hu et al.
+  2021, arXiv 2106.09685, section 4.1). A and B are float32 whatever the kernel.
+  """
+
+  features: int
+  use_bias: bool = False
+  param_dtype: str = 'float32'
+  lora_rank: int = 0
+  lora_scale: float = 1.0
+
+  @nn.compact
+  def __call__(self, x):
+    shape = (x.shape[-1], self.features)
+    init = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
+    kernel = self.param('kernel', init, shape, self.param_dtype)
+    flat = x.reshape(-1, x.shape[-1])
+    y = flat @ kernel.astype(x.dtype)
+    if self.lora_rank:
+      rank = self.lora_rank
+      a = self.param('lora_a', init, (shape[0], rank))
+      b = self.param('lora_b', nn.initializers.zeros, (rank, shape[1]))
+      y += (flat @ a.astype(x.dtype)) @ (self.lora_scale * b).astype(x.dtype)
+    if self.use_bias:
+      zeros = nn.initializers.zeros
+      bias = self.param('bias', zeros, shape[1:], self.param_dtype)
+      y += bias.astype(x.dtype)
+    return y.reshape(*x.shape[:-1], self.features)
+
+
+def make_linear(config, features: int, use_bias: bool, name: str) -> Linear:
+  """Returns the linear layer `name` of a `TransformerConfig`."""
+  rank = config.lora_rank if name in config.lora_layers else 0
+  return Linear(
+    features,
+    use_bias,
+    config.param_dtype,
+    rank,
+    config.lora_alpha / rank if rank else 1.0,
+    name=name,
+  )
