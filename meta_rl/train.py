@@ -217,6 +217,8 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       if measured is not None:
         row |= held_out.summary(measured, config.rollout.thinking_budget)
         row |= held_out.episode_shares(measured, config)
+      if kit.metrics is not None:
+        row |= kit.metrics()
       row['compile/count'] = train_calls.count_traces(
         calls.values(), eval_calls, resample, correct
       )

@@ -131,6 +131,27 @@ def test_the_verifier_is_asked_from_the_device(source):
   np.testing.assert_array_equal(scores, [1, 1, 0, 0, 0, 0])
 
 
+def test_what_could_not_be_graded_is_counted(source, tmp_path, monkeypatch):
+  (tmp_path / 'odd_verifier.py').write_text(
+    'import os, time\n'
+    'def grade(answer, record):\n'
+    "  if 'hang' in answer: time.sleep(60)\n"
+    "  if 'die' in answer: os._exit(1)\n"
+    '  return 1.0\n'
+  )
+  monkeypatch.syspath_prepend(str(tmp_path))
+  kit = make(verifier='odd_verifier:grade', timeout_s=1.0)
+  gold = kit.record_arrays(source[0])['gold'][None]
+  texts = ['fine', 'hang', 'die', 'good']
+  scores = jax.jit(kit.make_task().verify)(*answers_of(texts), {'gold': gold})
+  np.testing.assert_array_equal(scores, [1, 0, 0, 1])
+  found = kit.metrics()
+  assert found['verifier/timeout_share'] == 0.25
+  assert found['verifier/crash_share'] == 0.25
+  assert found['verifier/restarts'] >= 2
+  assert kit.metrics() == {}  # counted once
+
+
 def test_axes_of_branches(source):
   """As the sampled prover asks: [B,K+1,M,A] against one problem a row."""
   kit = make()

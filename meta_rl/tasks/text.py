@@ -16,6 +16,7 @@ called from the device's program for whatever is sampled.
 Axes: B traces, T tokens, S accepted answers, A answer length.
 """
 
+import collections
 import dataclasses
 import functools
 import json
@@ -149,6 +150,7 @@ def _make_kit(text: str) -> TaskKit:
     decode=words.decode,
     vote=lambda ids: source.vote(words.decode(ids, special=False)),
     tokenizer=words.tokenizer,
+    metrics=encoded.grader.metrics,
   )
 
 
@@ -179,6 +181,7 @@ class _Encoder:
 
   def __init__(self, own: TextOptions, words: text_tokenizer.TextTokenizer):
     self._own, self._words = own, words
+    self.grader = Grader(own)
     self._end = (
       words.encode(own.answer_end) if own.answer_end else [words.eos_id]
     )
@@ -198,7 +201,7 @@ class _Encoder:
       delimiter_ids=words.line_break_ids(1 + (own.delimiter == 'paragraph')),
       episode_length=1,
       answer_length=own.answer_length,
-      verify=make_verify(own, words),
+      verify=make_verify(own, words, self.grader),
       segment=make_segment(own, words),
     )
 
@@ -324,13 +327,55 @@ def make_segment(own: TextOptions, words: text_tokenizer.TextTokenizer):
   return segment
 
 
-@functools.lru_cache(maxsize=4)
-def make_pool(verifier: str, timeout_s: float, workers: int | None):
-  """Returns the pool of a verifier, started once a process."""
-  return pool.Pool(verifier, timeout_s=timeout_s, workers=workers)
+class Grader:
+  """A pool of verifiers, started when it is first asked, and its counts."""
+
+  def __init__(self, own: TextOptions):
+    self._own, self._pool = own, None
+    self._counts = collections.Counter()
+
+  def __call__(self, asked: Sequence[tuple[str, bytes]]) -> list[float]:
+    """Returns 0.0 or 1.0 of each (text, record as JSON).
+
+    Where the prefix was forced the text goes on from it, and where it was not
+    the model may have written its own: both readings count.
+    """
+    own = self._own
+    if self._pool is None:
+      self._pool = pool.Pool(
+        own.verifier, timeout_s=own.timeout_s, workers=own.workers
+      )
+    records = [json.loads(gold.rstrip(b'\0')) for _, gold in asked]
+    texts = [text for text, _ in asked]
+    if own.answer_prefix:
+      texts += [own.answer_prefix + text for text in texts]
+      records += records
+    grades = self._pool.grade(texts, records)
+    self._counts.update(grades.statuses)
+    self._counts['restarts'] += grades.restarts
+    self._counts['seconds'] += grades.seconds
+    scores, size = grades.scores(), len(asked)
+    return [max(scores[i::size]) for i in range(size)]
+
+  def metrics(self) -> dict[str, float]:
+    """Returns shares of what could not be graded since the last call."""
+    counts, self._counts = self._counts, collections.Counter()
+    total = sum(counts[status] for status in pool.STATUSES)
+    if not total:
+      return {}
+    shares = {
+      f'verifier/{status}_share': counts[status] / total
+      for status in pool.STATUSES[1:]
+    }
+    return shares | {
+      'verifier/restarts': float(counts['restarts']),
+      'time/verify_s': float(counts['seconds']),
+    }
 
 
-def make_verify(own: TextOptions, words: text_tokenizer.TextTokenizer):
+def make_verify(
+  own: TextOptions, words: text_tokenizer.TextTokenizer, grader: Grader
+):
   """Returns the `Task.verify` of a text task: it asks the pool on the host.
 
   What is equal is graded once. A row whose answer is empty scores 0 unasked.
@@ -348,9 +393,7 @@ def make_verify(own: TextOptions, words: text_tokenizer.TextTokenizer):
       asked.setdefault((text, gold[row].tobytes()), []).append(row)
     scores = np.zeros(len(mask), np.float32)
     if asked:
-      workers = make_pool(own.verifier, own.timeout_s, own.workers)
-      found = _grade(workers, list(asked), own.answer_prefix)
-      for rows, score in zip(asked.values(), found):
+      for rows, score in zip(asked.values(), grader(list(asked))):
         scores[rows] = score
     return scores.reshape(shape)
 
@@ -361,19 +404,3 @@ def make_verify(own: TextOptions, words: text_tokenizer.TextTokenizer):
     return jax.pure_callback(grade, out, answers, mask, gold)
 
   return verify
-
-
-def _grade(workers: pool.Pool, asked: list, prefix: str) -> list[float]:
-  """Returns 0.0 or 1.0 of each (text, gold).
-
-  Where the prefix was forced the text goes on from it, and where it was not the
-  model may have written its own: both readings count.
-  """
-  records = [json.loads(gold.rstrip(b'\0')) for _, gold in asked]
-  texts = [text for text, _ in asked]
-  if prefix:
-    texts += [prefix + text for text in texts]
-    records += records
-  scores = workers.grade(texts, records).scores()
-  size = len(asked)
-  return [max(scores[i::size]) for i in range(size)]
