@@ -16,22 +16,18 @@ called from the device's program for whatever is sampled.
 Axes: B traces, T tokens, S accepted answers, A answer length.
 """
 
-import collections
 import dataclasses
 import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from meta_rl import chat_template, masked, segments, text_tokenizer
+from meta_rl import chat_template, masked, text_tokenizer
+from meta_rl.tasks import text_host
 from meta_rl.tasks.base import Task, TaskKit
 from meta_rl.tasks.text_sources import SOURCES
-from meta_rl.types import Episodes
-from meta_rl.verifiers import pool
 
 DELIMITERS = ('line', 'paragraph')
 TEMPLATES = ('checkpoint', 'chatml', 'none')
@@ -181,7 +177,12 @@ class _Encoder:
 
   def __init__(self, own: TextOptions, words: text_tokenizer.TextTokenizer):
     self._own, self._words = own, words
-    self.grader = Grader(own)
+    self.grader = text_host.Grader(
+      own.verifier,
+      own.answer_prefix,
+      timeout_s=own.timeout_s,
+      workers=own.workers,
+    )
     self._end = (
       words.encode(own.answer_end) if own.answer_end else [words.eos_id]
     )
@@ -201,8 +202,8 @@ class _Encoder:
       delimiter_ids=words.line_break_ids(1 + (own.delimiter == 'paragraph')),
       episode_length=1,
       answer_length=own.answer_length,
-      verify=make_verify(own, words, self.grader),
-      segment=make_segment(own, words),
+      verify=text_host.make_verify(words, self.grader, tuple(own.stop_strings)),
+      segment=text_host.make_segment(words, **own.segments),
     )
 
   def prompt(self, record: Mapping[str, Any]) -> list[int]:
@@ -259,7 +260,7 @@ class _Encoder:
       >= own.prompt_length - len(ids),
       'answers': answers,
       'answer_mask': mask,
-      'gold': pack_json(record['gold'], own.gold_bytes),
+      'gold': text_host.pack_json(record['gold'], own.gold_bytes),
     }
 
   def trace(self, record, thought: str, answer: str):
@@ -281,126 +282,3 @@ def chatml(turns: Sequence[Mapping[str, str]]) -> str:
     for turn in turns
   )
   return f'{text}<|im_start|>assistant\n'
-
-
-def pack_json(value: Any, size: int) -> np.ndarray:
-  """Returns a JSON value as bytes u8[size], zeros behind them.
-
-  Raises:
-    ValueError: it is longer.
-  """
-  data = json.dumps(value, ensure_ascii=False, separators=(',', ':')).encode()
-  if len(data) > size:
-    raise ValueError(
-      f'task.gold_bytes={size}: what the verifier needs of {data[:40]!r} has '
-      f'{len(data)} bytes; raise it'
-    )
-  packed = np.zeros(size, np.uint8)
-  packed[: len(data)] = np.frombuffer(data, np.uint8)
-  return packed
-
-
-def make_segment(own: TextOptions, words: text_tokenizer.TextTokenizer):
-  """Returns the `Task.segment` of a text task: it asks the host."""
-
-  def segment(tokens, thinking_mask, *, max_episodes, start):
-    def cut(tokens, mask, start):
-      found = segments.from_text(
-        np.asarray(tokens),
-        np.asarray(mask),
-        tokenizer=words.tokenizer,
-        max_episodes=max_episodes,
-        start=np.asarray(start),
-        **own.segments,
-      )
-      return found.ends, found.count
-
-    rows = tokens.shape[0]
-    out = (
-      jax.ShapeDtypeStruct((rows, max_episodes + 1), jnp.int32),
-      jax.ShapeDtypeStruct((rows,), jnp.int32),
-    )
-    start = jnp.broadcast_to(jnp.asarray(start, jnp.int32), (rows,))
-    ends, count = jax.pure_callback(cut, out, tokens, thinking_mask, start)
-    return Episodes(ends, count)
-
-  return segment
-
-
-class Grader:
-  """A pool of verifiers, started when it is first asked, and its counts."""
-
-  def __init__(self, own: TextOptions):
-    self._own, self._pool = own, None
-    self._counts = collections.Counter()
-
-  def __call__(self, asked: Sequence[tuple[str, bytes]]) -> list[float]:
-    """Returns 0.0 or 1.0 of each (text, record as JSON).
-
-    Where the prefix was forced the text goes on from it, and where it was not
-    the model may have written its own: both readings count.
-    """
-    own = self._own
-    if self._pool is None:
-      self._pool = pool.Pool(
-        own.verifier, timeout_s=own.timeout_s, workers=own.workers
-      )
-    records = [json.loads(gold.rstrip(b'\0')) for _, gold in asked]
-    texts = [text for text, _ in asked]
-    if own.answer_prefix:
-      texts += [own.answer_prefix + text for text in texts]
-      records += records
-    grades = self._pool.grade(texts, records)
-    self._counts.update(grades.statuses)
-    self._counts['restarts'] += grades.restarts
-    self._counts['seconds'] += grades.seconds
-    scores, size = grades.scores(), len(asked)
-    return [max(scores[i::size]) for i in range(size)]
-
-  def metrics(self) -> dict[str, float]:
-    """Returns shares of what could not be graded since the last call."""
-    counts, self._counts = self._counts, collections.Counter()
-    total = sum(counts[status] for status in pool.STATUSES)
-    if not total:
-      return {}
-    shares = {
-      f'verifier/{status}_share': counts[status] / total
-      for status in pool.STATUSES[1:]
-    }
-    return shares | {
-      'verifier/restarts': float(counts['restarts']),
-      'time/verify_s': float(counts['seconds']),
-    }
-
-
-def make_verify(
-  own: TextOptions, words: text_tokenizer.TextTokenizer, grader: Grader
-):
-  """Returns the `Task.verify` of a text task: it asks the pool on the host.
-
-  What is equal is graded once. A row whose answer is empty scores 0 unasked.
-  """
-
-  def grade(answers, mask, gold):
-    answers, mask, gold = map(np.asarray, (answers, mask, gold))
-    shape, length = mask.shape[:-1], mask.shape[-1]
-    answers, mask = answers.reshape(-1, length), mask.reshape(-1, length)
-    gold = gold.reshape(-1, gold.shape[-1])
-    asked = {}  # (text, gold) -> rows
-    for row in np.flatnonzero(mask.any(1)):
-      text = words.decode(answers[row][mask[row]], special=False)
-      text = chat_template.cut(text, own.stop_strings)[0]
-      asked.setdefault((text, gold[row].tobytes()), []).append(row)
-    scores = np.zeros(len(mask), np.float32)
-    if asked:
-      for rows, score in zip(asked.values(), grader(list(asked))):
-        scores[rows] = score
-    return scores.reshape(shape)
-
-  def verify(answers, mask, batch):
-    gold = jnp.asarray(batch['gold'])
-    gold = jnp.broadcast_to(gold, (*mask.shape[:-1], gold.shape[-1]))
-    out = jax.ShapeDtypeStruct(mask.shape[:-1], jnp.float32)
-    return jax.pure_callback(grade, out, answers, mask, gold)
-
-  return verify
