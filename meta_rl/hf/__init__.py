@@ -1,6 +1,23 @@
-"""Checkpoints of Hugging Face and GGUF, in and out."""
+"""Checkpoints of Hugging Face and GGUF, in and out.
+
+config, params, tokenizer = hf.load_model(PATH)
+hf.save_checkpoint(OUT, params, config, hf.hf_config_of(PATH), tokenizer=PATH)
+"""
 
 from meta_rl.hf.config import config_from_hf, config_to_hf, read_config
 from meta_rl.hf.load import load_checkpoint
+from meta_rl.hf.model import hf_config_of, load_model
+from meta_rl.hf.save import save_checkpoint
+from meta_rl.hf.tokenizer import TokenizerInfo, read_tokenizer
 
-__all__ = ['config_from_hf', 'config_to_hf', 'load_checkpoint', 'read_config']
+__all__ = [
+  'TokenizerInfo',
+  'config_from_hf',
+  'config_to_hf',
+  'hf_config_of',
+  'load_checkpoint',
+  'load_model',
+  'read_config',
+  'read_tokenizer',
+  'save_checkpoint',
+]

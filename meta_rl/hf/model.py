@@ -1,0 +1,71 @@
+"""One call for a checkpoint of either kind: a folder or a .gguf file."""
+
+from pathlib import Path
+from typing import Any
+
+from meta_rl.hf.config import read_config
+from meta_rl.hf.gguf import (
+  GgufFile,
+  config_values,
+  load_params,
+  read_gguf_config,
+)
+from meta_rl.hf.gguf_tokenizer import tokenizer_of
+from meta_rl.hf.load import load_checkpoint
+from meta_rl.hf.tensors import read_json
+from meta_rl.hf.tokenizer import TokenizerInfo, read_tokenizer
+from meta_rl.models import TransformerConfig
+from meta_rl.types import Params
+from meta_rl.weights import WeightsError
+
+
+def load_model(
+  path, *, shardings: Any = None, tokenizer: bool = True, **overrides
+) -> tuple[TransformerConfig, Params, TokenizerInfo | None]:
+  """Returns config, parameters and tokenizer of a checkpoint.
+
+      config, params, tokenizer = hf.load_model('path/to/Qwen2.5-0.5B')
+      model = models.make_model(config)
+
+  Tensors are read one at a time and placed straight onto their shardings.
+
+  Args:
+    path: a Hugging Face folder, or a .gguf file.
+    shardings: where to put the parameters: a pytree like them, one sharding for
+      all, a function from their shapes to either, such as
+      `lambda p: param_shardings(p, mesh)`; None: the default device.
+    tokenizer: read it too; False gives None in its place.
+    **overrides: `dtype` (of activations), `param_dtype`, `scan_layers`,
+      `remat`, as in `TransformerConfig`.
+
+  Raises:
+    WeightsError: a missing, damaged or foreign file, a missing, extra or
+      misshapen tensor; one line that names file and tensor.
+    ValueError: an architecture, an option or a tokenizer that is not supported.
+  """
+  path = Path(path)
+  if path.suffix == '.gguf':
+    file = GgufFile(path)
+    config = read_gguf_config(file, **overrides)
+    info = tokenizer_of(file.metadata) if tokenizer else None
+    return config, load_params(file, config, shardings=shardings), info
+  _check_folder(path)
+  config = read_config(path, **overrides)
+  info = read_tokenizer(path) if tokenizer else None
+  return config, load_checkpoint(path, config, shardings=shardings), info
+
+
+def hf_config_of(path) -> dict[str, Any]:
+  """Returns what config.json holds, of a folder or as a .gguf file says it."""
+  path = Path(path)
+  if path.suffix == '.gguf':
+    return config_values(GgufFile(path))
+  _check_folder(path)
+  return read_json(path / 'config.json', 'config')
+
+
+def _check_folder(path: Path):
+  if not path.is_dir():
+    raise WeightsError(
+      f'checkpoint {path} is neither a folder nor a .gguf file'
+    )
