@@ -4,6 +4,8 @@
     python -m meta_rl.generate --config=mrt_countdown --out=rollouts.jsonl \\
       --num_prompts=480 --group_size=8
 
+With `--model=PATH` it talks with a checkpoint instead (meta_rl/converse.py).
+
 The policy is a run's (`--workdir`), or what a config starts from (`--config`,
 its `init_from`: a shipped asset, a file, a run). What a row of the file holds
 is said in meta_rl/external/rows.py; `config.rollout.source = 'jsonl:FILE'`
@@ -23,6 +25,7 @@ from meta_rl import (
   check_config,
   checkpoint,
   command_line,
+  converse,
   env,
   external,
   files,
@@ -149,6 +152,17 @@ def define_flags():
   flags.DEFINE_integer('batch_size', 64, 'Prompts at a time.')
   flags.DEFINE_integer('seed', 0, 'Of the sampling.')
   flags.DEFINE_integer('show', 4, 'Traces to print.')
+  # Of --model alone.
+  flags.DEFINE_string('model', None, 'Checkpoint to talk to (meta_rl/hf).')
+  flags.DEFINE_string('prompt', '', 'Answer this alone, and leave.')
+  flags.DEFINE_string('system', '', 'Text of a system turn.')
+  flags.DEFINE_string('thinking', '', "'r1' or 'plain'; default by the model.")
+  flags.DEFINE_integer('thinking_budget', None, 'Tokens; none: no limit.')
+  flags.DEFINE_integer('max_new_tokens', 512, 'Tokens of an answer, at most.')
+  flags.DEFINE_float('temperature', 0.7, 'Of the sampling; 0 is greedy.')
+  flags.DEFINE_enum(
+    'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
+  )
 
 
 def main(argv):
@@ -158,6 +172,21 @@ def main(argv):
   jax.config.update('jax_threefry_partitionable', True)
   env.enable_compile_cache()
   try:
+    if FLAGS.model:
+      converse.converse(
+        converse.load(
+          FLAGS.model,
+          thinking=FLAGS.thinking,
+          dtype=FLAGS.dtype,
+          temperature=FLAGS.temperature,
+          max_new_tokens=FLAGS.max_new_tokens,
+          thinking_budget=FLAGS.thinking_budget,
+        ),
+        prompt=FLAGS.prompt,
+        system=FLAGS.system,
+        seed=FLAGS.seed,
+      )
+      return
     if FLAGS.out:
       files.check_output('--out', FLAGS.out)
     config, params = policy(FLAGS.workdir, FLAGS.config, which=FLAGS.which)

@@ -5,7 +5,6 @@ it `check_config`, `command_line` and `held_out`: nothing else reads a
 ConfigDict.
 """
 
-import dataclasses
 import functools
 import inspect
 import os
@@ -91,7 +90,7 @@ def model_config(config: ml_collections.ConfigDict):
   options = config.model.to_dict()
   path = options.pop('path', '')
   if path:
-    return hf.read_config(path, **options)
+    return hf.model_config(path, **options)
   return models.config_from_dict(options)
 
 
@@ -123,8 +122,9 @@ def initial_params(config: ml_collections.ConfigDict) -> Params:
   shape, path = model_config(config), config.model.get('path')
   if not path or config.init_from == 'random':
     return _with_head(config, models.init_params(shape, key))
-  plain = dataclasses.replace(shape, lora_rank=0)
-  params = hf.load_params(path, plain)
+  options = config.model.to_dict()
+  options = {k: v for k, v in options.items() if k.partition('_')[0] != 'lora'}
+  _, params, _ = hf.load_model(tokenizer=False, **options)
   if shape.lora_rank:
     params = lora.add(params, shape, key)
   return _with_head(config, params)

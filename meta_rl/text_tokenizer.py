@@ -1,20 +1,19 @@
 """Tokenizers of language models, with the few ids that a text task needs.
 
-    load('/models/Qwen2.5-0.5B-Instruct')    a folder in Hugging Face format
+    load('/models/Qwen2.5-0.5B-Instruct')    of a checkpoint (meta_rl/hf)
     load('bytes')                            every byte a token, for trials
 
-The tokenizer itself is HF `tokenizers`, from the folder's own tokenizer.json.
+The tokenizer itself is HF `tokenizers`, the checkpoint's own.
 """
 
 import dataclasses
 import functools
-import json
-import os
-import pathlib
 from collections.abc import Iterable
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
+
+from meta_rl import hf
 
 BYTES = 'bytes'
 # Of the byte tokenizer; each is one token.
@@ -98,75 +97,37 @@ def load(path: str) -> TextTokenizer:
   """Returns the tokenizer of a checkpoint; read once a process.
 
   Args:
-    path: a folder with tokenizer.json, a .gguf file, or 'bytes'.
+    path: as in `hf.find`, or 'bytes'.
 
   Raises:
     ValueError: there is none, or a file that cannot be read.
   """
   if path == BYTES:
     return _bytes()
-  folder = pathlib.Path(path).expanduser()
-  if not folder.is_dir():
+  info = hf.model_tokenizer(path)
+  if not info.eos_ids:
     raise ValueError(
-      f'task.tokenizer={path!r}: no such folder; give one with a '
-      f'tokenizer.json in it, or {BYTES!r}.'
-    )
-  file = folder / 'tokenizer.json'
-  if not file.is_file():
-    raise ValueError(
-      f'{folder} has no tokenizer.json: save it with a fast tokenizer of '
-      'transformers (save_pretrained).'
-    )
-  try:
-    tokenizer = tokenizers.Tokenizer.from_file(os.fspath(file))
-  except Exception as error:  # `tokenizers` raises bare Exception
-    raise ValueError(f'{file} is no tokenizer: {error}') from error
-  settings = _read(folder / 'tokenizer_config.json')
-  special = {
-    name: value['content'] if isinstance(value, dict) else value
-    for name, value in settings.items()
-    if name.endswith('_token') and isinstance(value, str | dict)
-  }
-  template = settings.get('chat_template') or ''
-  if isinstance(template, list):  # several by name
-    named = {each.get('name'): each.get('template', '') for each in template}
-    template = named.get('default', '')
-  if (folder / 'chat_template.jinja').is_file():
-    template = (folder / 'chat_template.jinja').read_text('utf-8')
-  eos = _eos(folder, tokenizer, special)
-  pad = tokenizer.token_to_id(special.get('pad_token', '')) or 0
-  bos = None
-  if settings.get('add_bos_token', 'bos_token' in special):
-    bos = tokenizer.token_to_id(special.get('bos_token', ''))
-  return TextTokenizer(tokenizer, eos, pad, bos, template, special)
-
-
-def _read(file: pathlib.Path) -> dict:
-  try:
-    found = json.loads(file.read_text('utf-8'))
-  except FileNotFoundError:
-    return {}
-  except ValueError as error:
-    raise ValueError(f'{file} is not JSON: {error}') from None
-  if not isinstance(found, dict):
-    raise ValueError(f'{file} holds no JSON object')
-  return found
-
-
-def _eos(folder, tokenizer, special) -> int:
-  """Returns what ends an answer: that of generation comes first."""
-  for name in ('generation_config.json', 'config.json'):
-    given = _read(folder / name).get('eos_token_id')
-    given = given[0] if isinstance(given, list) and given else given
-    if isinstance(given, int):
-      return given
-  found = tokenizer.token_to_id(special.get('eos_token', ''))
-  if found is None:
-    raise ValueError(
-      f'{folder} does not say which token ends a text: put eos_token into its '
+      f'{path} does not say which token ends a text: put eos_token into its '
       'tokenizer_config.json.'
     )
-  return found
+  name = info.tokenizer.id_to_token
+  ids = {'bos_token': info.bos_id, 'pad_token': info.pad_id}
+  ids['eos_token'] = info.eos_ids[0]
+  special = {key: name(i) for key, i in ids.items() if i is not None}
+  return TextTokenizer(
+    info.tokenizer,
+    eos_id=info.eos_ids[0],
+    pad_id=info.pad_id or 0,
+    bos_id=info.bos_id if _begins(info) else None,
+    chat_template=info.chat_template or '',
+    special=special,
+  )
+
+
+def _begins(info) -> bool:
+  """Returns whether the tokenizer itself puts its bos before a text."""
+  ids = info.tokenizer.encode('a').ids
+  return info.bos_id is not None and ids[:1] == [info.bos_id]
 
 
 def _bytes() -> TextTokenizer:

