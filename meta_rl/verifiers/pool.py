@@ -459,7 +459,10 @@ class _Worker:
     self._kill_group()
     if code >= 0:
       return f'exit code {code}'
-    return f'signal {signal.Signals(-code).name}'
+    try:
+      return f'signal {signal.Signals(-code).name}'
+    except ValueError:  # a real-time signal has no name
+      return f'signal {-code}'
 
   def end(self):
     """Kills the process and all that it started; again is no error."""
