@@ -40,23 +40,15 @@ def token_texts(
 
     ''.join(token_texts(ids)) = tokenizer.decode(ids)
 
-  Special tokens are text too. Bytes that are no UTF-8 become U+FFFD, as in
-  `decode`.
+  Special tokens are text too. As in `decode`, bytes that are no UTF-8 become
+  U+FFFD, and ids that the tokenizer lacks have no text: the vocabulary of a
+  model is often padded beyond that of its tokenizer.
 
   Args:
-    ids: token ids.
+    ids: token ids, >= 0.
     tokenizer: theirs.
-
-  Raises:
-    ValueError: an id that the tokenizer does not have.
   """
   ids = [int(index) for index in ids]
-  for index in ids:
-    if tokenizer.id_to_token(index) is None:
-      raise ValueError(
-        f'token id {index} is not in the tokenizer, which has '
-        f'{tokenizer.get_vocab_size()}: is it the one of the model?'
-      )
   if isinstance(tokenizer.decoder, decoders.ByteLevel):
     return _texts_of_bytes(ids, tokenizer)
   return _texts_by_decoding(ids, tokenizer)
@@ -97,7 +89,7 @@ def split_ids(
     Increasing indices, the last one len(ids) - 1; none without ids.
 
   Raises:
-    ValueError: an option out of its range, or a foreign id.
+    ValueError: an option out of its range.
   """
   masked.check_range('max_episodes', max_episodes, low=1)
   masked.check_range('group_size', group_size, low=1)
@@ -216,7 +208,8 @@ def _bytes_of(token: str) -> bytes:
 def _texts_of_bytes(ids, tokenizer) -> list[str]:
   decoder = codecs.getincrementaldecoder('utf-8')('replace')
   texts = [
-    decoder.decode(_bytes_of(tokenizer.id_to_token(index))) for index in ids
+    decoder.decode(_bytes_of(tokenizer.id_to_token(index) or ''))
+    for index in ids
   ]
   rest = decoder.decode(b'', final=True)
   if rest:

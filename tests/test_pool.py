@@ -182,6 +182,16 @@ def test_rows_larger_than_a_pipe(hostile):
   assert hostile.grade(answers, records).scores() == [1.0] * 400
 
 
+@pytest.mark.timeout(60)
+def test_rows_larger_than_a_pipe_for_a_worker_that_reads_nothing():
+  """Writing must not wait for it either: the row times out, the rest is run."""
+  answers = ['x' * 19_000 + str(i) for i in range(40)]
+  with pool.Pool(HOSTILE, workers=1, timeout_s=TIMEOUT_S) as one:
+    os.kill(one._workers[0]._process.pid, signal.SIGSTOP)
+    grades = one.grade(answers, [{'answer': answer} for answer in answers])
+  assert grades.statuses == ('timeout',) + ('ok',) * 39
+
+
 def test_a_worker_that_was_killed_while_idle_costs_nothing(hostile):
   for each in hostile._workers:
     os.kill(each._process.pid, signal.SIGKILL)
@@ -190,6 +200,20 @@ def test_a_worker_that_was_killed_while_idle_costs_nothing(hostile):
   grades = hostile.grade(*rows(['good'] * 30))
   assert grades.scores(failed=None) == [1.0] * 30
   assert grades.restarts == 3
+
+
+def test_a_worker_that_fills_its_memory_is_replaced_in_time():
+  """30 rows that keep 30 MiB each, within 512: nobody runs out of it. What
+  this process itself takes does not count, though the system starts there."""
+  taken = bytearray(os.urandom(1 << 20)) * 300
+  with pool.Pool(HOSTILE, workers=1, timeout_s=30, memory_mb=512) as one:
+    grades = one.grade(*rows(['leak'] * 30))
+    assert grades.scores(failed=None) == [1.0] * 30
+    assert 2 <= grades.restarts <= 6
+    one.grade(*rows(['good'] * 10))
+    grades = one.grade(*rows(['good'] * 100))
+  assert grades.restarts == 0
+  assert len(taken) == 300 << 20
 
 
 def test_what_a_verifier_has_started_dies_with_it(tmp_path):

@@ -82,7 +82,7 @@ def test_texts_join_to_the_text(tokenizer, text):
 
 @pytest.mark.parametrize('tokenizer', [MERGED, GENERIC])
 @settings(max_examples=100)
-@given(ids=st.lists(st.integers(0, 331), max_size=12))
+@given(ids=st.lists(st.integers(0, 334), max_size=12))
 def test_texts_of_any_ids_join_to_what_they_decode_to(tokenizer, ids):
   """Sampled ids need not be UTF-8, and special tokens are text too."""
   texts = segments.token_texts(ids, tokenizer)
@@ -129,9 +129,13 @@ def test_text_that_never_becomes_whole_is_given_up_on():
   assert texts[-1].endswith('b')
 
 
-def test_a_foreign_id_is_named():
-  with pytest.raises(ValueError, match='token id 9999 is not in the tokenizer'):
-    segments.token_texts([1, 9999], BYTES)
+@pytest.mark.parametrize('tokenizer', [MERGED, GENERIC, FALLBACK])
+def test_ids_that_the_tokenizer_lacks_have_no_text(tokenizer):
+  """A model's vocabulary is padded; with random weights such ids come up."""
+  ids = [64, 9999, 65, 9999]
+  texts = segments.token_texts(ids, tokenizer)
+  assert texts[1] == texts[3] == ''
+  assert ''.join(texts) == tokenizer.decode(ids, skip_special_tokens=False)
 
 
 # ---- cuts
@@ -166,6 +170,7 @@ def test_merged_tokens():
     models.WordLevel({w: i for i, w in enumerate(['a', '.\u010a\u010a'])})
   )
   tokenizer.add_tokens(['Wait', '\u010a\u010a', '.', '.\u010a\u010aWait'])
+  tokenizer.add_tokens(['\u010a\u010aWait'])
   tokenizer.decoder = decoders.ByteLevel()
   index = tokenizer.token_to_id
   split = lambda words, **options: segments.split_ids(
@@ -185,6 +190,10 @@ def test_merged_tokens():
   across = '.\u010a\u010aWait'
   assert split(['a', across, '.']) == [1, 2]
   assert split(['a', across, '.'], with_blank_line=True) == [1, 2]
+  # One that has the blank line and goes on is not taken for its blank line.
+  for blank in (False, True):
+    words = ['a', '.', feed + 'Wait', '.']
+    assert split(words, with_blank_line=blank) == [1, 3]
   # Three episodes, two of them within one token, and nothing behind it.
   assert split(['a', across, across, '.']) == [1, 2, 3]
   assert split(['a', across]) == [1]

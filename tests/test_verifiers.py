@@ -41,6 +41,9 @@ def test_only_what_comes_after_the_stop(text, stop, expected):
     ('answer: ', None),
     ('answer: 3\nanswer:', '3'),
     ('an answer', None),
+    ('answer\n: 5', None),
+    ('answer: 3\nthe answer is 4, answer:', '3'),
+    ('answer: 3\n\n', '3'),
     ('answering: 5', None),
     ('', None),
   ],
@@ -65,7 +68,7 @@ def test_final_answer(text, expected):
 
 HUGE = [
   r'\boxed{' * 150_000,
-  r'\boxed{' + '{' * 1_000_000,
+  r'\boxed{' + '{' * 500_000,
   '\\' * 1_000_001,
   'answer' * 170_000,
   'answer ' * 140_000,

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 
+LEAKED = []
+
 
 def hostile(answer, record):
   """Grades 'good' answers and does whatever else the answer says."""
@@ -27,6 +29,9 @@ def hostile(answer, record):
     os.kill(os.getpid(), signal.SIGSEGV)
   if answer == 'memory':
     bytearray(1 << 33)
+  if answer == 'leak':
+    LEAKED.append(bytearray(30 << 20))
+    return 1.0
   if answer == 'many pages':
     record['keep'] = [bytes(1 << 16) for _ in range(1 << 20)]
   if answer == 'recursion':

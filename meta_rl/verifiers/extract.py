@@ -10,7 +10,7 @@ _BOXED = '\\boxed{'
 _BRACES = re.compile(r'\\.|[{}]', re.DOTALL)
 # 'answer: 42', '**Final answer** is 42', '#### 42'; what follows is the answer.
 _ANSWER = re.compile(
-  r'(?:\banswer\b[*_\s]{0,8}(?:\bis\b|[:=])[*_:=\s]{0,8}|####\s{0,8})',
+  r'(?:\banswer\b[*_ \t]{0,8}(?:\bis\b|[:=])[*_:= \t]{0,8}|####)',
   re.IGNORECASE | re.ASCII,
 )
 
@@ -68,10 +68,15 @@ def answer_line(text: str) -> str | None:
   Args:
     text: any text. A line ends at a line feed.
   """
-  for line in reversed(text.split('\n')):
-    ends = [match.end() for match in _ANSWER.finditer(line)]
-    if ends and line[ends[-1] :].strip():
-      return line[ends[-1] :].strip()
+  line_start = len(text) + 1
+  for end in reversed([match.end() for match in _ANSWER.finditer(text)]):
+    if end >= line_start:
+      continue  # of a line whose last one was looked at
+    line_start = text.rfind('\n', 0, end) + 1
+    line_end = text.find('\n', end)
+    answer = text[end : line_end if line_end >= 0 else None].strip()
+    if answer:
+      return answer
   return None
 
 

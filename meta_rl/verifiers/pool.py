@@ -15,16 +15,11 @@ waited behind the one that failed go to another worker.
 """
 
 import collections
-import contextlib
 import dataclasses
-import json
 import math
 import os
 import pickle
 import selectors
-import signal
-import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -35,6 +30,7 @@ from absl import logging
 
 from meta_rl import verifiers
 from meta_rl.verifiers import VerifierError, extract, worker
+from meta_rl.verifiers.process import Worker
 
 STATUSES = worker.STATUSES
 
@@ -146,7 +142,7 @@ class Pool:
     self._stop, self._start_timeout_s = stop, start_timeout_s
     self._lock = threading.Lock()
     self._selector = selectors.DefaultSelector()
-    self._workers: list[_Worker] = []
+    self._workers: list[Worker] = []
     self._failed_starts = 0
     self._rate = 0.0
     self._close = weakref.finalize(
@@ -245,11 +241,11 @@ class Pool:
         batch.queue.append((index, row))
 
   def _start(self):
-    new = _Worker(self._options, self._selector)
+    new = Worker(self._options, self._selector)
     new.deadline = time.monotonic() + self._start_timeout_s
     self._workers.append(new)
 
-  def _replace(self, old: '_Worker'):
+  def _replace(self, old: Worker):
     old.end()
     self._workers.remove(old)
     self.totals['restarts'] += 1
@@ -276,7 +272,7 @@ class Pool:
       if each.deadline is not None and now >= each.deadline:
         self._overdue(each, batch)
 
-  def _send(self, each: '_Worker', batch: '_Batch'):
+  def _send(self, each: Worker, batch: '_Batch'):
     share = math.ceil(len(batch.queue) / (2 * len(self._workers)))
     most = max(int(self._rate * _MESSAGE_S), 8)
     rows, size = [], 0
@@ -287,7 +283,7 @@ class Pool:
       size += len(rows[-1][1])
     each.send(rows, self._timeout_s)
 
-  def _receive(self, each: '_Worker', batch: '_Batch | None'):
+  def _receive(self, each: Worker, batch: '_Batch | None'):
     replies, ended = each.receive()
     for status, last, value, detail in replies:
       if status == worker.READY:
@@ -314,7 +310,7 @@ class Pool:
     elif ended:
       self._give_back(each, batch, 'crash', f'the worker ended, {each.exit()}')
 
-  def _overdue(self, each: '_Worker', batch: '_Batch | None'):
+  def _overdue(self, each: Worker, batch: '_Batch | None'):
     if each.ready:
       line = f'no answer within {self._timeout_s:g} s'
       self._give_back(each, batch, 'timeout', line)
@@ -322,7 +318,7 @@ class Pool:
       line = f'a worker was not ready within {self._start_timeout_s:g} s'
       self._start_failed(each, line)
 
-  def _give_back(self, each: '_Worker', batch, status: str = '', detail=''):
+  def _give_back(self, each: Worker, batch, status: str = '', detail=''):
     """Replaces a worker; its rows go back, but not the one that failed."""
     if each.rows and status:
       index, _ = each.rows.popleft()
@@ -332,7 +328,7 @@ class Pool:
       batch.queue.extendleft(reversed(each.rows))
     self._replace(each)
 
-  def _start_failed(self, each: '_Worker', line: str):
+  def _start_failed(self, each: Worker, line: str):
     self._start_error = f'{self._options["verifier"]}: {line}'
     self._failed_starts += 1
     others = any(w.ready for w in self._workers if w is not each)
@@ -359,136 +355,7 @@ class _Batch:
     self.unanswered -= 1
 
 
-class _Worker:
-  """One worker process and its pipes."""
-
-  def __init__(self, options: dict, selector: selectors.BaseSelector):
-    read_fd, self._write = os.pipe()
-    self._read, write_fd = os.pipe()
-    life_fd, self._life = os.pipe()
-    theirs = (read_fd, write_fd, life_fd)
-    names = dict(zip(('read_fd', 'write_fd', 'life_fd'), theirs))
-    arguments = options | names | {'path': sys.path}
-    try:
-      self._process = subprocess.Popen(
-        [sys.executable, '-c', worker.BOOT, json.dumps(arguments)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        pass_fds=theirs,
-        env=os.environ | _ENVIRONMENT,
-        # A Ctrl-C is not for it, and whatever it starts is killed with it.
-        start_new_session=True,
-      )
-    except BaseException:
-      for fd in (self._read, self._write, self._life):
-        os.close(fd)
-      raise
-    finally:
-      for fd in theirs:
-        os.close(fd)
-    os.set_blocking(self._write, False)
-    os.set_blocking(self._read, False)
-    self._selector = selector
-    selector.register(self._read, selectors.EVENT_READ, self)
-    self._out, self._in = memoryview(b''), bytearray()
-    self._sent = (0, 0.0)
-    self.rows: collections.deque[tuple[int, bytes]] = collections.deque()
-    # untouched: no byte of the rows that it was sent has left.
-    self.ready = self.retired = self.untouched = False
-    self.deadline: float | None = None
-
-  def send(self, rows: list[tuple[int, bytes]], timeout_s: float):
-    """Sends rows; they are this worker's until it has answered them."""
-    self.rows.extend(rows)
-    body = pickle.dumps([row for _, row in rows], pickle.HIGHEST_PROTOCOL)
-    self._out = memoryview(worker.FRAME.pack(len(body)) + body)
-    now = time.monotonic()
-    self._sent, self.deadline = (len(rows), now), now + timeout_s
-    self.untouched = True
-    self._selector.register(self._write, selectors.EVENT_WRITE, self)
-    self.flush()
-
-  def flush(self):
-    """Writes as much as the pipe takes."""
-    try:
-      while self._out:
-        self._out = self._out[os.write(self._write, self._out) :]
-        self.untouched = False
-    except BlockingIOError:
-      return
-    except OSError:  # it died: the end of its replies says so too
-      self._out = memoryview(b'')
-    with contextlib.suppress(KeyError):
-      self._selector.unregister(self._write)
-
-  def receive(self) -> tuple[list[tuple[int, int, float, str]], bool]:
-    """Returns the replies that are there, and whether the worker has ended."""
-    ended = False
-    try:
-      while part := os.read(self._read, 1 << 16):
-        self._in += part
-      ended = True
-    except BlockingIOError:
-      pass
-    replies, start = [], 0
-    while len(self._in) - start >= worker.REPLY.size:
-      *reply, size = worker.REPLY.unpack_from(self._in, start)
-      begin = start + worker.REPLY.size
-      if len(self._in) < begin + size:
-        break
-      detail = bytes(self._in[begin : begin + size]).decode('utf-8', 'replace')
-      replies.append((*reply, detail))
-      start = begin + size
-    del self._in[:start]
-    return replies, ended
-
-  def rate(self) -> float:
-    """Returns rows a second of the last message."""
-    rows, began = self._sent
-    return rows / max(time.monotonic() - began, 1e-6)
-
-  def exit(self) -> str:
-    """Returns how the process ended, in words."""
-    try:
-      code = self._process.wait(1.0)
-    except subprocess.TimeoutExpired:
-      return 'its pipe closed'
-    # What it has started goes too, at once: later the number of its group may
-    # be another's.
-    self._kill_group()
-    if code >= 0:
-      return f'exit code {code}'
-    return f'signal {signal.Signals(-code).name}'
-
-  def end(self):
-    """Kills the process and all that it started; again is no error."""
-    # The group has its number as long as the process is not reaped.
-    if self._process.returncode is None:
-      self._kill_group()
-    self._process.wait()
-    for fd in (self._read, self._write):
-      with contextlib.suppress(KeyError, ValueError):
-        self._selector.unregister(fd)
-    for fd in (self._read, self._write, self._life):
-      with contextlib.suppress(OSError):
-        os.close(fd)
-
-  def _kill_group(self):
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-      os.killpg(self._process.pid, signal.SIGKILL)
-
-
-# Workers are many and small: no threads of their own, no accelerator.
-_ENVIRONMENT = {
-  'OMP_NUM_THREADS': '1',
-  'OPENBLAS_NUM_THREADS': '1',
-  'MKL_NUM_THREADS': '1',
-  'JAX_PLATFORMS': 'cpu',
-}
-
-
-def _end_all(workers: list[_Worker], selector, owner: int):
+def _end_all(workers: list[Worker], selector, owner: int):
   """Ends all workers; not in a fork of the process that owns them."""
   if os.getpid() != owner:
     return

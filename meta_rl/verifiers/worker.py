@@ -18,6 +18,7 @@ import resource
 import select
 import signal
 import struct
+from collections.abc import Callable
 
 from meta_rl import verifiers
 
@@ -72,7 +73,7 @@ def main(
       _reply(write_fd, FAILED, True, 0.0, str(error))
     else:
       _reply(write_fd, READY, False, 0.0, '')
-      _serve(read_fd, write_fd, grade, memory_mb)
+      _serve(read_fd, write_fd, grade, _is_filling(memory_mb))
       code = 0
   finally:
     os._exit(code)  # whatever a verifier has left running
@@ -101,13 +102,28 @@ def _limit_memory(memory_mb: int | None):
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
 
-def _serve(read_fd, write_fd, grade, memory_mb):
+def _is_filling(memory_mb: int | None) -> Callable[[], bool]:
+  """Returns a function that says when half of the room for memory is taken.
+
+  The caches of sympy grow: a worker goes before that would cost a row. Where
+  the system does not tell the size of a process (macOS), it never does. The
+  largest size so far, which getrusage tells everywhere, would not do: it starts
+  with that of the parent, which may be a training run of many GB.
+  """
+  if memory_mb is None or not os.path.exists('/proc/self/statm'):
+    return lambda: False
+  statm = os.open('/proc/self/statm', os.O_RDONLY)
+  page = resource.getpagesize()
+  size = lambda: int(os.pread(statm, 64, 0).split()[0]) * page
+  most = (size() + (memory_mb << 20)) // 2
+  return lambda: size() > most
+
+
+def _serve(read_fd, write_fd, grade, is_filling):
   while (frame := _read_frame(read_fd)) is not None:
     for row in frame:
       status, value, detail, last = _grade_row(grade, row)
-      # sympy's caches grow: a worker goes before it would cost a row.
-      used_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-      last |= memory_mb is not None and used_mb > memory_mb // 2
+      last |= is_filling()
       _reply(write_fd, status, last, value, detail)
       if last:
         return
