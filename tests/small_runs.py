@@ -37,7 +37,7 @@ def make_config(name, arg='tiny', **changes):
   config = CONFIGS[name].get_config(arg)
   # Fewer problems: the dataset is built in a second.
   fewer = {'countdown': {'high': 8}, 'hidden': {'num_problems': 512}}
-  config.task.update(fewer[config.task.name.split('_')[0]])
+  config.task.update(fewer.get(config.task.name.split('_')[0], {}))
   config.update_from_flattened_dict(
     {key.replace('__', '.'): value for key, value in changes.items()}
   )

@@ -133,9 +133,7 @@ class Transformer(nn.Module):
     head = self.embedding.T if self.config.tie_embeddings else self.head
     flat = features.reshape(-1, features.shape[-1])
     head = head.astype(flat.dtype)
-    product = functools.partial(
-      jnp.matmul, preferred_element_type=jnp.float32
-    )
+    product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
     if flat.shape[0] <= _FEW_ROWS and self.config.vocab_size >= _LARGE_VOCAB:
       # XLA's CPU product packs its right operand anew each time: the smaller
       # of the two should stand there. Decoding is a fifth faster for it.

@@ -1,0 +1,153 @@
+"""What the configs of language models share (no config of its own)."""
+
+import ml_collections
+
+from meta_rl import chat_template
+from meta_rl.configs import mrt_countdown
+
+# The switches of each architecture, at a size for trials.
+_TINY = {
+  'llama': {'num_kv_heads': 1},
+  'qwen2': {'num_kv_heads': 1, 'qkv_bias': True},
+  'qwen3': {'num_kv_heads': 1, 'qk_norm': True, 'head_dim': 12},
+  'gemma3': {
+    'num_kv_heads': 1,
+    'qk_norm': True,
+    'head_dim': 12,
+    'activation': 'gelu_tanh',
+    'norm_plus_one': True,
+    'post_norms': True,
+    'embedding_scale': 4.0,
+    'sliding_window': 16,
+    'local_layers': (True, False),
+    'local_rope_base': 1000.0,
+  },
+}
+MATH = 'Please reason step by step, and put your final answer within \\boxed{}.'
+
+
+def make(
+  arg: str, *, architecture: str, thinking: str
+) -> ml_collections.ConfigDict:
+  """Returns MRT with sampled branches on mathematics, for a checkpoint.
+
+  The paper's hyper-parameters where it gives them (arXiv 2503.07572, appendix:
+  learning rate 1e-6, cosine, warm-up 0.1, weight decay 0.01, 256 traces of 4 a
+  prompt, temperature 0.9); at most 6 episodes and 4 branches a boundary are
+  those of the public MRT v0.1.
+
+  Args:
+    arg: '' or 'tiny'.
+    architecture: a key of the sizes for trials.
+    thinking: a key of `chat_template.THINKING`.
+  """
+  if arg not in ('', 'tiny'):
+    raise ValueError(f'unknown argument {arg!r}: allowed is tiny.')
+  tiny = arg == 'tiny'
+  config = mrt_countdown.get_config(arg)
+  config.init_from = ''  # what model.path holds; 'random' for fresh weights
+  how = chat_template.thinking(thinking)
+  config.model = {
+    # A folder in Hugging Face format: config.json, *.safetensors, tokenizer.
+    'path': '' if tiny else '???',
+    'dtype': 'float32' if tiny else 'bfloat16',
+    'param_dtype': 'float32',
+    'scan_layers': True,
+    'remat': not tiny,
+    # LoRA: rank 0 trains all weights.
+    'lora_rank': 0,
+    'lora_alpha': 32.0,
+    'lora_layers': ('q', 'k', 'v', 'o', 'gate', 'up', 'down'),
+  }
+  config.task = {
+    'name': 'text',
+    'source': 'files',
+    # JSONL, JSON or Parquet with questions and answers: a file, or a folder
+    # with train*, test* (meta_rl/tasks/text_files.py).
+    'data': {'path': '' if tiny else '???', 'answer_format': 'plain'},
+    'tokenizer': 'bytes',
+    'verifier': 'math',
+    'timeout_s': 5.0,
+    'instruction': MATH,
+    'open': how.open,
+    'close': how.close,
+    # What the paper puts behind a prefix to have it answered at once; episodes
+    # end with the blank line that comes before it.
+    'stop': how.forced_stop().removesuffix(how.answer_prefix).lstrip('\n'),
+    'answer_prefix': how.answer_prefix,
+    'stop_strings': how.stop_strings,
+    'segments': {'with_blank_line': True},
+    'prompt_length': 1024,
+    'answer_length': 512,
+    'max_answers': 1,
+  }
+  if not tiny:
+    config.task.tokenizer = config.model.get_oneway_ref('path')
+  config.rollout.update(
+    {'num_prompts': 64, 'group_size': 4, 'temperature': 0.9}
+  )
+  config.rollout.thinking_budget = 8192
+  config.prover.update(
+    {
+      'kind': 'sampled',
+      'num_branches': 4,
+      'max_episodes': 6,
+      'boundaries': 'text',
+    }
+  )
+  config.batching.update(
+    {'mini_batches': 1, 'micro_batches': 32, 'length_buckets': (3072, 6144)}
+  )
+  config.loss.chunk = 512
+  config.optimizer.update(
+    {
+      'learning_rate': 1e-6,
+      'schedule': 'cosine',
+      'weight_decay': 0.01,
+      'warmup_steps': 10,
+    }
+  )
+  config.total_steps = 100
+  config.parallel.update({'kind': 'jit'})
+  config.parallel.mesh.fsdp = -1
+  config.parallel.mesh.data = 1
+  config.eval.update({'every': 10, 'num_problems': 256, 'batch_size': 64})
+  config.checkpoint.every = 10
+  config.log.update({'samples_every': 10, 'print_every': 1})
+  # bfloat16 rounds the two passes differently.
+  config.max_log_prob_gap = 0.1
+  if tiny:
+    make_tiny(config, architecture)
+  return config
+
+
+def make_tiny(config: ml_collections.ConfigDict, architecture: str):
+  """Makes a config run in seconds: random weights, tokens of bytes."""
+  sizes = {'vocab_size': 262, 'num_layers': 2, 'width': 16, 'num_heads': 2}
+  config.model = config.model.to_dict() | sizes | _TINY[architecture]
+  config.model.ffn_width = 32
+  config.task.update(
+    {
+      'source': 'countdown',
+      'verifier': 'expression',
+      'instruction': '',
+      'prompt_length': 144,
+      'answer_length': 12,
+      'max_answers': 4,
+    }
+  )
+  config.task.data = {'n': 3, 'high': 6, 'ops': '+-', 'max_answers': 4}
+  # One token of the byte tokenizer, and few to force.
+  config.task.update({'close': '</think>', 'stop': 'Stop.\n</think>'})
+  config.task.answer_prefix = '\n' if config.task.answer_prefix else ''
+  config.rollout.update({'num_prompts': 4, 'group_size': 4})
+  config.rollout.thinking_budget = 32
+  config.prover.update({'max_episodes': 3, 'num_branches': 2})
+  config.batching.update({'micro_batches': 2, 'length_buckets': ()})
+  config.loss.chunk = 16
+  config.total_steps = 4
+  config.optimizer.warmup_steps = 1
+  config.parallel.kind = 'none'
+  config.eval.update({'every': 2, 'num_problems': 16, 'batch_size': 16})
+  config.checkpoint.every = 2
+  config.log.update({'samples_every': 2})

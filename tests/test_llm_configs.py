@@ -1,0 +1,145 @@
+"""The configs of language models: what they ask for, and that they run."""
+
+import json
+
+import numpy as np
+import pytest
+
+from meta_rl import check_config, metrics, setup_run, workdir
+from meta_rl.configs import (
+  _llm,
+  mrt_gemma3_1b,
+  mrt_llama3_2_3b_backtrack,
+  mrt_qwen3_0p6b,
+  mrt_r1_distill_qwen_1p5b,
+  mrt_smollm2_135m,
+)
+
+pytest_plugins = ['small_runs']
+
+MATH = (
+  mrt_gemma3_1b,
+  mrt_llama3_2_3b_backtrack,
+  mrt_qwen3_0p6b,
+  mrt_r1_distill_qwen_1p5b,
+)
+TINY = [
+  (mrt_r1_distill_qwen_1p5b, 'tiny'),
+  (mrt_smollm2_135m, 'grpo,tiny'),
+]
+SLOW = [
+  *((module, 'tiny') for module in MATH if module != mrt_r1_distill_qwen_1p5b),
+  (mrt_llama3_2_3b_backtrack, 'sft,tiny'),
+  (mrt_smollm2_135m, 'tiny'),
+  (mrt_smollm2_135m, 'sft,tiny'),
+]
+slow = [pytest.param(*case, marks=pytest.mark.full) for case in SLOW]
+
+
+@pytest.mark.parametrize('module', MATH)
+def test_a_user_names_the_checkpoint_and_the_problems(module):
+  config = module.get_config()
+  with pytest.raises(ValueError, match=r'pass --config.model.path=…'):
+    workdir.lock_and_check(config)
+  config = module.get_config()
+  with config.unlocked():
+    config.model.path = '/models/own'
+  assert config.task.tokenizer == '/models/own'  # of the same checkpoint
+
+
+@pytest.mark.parametrize('module', MATH)
+def test_hyper_parameters_of_the_paper(module):
+  config = module.get_config()
+  assert config.rollout.num_prompts * config.rollout.group_size == 256
+  assert config.rollout.group_size == 4
+  assert config.rollout.temperature == 0.9
+  assert config.prover.num_branches == 4
+  given = config.optimizer
+  assert (given.learning_rate, given.schedule) == (1e-6, 'cosine')
+  assert (given.weight_decay, given.warmup_steps) == (0.01, 10)
+  assert config.total_steps == 100  # warm-up is a tenth of it
+
+
+def test_the_thought_is_stopped_as_in_the_paper():
+  task = mrt_r1_distill_qwen_1p5b.get_config().task
+  assert task.stop.startswith('Time is up.\n\nGiven the time')
+  assert task.stop.endswith('already have.\n</think>')
+  assert task.answer_prefix.startswith('\n\n**Step-by-Step Explanation')
+  # Episodes end with the blank line that comes before it.
+  assert task.segments.with_blank_line
+
+
+@pytest.mark.parametrize('architecture', _llm._TINY)
+def test_tiny_has_the_switches_of_its_architecture(architecture):
+  config = _llm.make('tiny', architecture=architecture, thinking='r1')
+  shape = setup_run.model_config(config)
+  for name, value in _llm._TINY[architecture].items():
+    assert getattr(shape, name) == value
+
+
+@pytest.mark.parametrize('module', [*MATH, mrt_smollm2_135m])
+def test_an_unknown_argument_is_refused(module):
+  with pytest.raises(ValueError, match='unknown argument'):
+    module.get_config('huge')
+
+
+@pytest.mark.parametrize('module, arg', [*TINY, *slow])
+def test_two_steps(module, arg, small, tmp_path):
+  config = module.get_config(arg)
+  config.total_steps = config.checkpoint.every = config.eval.every = 2
+  config.optimizer.warmup_steps = 0
+  config.task.data.high = 6
+  result = small.run(config, tmp_path / 'run')
+  assert result.code == 0, result.err
+  first, last = metrics.read_metrics(tmp_path / 'run' / 'metrics.jsonl')
+  assert np.isfinite(last['loss/total'])
+  assert 0 <= last['eval/regret_token_weighted'] <= 1
+  if config.algorithm.name != 'sft':
+    assert last['verifier/timeout_share'] == 0
+    assert last['policy/log_prob_gap'] < 1e-3
+    assert first['compile/count'] <= last['compile/count']
+    if config.prover.boundaries == 'text':
+      assert 0 < last['rollout/episodes_mean'] <= config.prover.max_episodes
+
+
+@pytest.mark.full
+def test_lora_trains_and_goes_on(small, tmp_path):
+  """2 + 2 steps are 4, the reference is the policy without its factors."""
+  def config(steps):
+    made = mrt_smollm2_135m.get_config('grpo,tiny')
+    made.model.lora_rank = 2
+    made.loss.kl_coef = 0.1
+    made.task.data.high = 6
+    made.eval.every = 4
+    made.checkpoint.every = 2
+    made.total_steps = steps
+    return made
+
+  whole = small.run(config(4), tmp_path / 'whole')
+  assert whole.code == 0, whole.err
+  assert not (tmp_path / 'whole' / setup_run.REFERENCE_NAME).exists()
+  assert whole.rows[0]['loss/kl'] == pytest.approx(0, abs=1e-6)
+  small.run(config(2), tmp_path / 'parts')
+  parts = small.run(config(4), tmp_path / 'parts', allow_change='total_steps')
+  assert parts.code == 0, parts.err
+  assert parts.rows[-1]['loss/total'] == whole.rows[-1]['loss/total']
+
+
+def test_lora_cannot_generate_prefixes_of_its_reference():
+  config = mrt_smollm2_135m.get_config('tiny')
+  config.model.lora_rank = 2
+  config.algorithm = {
+    'name': 'prefix',
+    'form': 'grouped',
+    'alpha': 1.0,
+    'prefix_policy': 'reference',
+    'prefix_success': 'measured',
+  }
+  with pytest.raises(ValueError, match='lora_rank'):
+    check_config.check_lora(config)
+
+
+def test_configs_are_json(small):
+  for module in MATH:
+    config = module.get_config('tiny')
+    json.dumps(config.to_dict())
