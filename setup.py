@@ -55,6 +55,7 @@ EXTRAS = {
   'test': [
     'pytest>=8.4',
     'pytest-timeout>=2.3',
+    'gguf>=0.17',
     'pytest-xdist>=3.6',
     'hypothesis>=6.130',
     'math-verify>=0.9',

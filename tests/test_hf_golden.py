@@ -71,8 +71,9 @@ def test_so_are_those_of_decoding_with_a_cache(name):
   np.testing.assert_allclose(found[MASK], recorded(name)[MASK], atol=ATOL)
 
 
-@pytest.mark.parametrize('name', ['qwen2_yarn', 'gemma3_text'])
-@pytest.mark.parametrize('forward', [whole, cached])
+@pytest.mark.parametrize(
+  'name, forward', [('qwen2_yarn', whole), ('gemma3_text', cached)]
+)
 def test_scanned_layers_may_differ_in_window_and_rope(name, forward):
   found = forward(*loaded(name, scan_layers=True, remat=True))
   np.testing.assert_allclose(found[MASK], recorded(name)[MASK], atol=ATOL)
@@ -86,6 +87,7 @@ def test_the_cap_that_transformers_drops_can_be_applied():
   assert np.abs(expected - dropped).max() > 0.05
 
 
+@pytest.mark.full
 def test_the_inputs_try_what_can_differ():
   """Each switch, taken back, gives other logits on some row."""
   changes = {

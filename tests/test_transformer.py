@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ROOT
 from toys import lively_params, tiny
 
 from meta_rl import models
-from meta_rl.models import rope
+from meta_rl.models import attention, rope
 from meta_rl.scoring import positions_of
 
 BIG = {
@@ -22,11 +23,18 @@ BIG = {
   'tie_embeddings': False,
   'rope_base': 50.0,
 }
+WINDOW = {
+  'sliding_window': 2,
+  'local_layers': (True, False),
+  'local_rope_base': 20.0,
+}
 CONFIGS = {
   'llama': tiny(),
   'qwen': tiny(**BIG),
   'scan': tiny(scan_layers=True),
   'bfloat16': tiny(num_layers=1, dtype='bfloat16'),
+  'window': tiny(**WINDOW),
+  'window, scan': tiny(**WINDOW, scan_layers=True),
 }
 # Left-padded, right-padded, whole, with a gap.
 MASK = np.array(
@@ -90,12 +98,14 @@ def _oracle(c, params, tokens):
     for t in range(len(x)):
       for h in range(c.num_heads):
         n = h * c.kv_heads // c.num_heads
-        turned = _turn(q[t, h], t, c.rope_base)
-        scores = np.array(
-          [turned @ _turn(k[s, n], s, c.rope_base) for s in range(t + 1)]
-        )
+        base, first = c.rope_base, 0
+        if c.is_local[i]:
+          base, first = c.local_rope_base, max(0, t + 1 - c.sliding_window)
+        turned = _turn(q[t, h], t, base)
+        seen = range(first, t + 1)
+        scores = np.array([turned @ _turn(k[s, n], s, base) for s in seen])
         weights = np.exp(scores / np.sqrt(c.dim))
-        out[t, h] = weights @ v[: t + 1, n] / weights.sum()
+        out[t, h] = weights @ v[first : t + 1, n] / weights.sum()
     x = x + out.reshape(len(x), -1) @ a['o']['kernel']
     y = _norm(x, layer['ffn_norm']['scale'])
     gate = y @ layer['gate']['kernel']
@@ -105,7 +115,7 @@ def _oracle(c, params, tokens):
   return _norm(x, params['final_norm']['scale']) @ head
 
 
-@pytest.mark.parametrize('name', ['llama', 'qwen'])
+@pytest.mark.parametrize('name', ['llama', 'qwen', 'window'])
 def test_equals_a_naive_forward_pass(name):
   # Padding of any kind included: only the real tokens are shown to the oracle.
   config, params = CONFIGS[name], params_of(name)
@@ -113,6 +123,16 @@ def test_equals_a_naive_forward_pass(name):
   for row, mask in enumerate(MASK):
     expected = _oracle(config, params, TOKENS[row][mask])
     np.testing.assert_allclose(logits[row][mask], expected, atol=3e-4)
+
+
+@pytest.mark.parametrize('name', ['llama', 'qwen', 'scan', 'bfloat16'])
+def test_the_defaults_compute_what_they_did_before_there_were_switches(name):
+  # Recorded before sliding windows, caps and scales came in; where it was
+  # recorded, the bits were the same after.
+  recorded = np.load(ROOT / 'tests' / 'data' / 'transformer_logits.npz')[name]
+  found = run(CONFIGS[name], params_of(name))
+  atol = 0.05 if name == 'bfloat16' else 1e-5
+  np.testing.assert_allclose(found[MASK], recorded[MASK], atol=atol)
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -255,6 +275,91 @@ def test_features_and_unembed_are_the_two_halves_of_apply():
   )
 
 
+def test_stored_in_bfloat16():
+  config = tiny(param_dtype='bfloat16', tie_embeddings=False, **WINDOW)
+  params = models.init_params(config, jax.random.key(0))
+  assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype('bfloat16')}
+  # Computing is as in float32 from the rounded numbers: the same bits.
+  wide = tiny(tie_embeddings=False, **WINDOW)
+  upcast = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+  np.testing.assert_array_equal(run(config, params), run(wide, upcast))
+
+
+def test_a_window_counts_tokens_and_not_slots():
+  # Position 5 with a window of 2 sees 4 and 5 (and what comes later, if a mask
+  # lets it), wherever their slots are.
+  keys = np.array([[0, 1, -1, -1, 4, 5, 6]])
+  found = attention.in_window(np.array([[5, 1]]), keys, 2)
+  expected = [[[0, 0, 0, 0, 1, 1, 1], [1, 1, 0, 0, 1, 1, 1]]]
+  real = keys[:, None] >= 0
+  np.testing.assert_array_equal(np.asarray(found) & real, expected)
+
+
+def test_a_window_under_a_mask_that_packs_rows():
+  config, params = CONFIGS['window'], params_of('window')
+  single = run(config, params)
+  tokens = np.concatenate([TOKENS[0][MASK[0]], TOKENS[3][MASK[3]]])[None]
+  owner = np.array([0] * 5 + [3] * 4)
+  mask = np.tril(owner[:, None] == owner)[None]
+  positions = np.array([[0, 1, 2, 3, 4, 0, 1, 2, 3]], np.int32)
+  packed = run(config, params, tokens, positions, mask)[0]
+  np.testing.assert_allclose(packed[:5], single[0][MASK[0]], atol=1e-4)
+  np.testing.assert_allclose(packed[5:], single[3][MASK[3]], atol=1e-4)
+
+
+def test_a_soft_cap():
+  # 2 tanh(1 / 2) = 0.924234, and no more than 2 ever.
+  found = attention.soft_cap(jnp.array([1.0, -1.0, 1e6]), 2.0)
+  np.testing.assert_allclose(found, [0.924234, -0.924234, 2.0], atol=1e-6)
+  x = jnp.array([3.0])
+  assert attention.soft_cap(x, None) is x
+
+
+def test_rope_scaling_by_hand():
+  # dim 4, base 100: frequencies 1 and 0.1.
+  plain, one = rope.frequencies(4, 100.0)
+  np.testing.assert_allclose(plain, [1.0, 0.1], atol=1e-6)
+  assert one == 1
+  linear = rope.RopeScaling(kind='linear', factor=4.0)
+  found, one = rope.frequencies(4, 100.0, linear)
+  np.testing.assert_allclose(found, [0.25, 0.025], atol=1e-6)
+  # llama3, context 10 pi: the pairs turn 5 and 0.5 times in it. Above 4 turns
+  # kept, below 1 stretched by 8: 1, 0.0125. With context 20 pi and bounds 0.5
+  # and 2.5, the second turns once: a quarter kept, 0.1 (0.25 + 0.75 / 8).
+  fields = {'kind': 'llama3', 'factor': 8.0}
+  near = rope.RopeScaling(
+    **fields, original_length=31.415927, low_freq_factor=1, high_freq_factor=4
+  )
+  np.testing.assert_allclose(
+    rope.frequencies(4, 100.0, near)[0], [1.0, 0.0125], atol=1e-6
+  )
+  between = rope.RopeScaling(
+    **fields,
+    original_length=62.831853,
+    low_freq_factor=0.5,
+    high_freq_factor=2.5,
+  )
+  np.testing.assert_allclose(
+    rope.frequencies(4, 100.0, between)[0], [1.0, 0.034375], atol=1e-6
+  )
+  # yarn, context 20 pi: pair i turns 10 / 10^i times, so 10 turns are pair 0
+  # and 0.1 are pair 2: the ramp is 0 and 1/2. Factor 0.1 ln 8 + 1 = 1.207944.
+  yarn = rope.RopeScaling(
+    kind='yarn',
+    factor=8.0,
+    original_length=62.831853,
+    beta_fast=10.0,
+    beta_slow=0.1,
+    truncate=False,
+  )
+  found, factor = rope.frequencies(4, 100.0, yarn)
+  np.testing.assert_allclose(found, [1.0, 0.1 * (0.5 + 0.5 / 8)], atol=1e-6)
+  assert factor == pytest.approx(1.2079442)
+  cos, sin = rope.rope_angles(jnp.array([[0]]), 4, 100.0, yarn)
+  np.testing.assert_allclose(cos, np.full((1, 1, 1, 2), 1.2079442), atol=1e-6)
+  assert not sin.any()
+
+
 def test_num_params():
   # Embedding 32*16 = 512. A layer: q, o 16*16 each, k, v 16*8 each = 768;
   # gate, up, down 3*16*24 = 1152; two norms 32: 1952. Two layers 3904, final
@@ -282,6 +387,30 @@ def test_rope_depends_on_the_difference_of_positions_alone():
     ({'num_kv_heads': 3}, 'num_heads=4 is not a multiple of num_kv_heads=3'),
     ({'head_dim': 5}, 'head_dim=5 is odd'),
     ({'wdith': 16}, r"unknown \['wdith'\]"),
+    ({'activation': 'relu'}, "activation must be one of .*'relu'"),
+    ({'dtype': 'int8'}, 'dtype must be one of'),
+    ({'sliding_window': 0}, 'sliding_window=0 must be above 0'),
+    ({'logit_softcap': -1.0}, 'logit_softcap=-1.0 must be above 0'),
+    ({'local_layers': [True]}, 'local layers are like the others'),
+    ({'local_rope_base': 5.0}, 'local_rope_base needs local_layers'),
+    (
+      {'sliding_window': 4, 'local_layers': [True, False]},
+      'local_layers has 2 flags for 1 layers',
+    ),
+    ({'sliding_window': 4, 'local_layers': [False]}, 'no layer .* is local'),
+    (
+      {'rope_scaling': {'kind': 'ntk', 'factor': 2}},
+      'rope_scaling.kind must be',
+    ),
+    ({'rope_scaling': {'knid': 'yarn'}}, r"rope_scaling: unknown \['knid'\]"),
+    (
+      {'rope_scaling': {'kind': 'linear', 'factor': 2, 'beta_fast': 3}},
+      r"'linear' does not use \['beta_fast'\]",
+    ),
+    (
+      {'rope_scaling': {'kind': 'yarn', 'factor': 2}},
+      r"'yarn' needs \['original_length'\]",
+    ),
   ],
 )
 def test_a_bad_config_is_refused(values, message):

@@ -359,7 +359,8 @@ def config_to_hf(
     local = {'rope_type': 'default', 'rope_theta': c.local_rope_base or 1e4}
     values |= {
       'rope_parameters': {'full_attention': rope, 'sliding_attention': local},
-      'query_pre_attn_scalar': scale**-2,
+      # transformers takes a whole number; another is found by the check below.
+      'query_pre_attn_scalar': round(scale**-2),
       'final_logit_softcapping': c.logit_softcap,
       'attn_logit_softcapping': None,
     }
