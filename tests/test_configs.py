@@ -141,7 +141,8 @@ def test_all_configs_are_here():
   # Those of language models: tests/test_llm_configs.py.
   here = [f.stem for f in FILES if set(f.stem.split('_')) & set(_OWN)]
   assert names == set(here)
-  assert names | {'study_countdown'} == set(env.config_names())
+  every = {f.stem for f in FILES} | {'study_countdown'}
+  assert every == set(env.config_names())
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda f: f.stem)

@@ -105,6 +105,7 @@ def test_two_steps(module, arg, small, tmp_path):
 @pytest.mark.full
 def test_lora_trains_and_goes_on(small, tmp_path):
   """2 + 2 steps are 4, the reference is the policy without its factors."""
+
   def config(steps):
     made = mrt_smollm2_135m.get_config('grpo,tiny')
     made.model.lora_rank = 2
