@@ -1,11 +1,15 @@
-"""Weights of a run as one safetensors file, with where they came from.
+"""Weights of a run: one safetensors file, or a folder that others load.
 
     python -m meta_rl.export --workdir=DIR --out=policy.safetensors
+    python -m meta_rl.export --workdir=DIR --out=FOLDER --format=hf
 
 The file goes wherever `init_from` does, and holds the run's config, its step
-and its last held-out scores as metadata.
+and its last held-out scores as metadata. The folder is in Hugging Face format,
+with config and tokenizer, LoRA multiplied in: for transformers, vLLM and
+`config.model.path`.
 """
 
+import dataclasses
 import json
 import sys
 
@@ -16,6 +20,8 @@ from meta_rl import (
   command_line,
   env,
   files,
+  hf,
+  lora,
   metrics,
   setup_run,
   signals,
@@ -92,6 +98,49 @@ def export(
   return metadata
 
 
+def export_hf(folder: str, out: str, *, which: str, dtype: str | None) -> dict:
+  """Writes the policy of a run as a folder of Hugging Face format.
+
+  Args:
+    folder: of a run whose `config.model.path` is a checkpoint.
+    out: the folder to write; it must not exist, or be empty.
+    which: 'last' or 'best' checkpoint.
+    dtype: of the tensors; None for the run's own.
+
+  Returns:
+    {'step': text, 'scores': '{}'}, as `export`.
+
+  Raises:
+    ValueError: a run of another model, or without a checkpoint.
+  """
+  config = command_line.run_config(folder)
+  path = config.model.get('path')
+  if not path:
+    raise ValueError(
+      f'{folder} is a run of a model of our own, which no other tool knows: '
+      'leave --format=hf out, or start from a checkpoint (config.model.path).'
+    )
+  like = setup_run.abstract_params(config)
+  found = checkpoint.restore_params(
+    folder, like, which=which, optional=(value.NAME,)
+  )
+  if found is None:
+    raise ValueError(
+      f'{folder} holds no checkpoint yet: let it save one first.'
+    )
+  step, params = found
+  shape = setup_run.model_config(config)
+  hf.save_checkpoint(
+    out,
+    lora.merge(params, shape),
+    dataclasses.replace(shape, lora_rank=0),
+    hf.hf_config_of(path),
+    tokenizer=hf.model_tokenizer(path),
+    dtype=dtype,
+  )
+  return {'step': str(step), 'scores': '{}'}
+
+
 def define_flags():
   """Defines the command's flags."""
   flags.DEFINE_string('workdir', None, 'Run folder.')
@@ -102,6 +151,9 @@ def define_flags():
   )
   flags.DEFINE_string('command', '', 'What trained the run, for the record.')
   flags.DEFINE_boolean('value_head', False, "Write the critic's head as well.")
+  flags.DEFINE_enum(
+    'format', 'safetensors', ['safetensors', 'hf'], 'One file, or a folder.'
+  )
   flags.mark_flags_as_required(['workdir', 'out'])
 
 
@@ -110,14 +162,17 @@ def main(argv):
   command_line.refuse_arguments(argv)
   logging.set_verbosity(logging.WARNING)
   try:
-    metadata = export(
-      FLAGS.workdir,
-      FLAGS.out,
-      which=FLAGS.which,
-      dtype=FLAGS.dtype,
-      command=FLAGS.command,
-      value_head=FLAGS.value_head,
-    )
+    shared = {'which': FLAGS.which, 'dtype': FLAGS.dtype}
+    if FLAGS.format == 'hf':
+      metadata = export_hf(FLAGS.workdir, FLAGS.out, **shared)
+    else:
+      metadata = export(
+        FLAGS.workdir,
+        FLAGS.out,
+        command=FLAGS.command,
+        value_head=FLAGS.value_head,
+        **shared,
+      )
   except (ValueError, OSError, checkpoint.CheckpointError) as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(signals.EXIT_ERROR)

@@ -2,10 +2,21 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
-from meta_rl import check_config, metrics, setup_run, workdir
+from meta_rl import (
+  check_config,
+  export,
+  hf,
+  metrics,
+  models,
+  setup_run,
+  text_tokenizer,
+  weights,
+  workdir,
+)
 from meta_rl.configs import (
   _llm,
   mrt_gemma3_1b,
@@ -144,3 +155,58 @@ def test_configs_are_json(small):
   for module in MATH:
     config = module.get_config('tiny')
     json.dumps(config.to_dict())
+
+
+@pytest.mark.full
+def test_from_a_checkpoint_through_lora_to_a_checkpoint(small, tmp_path):
+  """What is exported is what the run's policy computes, LoRA included."""
+  shape = models.TransformerConfig(
+    vocab_size=262,
+    num_layers=2,
+    width=16,
+    num_heads=2,
+    ffn_width=32,
+    qkv_bias=True,
+  )
+  given, folder = tmp_path / 'given', tmp_path / 'run'
+  words = text_tokenizer.load('bytes')
+  info = hf.TokenizerInfo(
+    tokenizer=words.tokenizer,
+    chat_template='{{ messages[0].content }}\n',
+    bos_id=None,
+    eos_ids=(words.eos_id,),
+    pad_id=0,
+  )
+  hf.save_checkpoint(
+    given,
+    models.init_params(shape, jax.random.key(0)),
+    shape,
+    hf.config_to_hf(shape, max_position_embeddings=512),
+    tokenizer=info,
+  )
+  config = mrt_smollm2_135m.get_config('sft,tiny')
+  config.model = {'path': str(given), 'scan_layers': True, 'lora_rank': 2}
+  config.task.tokenizer = str(given)
+  config.task.data.high = 6
+  config.optimizer.learning_rate = 0.1
+  assert small.run(config, folder).code == 0
+  out = tmp_path / 'out'
+  export.export_hf(str(folder), str(out), which='last', dtype=None)
+  own, params, tokenizer = hf.load_model(out)
+  assert tokenizer.eos_ids == info.eos_ids
+  like = setup_run.abstract_params(config)
+  trained = weights.init_from(f'{folder}@last', like)
+  tokens = jax.random.randint(jax.random.key(1), (2, 9), 0, 262)
+  positions = np.tile(np.arange(9), (2, 1))
+
+  def logits(shape, params):
+    model = models.make_model(shape)
+    return model.apply_fn(params, tokens, positions, None)[0]
+
+  run_shape = setup_run.model_config(config)
+  found = logits(own, params)
+  np.testing.assert_allclose(found, logits(run_shape, trained), atol=2e-5)
+  _, before, _ = hf.load_model(given)
+  assert abs(found - logits(own, before)).max() > 1e-3  # it was trained
+  with pytest.raises(ValueError, match='exists: give a folder'):
+    export.export_hf(str(folder), str(out), which='last', dtype=None)
