@@ -114,6 +114,7 @@ def command(monkeypatch, start):
     'batch_size': 4,
     'seed': 0,
     'show': 1,
+    'model': None,
   }
 
   def run(**changes):

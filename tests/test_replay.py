@@ -462,7 +462,7 @@ REFUSED = [
     {'rollout__dynamic_sampling__max_rounds': 2},
     'a file has no further prompts',
   ),
-  ({'rollout__source': 'jsonl:none.jsonl'}, 'No such file or directory'),
+  ({'rollout__source': 'jsonl:none.jsonl'}, 'there is no such file'),
   ({'rollout__num_prompts': 6}, 'has 4 groups of 8 rows'),
 ]
 

@@ -172,7 +172,7 @@ def test_arguments_are_joined(study):
   [
     (
       {'methods.grpo.config': 'grpo_cuontdown'},
-      "cell tiny/grpo: no config 'grpo_cuontdown': give the path",
+      "cell tiny/grpo: no config 'grpo_cuontdown': did you mean grpo_countdown",
     ),
     ({'doses.tiny.arg': 'tinny'}, 'cell tiny/grpo: unknown argument .*tinny'),
     (

@@ -1,0 +1,97 @@
+"""Talking to a checkpoint: its template, a thought on a budget, the pieces."""
+
+import io
+
+import jax
+import pytest
+
+from meta_rl import chat_template, converse, hf, models, text_tokenizer
+
+WORDS = text_tokenizer.load('bytes')
+SHAPE = models.TransformerConfig(
+  vocab_size=262, num_layers=1, width=16, num_heads=2, ffn_width=16
+)
+TEMPLATE = (
+  '{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n'
+  '{% endfor %}<|im_start|>assistant\n'
+)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('models') / 'own'
+  info = hf.TokenizerInfo(
+    tokenizer=WORDS.tokenizer,
+    chat_template=TEMPLATE,
+    bos_id=None,
+    eos_ids=(WORDS.eos_id,),
+    pad_id=0,
+  )
+  hf.save_checkpoint(
+    folder,
+    models.init_params(SHAPE, jax.random.key(0)),
+    SHAPE,
+    hf.config_to_hf(SHAPE, max_position_embeddings=512),
+    tokenizer=info,
+  )
+  return folder
+
+
+def load(folder, thinking='', **changes):
+  options = {
+    'temperature': 1.0,
+    'max_new_tokens': 48,
+    'thinking_budget': 8,
+    **changes,
+  }
+  return converse.load(
+    str(folder), thinking=thinking, dtype='float32', **options
+  )
+
+
+def test_a_thought_is_closed_at_its_budget(folder):
+  own = chat_template.thinking('r1', termination='', answer_prefix='!')
+  speaker = load(folder)
+  assert speaker.thinking.name == 'r1'  # its tokenizer knows </think>
+  speaker = converse.dataclasses.replace(speaker, thinking=own)
+  turns = [{'role': 'user', 'content': 'Hi'}]
+  pieces = list(converse.reply(speaker, turns, jax.random.key(0)))
+  text = ''.join(pieces)
+  assert '\n\n</think>!' in text  # forced
+  assert len(pieces) > 2  # as it comes
+  assert len(text.split('\n\n</think>!')[0]) <= 8
+  assert '<|im_end|>' not in text
+
+
+def test_talk_goes_on_without_the_thoughts(folder, monkeypatch, capsys):
+  speaker = load(folder)
+  seen = []
+
+  def reply(speaker, turns, key):
+    seen.append([dict(turn) for turn in turns])
+    yield from ('hm', '</think>', ' yes ')
+
+  monkeypatch.setattr(converse, 'reply', reply)
+  monkeypatch.setattr('sys.stdin', io.StringIO('one\n\ntwo\n'))
+  converse.converse(speaker, system='Be brief.', seed=0)
+  assert capsys.readouterr().out == 'hm</think> yes \n' * 2
+  assert [turn['content'] for turn in seen[1]] == [
+    'Be brief.',
+    'one',
+    'yes',
+    'two',
+  ]
+  converse.converse(speaker, prompt='alone', system='', seed=0)
+  assert [turn['content'] for turn in seen[2]] == ['alone']
+
+
+def test_a_base_model_is_refused(folder, tmp_path):
+  for file in folder.iterdir():
+    if file.name != 'chat_template.jinja':
+      (tmp_path / file.name).write_bytes(file.read_bytes())
+  settings = tmp_path / 'tokenizer_config.json'
+  settings.write_text('{"eos_token": "<|im_end|>"}')
+  with pytest.raises(ValueError, match='it is a base model'):
+    load(tmp_path)
+  with pytest.raises(ValueError, match='neither a folder nor a .gguf'):
+    load(tmp_path / 'none')
