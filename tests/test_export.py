@@ -74,6 +74,7 @@ def test_the_command(trained, tmp_path, monkeypatch, capsys):
     dtype=None,
     command='train it',
     value_head=False,
+    format='safetensors',
   )
   monkeypatch.setattr(export, 'FLAGS', flags)
   export.main(['export'])

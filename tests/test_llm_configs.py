@@ -34,11 +34,9 @@ MATH = (
   mrt_qwen3_0p6b,
   mrt_r1_distill_qwen_1p5b,
 )
-TINY = [
-  (mrt_r1_distill_qwen_1p5b, 'tiny'),
-  (mrt_smollm2_135m, 'grpo,tiny'),
-]
+TINY = [(mrt_r1_distill_qwen_1p5b, 'tiny')]
 SLOW = [
+  (mrt_smollm2_135m, 'grpo,tiny'),
   *((module, 'tiny') for module in MATH if module != mrt_r1_distill_qwen_1p5b),
   (mrt_llama3_2_3b_backtrack, 'sft,tiny'),
   (mrt_smollm2_135m, 'tiny'),

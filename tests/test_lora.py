@@ -29,9 +29,14 @@ def paths(tree):
   return {jax.tree_util.keystr(p, simple=True, separator='/') for p, _ in flat}
 
 
-@pytest.fixture(params=[False, True], ids=['layers', 'scanned'])
+@pytest.fixture(
+  params=[
+    'layers',
+    pytest.param('scanned', marks=pytest.mark.full),
+  ]
+)
 def scan(request):
-  return request.param
+  return request.param == 'scanned'
 
 
 def configs(scan, **changes):
@@ -153,6 +158,7 @@ def _flat(tree):
   return {key(p): x for p, x in flat}
 
 
+@pytest.mark.full
 def test_gradients_are_those_of_all_parameters():
   params = noisy(
     lora.add(

@@ -304,6 +304,7 @@ def test_golden_mathematics(maths):
   assert [int(value) for value in grades.values] == [x for *_, x in GOLDEN]
 
 
+@pytest.mark.full
 def test_what_is_no_mathematics(maths):
   """Nothing is credited; only a box that is too long is not graded."""
   texts = [
