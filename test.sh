@@ -16,7 +16,6 @@ FULL_EXTRAS=test,tasks
 BOTH_CORES='-n 2 --dist loadfile'
 
 # Most of the tests' time is compiling, which LLVM without optimisation halves.
-# The quickstart's own test compiles as users do.
 export XLA_FLAGS=${XLA_FLAGS---xla_backend_optimization_level=0}
 
 if [ "${1:-}" = full ]; then

@@ -5,6 +5,7 @@
 #   bash launch/quickstart.sh                    into runs/quickstart
 #   QUICKSTART_DIR=DIR bash launch/quickstart.sh
 #   QUICKSTART_TOKENS=40000 bash launch/quickstart.sh   a short try: learns less
+#   QUICKSTART_PROBLEMS=512 ...   fewer held-out problems: wider intervals
 #
 # Under 10 minutes on 2 cores, the installation included. It may be stopped at
 # any time: run again, training goes on from its last checkpoint.
@@ -64,9 +65,11 @@ equal+=' --config.total_steps=60'
 phase 'training MRT' meta_rl.train --config="$mrt" --workdir="$DIR/mrt" $equal
 phase 'training GRPO' meta_rl.train --config=configs/grpo_countdown.py \
   --workdir="$DIR/grpo" $equal
-phase 'evaluating MRT' meta_rl.evaluate --workdir="$DIR/mrt"
-phase 'evaluating GRPO' meta_rl.evaluate --workdir="$DIR/grpo"
-phase 'evaluating the base policy' meta_rl.evaluate --config="$mrt" --base \
+problems=--num_problems=${QUICKSTART_PROBLEMS:-2048}
+phase 'evaluating MRT' meta_rl.evaluate "$problems" --workdir="$DIR/mrt"
+phase 'evaluating GRPO' meta_rl.evaluate "$problems" --workdir="$DIR/grpo"
+phase 'evaluating the base policy' meta_rl.evaluate "$problems" \
+  --config="$mrt" --base \
   --workdir="$DIR/base"
 phase 'writing the report' meta_rl.report "$DIR/base" "$DIR/grpo" "$DIR/mrt" \
   --out="$DIR/report.html"

@@ -408,7 +408,6 @@ def test_is_read_tells_dead_from_alive():
 
 VARIANTS = {
   'grpo': ('grpo', 'tiny', {}),
-  'Dr. GRPO': ('grpo', 'dr,tiny', {}),
   'RLOO': ('grpo', 'rloo,tiny', {}),
   'REINFORCE': ('reinforce', 'tiny', {}),
   'REINFORCE, one trace a prompt': (

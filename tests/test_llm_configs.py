@@ -37,7 +37,7 @@ MATH = (
 TINY = [(mrt_r1_distill_qwen_1p5b, 'tiny')]
 SLOW = [
   (mrt_smollm2_135m, 'grpo,tiny'),
-  *((module, 'tiny') for module in MATH if module != mrt_r1_distill_qwen_1p5b),
+  (mrt_gemma3_1b, 'tiny'),
   (mrt_llama3_2_3b_backtrack, 'sft,tiny'),
   (mrt_smollm2_135m, 'tiny'),
   (mrt_smollm2_135m, 'sft,tiny'),

@@ -467,7 +467,7 @@ def test_mrt_credits_a_reward_on_the_thought(small, tmp_path):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize('kind', ['jit', 'pmap'])
+@pytest.mark.parametrize('kind', ['pmap'])  # all kinds: tests/test_sharding.py
 def test_on_devices_as_on_one(kind, run_python, small_data, tmp_path):
   """The same rewards, masked rows included, move the same parameters."""
   code = """

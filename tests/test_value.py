@@ -587,6 +587,7 @@ def test_the_command_asks_for_the_head(straight, tmp_path, monkeypatch):
     dtype=None,
     command='',
     value_head=True,
+    format='safetensors',
   )
   monkeypatch.setattr(export, 'FLAGS', flags)
   export.main(['export'])
