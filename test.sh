@@ -3,6 +3,8 @@
 #
 #   bash test.sh                      install, lint, the tests of every change
 #   bash test.sh full [ARGS]          the slow ones, with the extras they need
+#   bash test.sh soak [ARGS]          what is slow and tested elsewhere too:
+#                                     before a release
 #   bash test.sh tests/test_x.py::t   lint and what pytest is told
 #
 # The first run makes .venv; the next ones install nothing and need no network.
@@ -18,11 +20,13 @@ BOTH_CORES='-n 2 --dist loadfile'
 # Most of the tests' time is compiling, which LLVM without optimisation halves.
 export XLA_FLAGS=${XLA_FLAGS---xla_backend_optimization_level=0}
 
-if [ "${1:-}" = full ]; then
+if [ "${1:-}" = full ] || [ "${1:-}" = soak ]; then
+  which='full and not soak'
+  [ "$1" = full ] || which=soak
   shift
   make_venv "$FULL_EXTRAS"
   # In the order of tests/conftest.py, which puts the longest test first.
-  exec "$PY" -m pytest -m full $BOTH_CORES --no-loadscope-reorder "$@"
+  exec "$PY" -m pytest -m "$which" $BOTH_CORES --no-loadscope-reorder "$@"
 fi
 
 make_venv test

@@ -411,6 +411,7 @@ print('equal')
 """
 
 
+@pytest.mark.soak
 @pytest.mark.full
 def test_one_device_a_mesh_and_pmap_agree(run_python, root):
   output = run_python(

@@ -409,6 +409,7 @@ def test_is_read_tells_dead_from_alive():
 VARIANTS = {
   'grpo': ('grpo', 'tiny', {}),
   'RLOO': ('grpo', 'rloo,tiny', {}),
+  'Dr. GRPO': ('grpo', 'dr,tiny', {}),
   'REINFORCE': ('reinforce', 'tiny', {}),
   'REINFORCE, one trace a prompt': (
     'reinforce',
@@ -470,14 +471,25 @@ VARIANTS = {
 
 # Beyond these, an update of its own compiles: several seconds each.
 SHORT = ('grpo',)
+# A config of which another variant runs.
+SECOND = (
+  *('RLOO', 'Dr. GRPO', 'REINFORCE, one trace a prompt', 'LCPO-max'),
+  *('immediate', 'return to go', 'BRPO without rows', 'E-RL^2'),
+  *('MRT-RL, current', 'MRT-STaR', 'KL and entropy'),
+)
+
+
+def marks_of(variant):
+  """Returns which tests a variant is run with."""
+  if variant in SHORT:
+    return []
+  soak = [pytest.mark.soak] if variant in SECOND else []
+  return [pytest.mark.full, *soak]
 
 
 @pytest.mark.parametrize(
   'variant',
-  [
-    pytest.param(name, marks=[] if name in SHORT else pytest.mark.full)
-    for name in VARIANTS
-  ],
+  [pytest.param(name, marks=marks_of(name)) for name in VARIANTS],
 )
 def test_two_steps(variant, small, tmp_path):
   """`:tiny` of mrt, sft, ppo and e3 runs in the tests of their modules."""

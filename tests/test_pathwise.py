@@ -510,6 +510,7 @@ def test_a_coefficient_of_nothing_is_refused():
 # --- in the loop
 
 
+@pytest.mark.soak
 @pytest.mark.full
 @pytest.mark.parametrize(
   'boundaries, alone', [('last', False), ('all', False), ('all', True)]
@@ -587,6 +588,7 @@ print('equal')
 """
 
 
+@pytest.mark.soak
 @pytest.mark.full
 def test_one_device_a_mesh_and_pmap_agree(run_python, root):
   output = run_python(KINDS, devices=4, cwd=root / 'tests', timeout=500)

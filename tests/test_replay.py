@@ -528,6 +528,7 @@ def test_algorithms_and_tasks_that_a_file_does_not_fit(
   assert '\n' not in str(error.value)
 
 
+@pytest.mark.soak
 @pytest.mark.full
 @pytest.mark.parametrize(
   'name, changes',

@@ -158,9 +158,10 @@ EQUAL = '--config.total_tokens=420000 --config.total_steps=60'
 PHASES = f"""\
 -m meta_rl.train --config=configs/mrt_countdown.py --workdir=D/mrt {EQUAL}
 -m meta_rl.train --config=configs/grpo_countdown.py --workdir=D/grpo {EQUAL}
--m meta_rl.evaluate --workdir=D/mrt
--m meta_rl.evaluate --workdir=D/grpo
--m meta_rl.evaluate --config=configs/mrt_countdown.py --base --workdir=D/base
+-m meta_rl.evaluate --num_problems=2048 --workdir=D/mrt
+-m meta_rl.evaluate --num_problems=2048 --workdir=D/grpo
+-m meta_rl.evaluate --num_problems=2048 --config=configs/mrt_countdown.py \
+--base --workdir=D/base
 -m meta_rl.report D/base D/grpo D/mrt --out=D/report.html
 """
 

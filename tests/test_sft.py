@@ -170,6 +170,7 @@ def test_four_steps(straight):
   assert 'eval/regret_token_weighted' not in straight.rows[2]
 
 
+@pytest.mark.soak
 @pytest.mark.full
 def test_one_state_is_alive(small, tmp_path, monkeypatch):
   """What it was made of, or restored into, is let go."""

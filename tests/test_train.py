@@ -171,6 +171,7 @@ def test_two_and_two_steps_are_four_bit_for_bit(
   assert not small.equal(state.params, first)
 
 
+@pytest.mark.soak
 @pytest.mark.full
 def test_one_state_is_alive(small, tmp_path, monkeypatch):
   """What it was made of, or restored into, is let go."""

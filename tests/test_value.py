@@ -456,6 +456,7 @@ QUICK = {
 }
 
 
+@pytest.mark.soak
 @pytest.mark.full
 def test_all_kinds_of_parallelism_give_the_same_numbers(run_python):
   assert 'equal' in run_python(EQUAL, devices=4, env=QUICK, timeout=500)
