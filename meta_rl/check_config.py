@@ -13,6 +13,7 @@ import ml_collections
 
 from meta_rl import (
   algorithms,
+  config_keys,
   dynamic_sampling,
   losses,
   masked,
@@ -59,7 +60,7 @@ _NOT_NEGATIVE = (
 _SHARE = {'low': 0, 'high': 1}
 # Bounds of `masked.check_range`, for keys that a config has.
 _RANGES = {
-  'seed': {'low': 0, 'high': 2**32 - 1},  # what the shuffles of the data take
+  'seed': masked.SEEDS,
   'model.rope_base': {'above': 0},
   'loss.clip_low': _SHARE,
   'loss.clip_high': {'low': 0},
@@ -96,9 +97,10 @@ def check(config: ml_collections.ConfigDict):
       'the config has no task: it is not of a training run (a study runs with '
       'python -m meta_rl.study).'
     )
+  config_keys.check(config)
   values = workdir.flatten(config.to_dict())
   check_numbers(values)
-  check_sections(config)
+  check_algorithm(config)
   for name, allowed in _CHOICES.items():
     if name in values:
       masked.check_choice(name, values[name], allowed)
@@ -107,8 +109,7 @@ def check(config: ml_collections.ConfigDict):
     if size is not None and not (isinstance(size, int) and size >= 1):
       raise ValueError(f'{name}={size!r} is given; allowed is >= 1, or None.')
   check_buckets(config)
-  if 'pathwise' in config.get('loss', {}):
-    check_pathwise(config)
+  check_pathwise(config)
   if not config.rollout.temperature > 0:
     raise ValueError(
       f'rollout.temperature={config.rollout.temperature} is given; allowed is '
@@ -219,18 +220,11 @@ def check_numbers(values: dict):
       masked.check_range(name, given, **_SHARE)
 
 
-def check_sections(config: ml_collections.ConfigDict):
-  """Raises ValueError unless a config has what its algorithm reads."""
+def check_algorithm(config: ml_collections.ConfigDict):
+  """Raises ValueError for keys that an algorithm does not take."""
   name = config.algorithm.name
-  needed = {'sft': ('data',)}.get(name, ('rollout', 'prover', 'loss'))
-  for section in needed:
-    if section not in config:
-      raise ValueError(
-        f'algorithm.name={name!r} needs the section config.{section}, which '
-        'this config lacks: start from a config of that algorithm.'
-      )
   for key in ('kl_coef', 'entropy_coef') if name == 'sft' else ():
-    if given := config.get('loss', {}).get(key):
+    if given := config.loss[key]:
       raise ValueError(
         f"loss.{key}={given} is of reinforcement: algorithm.name='sft' has no "
         'such term; set it to 0.'
@@ -284,7 +278,7 @@ def check_rl(config: ml_collections.ConfigDict):
       'give at least 2, or a baseline without a group (batch_mean, or '
       'algorithm.name=mrt with the prover, or ppo).'
     )
-  rounds = rollout.get('dynamic_sampling', {}).get('max_rounds')
+  rounds = rollout.dynamic_sampling.max_rounds
   dynamic_sampling.check(rounds, rollout.group_size)
   # A trace comes with its summaries, one row each.
   size = rollout.group_size * (1 + setup_run.summaries_of(config))

@@ -43,11 +43,11 @@ class CheckpointError(RuntimeError):
 
 def _quiet_orbax(record: python_logging.LogRecord) -> bool:
   # Orbax logs the traceback of an error that it also raises, which is one line
-  # here, and warns of the read-only mode that was asked for.
+  # here, and warns of what was asked for or is looked at here too: a read-only
+  # mode, files that a killed save left out.
   if 'orbax' not in record.pathname:
     return True
-  text = str(record.msg)
-  return not (record.exc_info or 'read_only' in text or 'read only' in text)
+  return record.levelno >= python_logging.ERROR and not record.exc_info
 
 
 class _LastAndBest:
@@ -319,7 +319,11 @@ class Checkpointer:
         structure (the first leaf that differs is named).
     """
     self.wait()
-    steps = self.all_steps()[::-1]
+    steps = self._some(self.all_steps()[::-1])
+    return self._restore_first(steps, abstract_state, shardings)
+
+  def _some(self, steps: list[int]) -> list[int]:
+    """Returns the steps; raises CheckpointError if all were damaged."""
     aside = self.directory / _DAMAGED_DIR
     if not steps and aside.is_dir() and any(aside.iterdir()):
       # Starting anew would write over what the run has logged.
@@ -327,7 +331,7 @@ class Checkpointer:
         f'every checkpoint in {self.directory} is damaged and lies in {aside}:'
         ' start in another workdir, or delete this one to begin anew'
       )
-    return self._restore_first(steps, abstract_state, shardings)
+    return steps
 
   def restore_best(self, abstract_state, shardings=None):
     """Returns `(step, state, data_state)` of the best step; see above.
@@ -354,7 +358,7 @@ class Checkpointer:
     """
     if which not in (None, 'best', 'last'):
       raise ValueError(f'which={which!r} is given; allowed: best, last, None')
-    last = self.all_steps()[::-1]
+    last = self._some(self.all_steps()[::-1])
     steps = [] if which == 'last' else self._by_score(last)
     if which != 'best':
       steps += [step for step in last if step not in steps]
@@ -368,7 +372,7 @@ class Checkpointer:
   ):
     wanted = leaves_lib.place(abstract_state, shardings)
     problem = None
-    for step in steps:
+    for tried, step in enumerate(steps, start=1):
       problem = self.damage(step)
       if problem is None:
         try:
@@ -388,7 +392,7 @@ class Checkpointer:
             for names, leaf in wanted.items()
           ]
           return step, treedef.unflatten(leaves), data['data_state']
-      self._set_aside(step, problem)
+      self._set_aside(step, problem, more=tried < len(steps))
     if problem is not None:
       raise CheckpointError(
         f'every checkpoint in {self.directory} is damaged (the last one tried, '
@@ -414,7 +418,7 @@ class Checkpointer:
         problem = f'data cannot be read ({files.one_line(error)})'
     return problem
 
-  def _set_aside(self, step: int, problem: str):
+  def _set_aside(self, step: int, problem: str, *, more: bool):
     where = 'it is skipped'
     if not self._read_only:
       aside = self.directory / _DAMAGED_DIR / str(step)
@@ -430,10 +434,9 @@ class Checkpointer:
       self._manager.reload()
       where = f'it is moved to {aside}'
     self._scores.pop(step, None)
-    others = set(self.all_steps()) - {step}
     warnings.warn(
       f'checkpoint of step {step} is damaged ({problem}): {where}'
-      + (', and the one before it is used' if others else ''),
+      + (', and the one before it is used' if more else ''),
       RuntimeWarning,
       stacklevel=4,
     )

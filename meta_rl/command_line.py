@@ -1,12 +1,14 @@
 """What every command does with its words: flags, configs, one line of error."""
 
+import importlib.util
 import sys
+import traceback
 import warnings
 
 import ml_collections
 from absl import flags
 
-from meta_rl import env, workdir
+from meta_rl import config_keys, env, files, workdir
 
 _HELP = ('?', 'help', 'helpfull', 'helpshort', 'helpxml')
 
@@ -24,26 +26,67 @@ def parse_flags(argv: list[str]) -> list[str]:
     flag, equals, name = arg.partition('=')
     if flag.lstrip('-') != 'config' or not flag.startswith('-'):
       continue
+    at = i if equals else i + 1
+    if at == len(argv) or (not equals and argv[at].startswith('-')):
+      sys.exit('error: --config has no value: give a name or the path of one.')
     try:
-      if equals:
-        resolved[i] = f'{flag}={env.resolve_config(name)}'
-      elif i + 1 < len(argv):
-        resolved[i + 1] = env.resolve_config(argv[i + 1])
+      found = env.resolve_config(name if equals else argv[at])
+      check_config_file(found)
     except ValueError as error:
       sys.exit(f'error: {error}')
+    resolved[at] = f'{flag}={found}' if equals else found
   try:
     rest = workdir.parse_flags(resolved)
-    if 'workdir' in flags.FLAGS and flags.FLAGS['workdir'].value == '':
-      sys.exit('error: --workdir is empty (an unset variable?): name a folder.')
+    for name, kind in (('workdir', 'folder'), ('out', 'file')):
+      if name in flags.FLAGS and flags.FLAGS[name].value == '':
+        sys.exit(
+          f'error: --{name} is empty (an unset variable?): name a {kind}.'
+        )
     return rest
   except SystemExit as error:
     if error.code == 1 and any(arg.lstrip('-') in _HELP for arg in argv):
       sys.exit(0)  # absl's 1 after its help
-    # ml_collections wraps what `get_config` raises in a whole traceback.
-    head, _, message = str(error.code).rpartition('ValueError: ')
-    if 'Traceback' in head:
-      sys.exit(f'error: {message}')
     raise
+
+
+def check_config_file(name: str):
+  """Raises ValueError, in one line, unless a config file gives a config.
+
+  The file is run here a first time: what it raises within the flags is a
+  traceback, or a text that holds one.
+
+  Args:
+    name: a path, and ':argument' of its `get_config` if it is given one.
+  """
+  path, colon, argument = name.partition(':')
+  problem = None
+  try:
+    spec = importlib.util.spec_from_file_location('config_config', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, 'get_config'):
+      problem = 'it has no function get_config'
+    else:
+      config = module.get_config(*[argument] * bool(colon))
+      if not isinstance(config, ml_collections.ConfigDict):
+        problem = (
+          f'get_config returns {type(config).__name__}, not an '
+          'ml_collections.ConfigDict'
+        )
+  except (Exception, SystemExit) as error:
+    if type(error) is ValueError:  # what a config says of its argument
+      raise
+    lines = [
+      frame.lineno
+      for frame in traceback.extract_tb(error.__traceback__)
+      if frame.filename == path
+    ]
+    if isinstance(error, SyntaxError) and error.filename == path:
+      lines = [error.lineno]
+    where = f'line {lines[-1]}: ' if lines else ''
+    problem = f'{where}{type(error).__name__}: {files.one_line(error)}'
+  if problem:
+    raise ValueError(f'--config={name}: {problem}.')
 
 
 def refuse_arguments(argv: list[str]):
@@ -57,14 +100,11 @@ def refuse_arguments(argv: list[str]):
     sys.exit(f'error: {argv[1]!r} is no flag: flags begin with --.{hint}')
 
 
-def run_config(
-  folder, *needed: str, hint: str = ''
-) -> ml_collections.ConfigDict:
+def run_config(folder, *, hint: str = '') -> ml_collections.ConfigDict:
   """Returns the config of a run folder.
 
   Args:
     folder: of a run.
-    *needed: as in `recorded_config`.
     hint: what else to do, for the message.
 
   Raises:
@@ -76,28 +116,6 @@ def run_config(
       f'{folder} holds no config.json: name a run folder of meta_rl.train'
       f'{hint}.'
     )
-  return recorded_config(folder, recorded, *needed)
-
-
-def recorded_config(
-  folder, recorded: dict, *needed: str
-) -> ml_collections.ConfigDict:
-  """Returns the config that a run folder recorded.
-
-  Args:
-    folder: for the message.
-    recorded: its config.json.
-    *needed: sections that the command reads beside task, model, rollout and
-      algorithm.
-
-  Raises:
-    ValueError: it is no config of meta_rl, such as another tool's file.
-  """
   config = ml_collections.ConfigDict(recorded)
-  for section in ('task', 'model', 'rollout', 'algorithm', *needed):
-    if not isinstance(config.get(section), ml_collections.ConfigDict):
-      raise ValueError(
-        f'{folder}/config.json is of another program: it has no {section!r} '
-        'section. Name a run folder of meta_rl.train.'
-      )
+  config_keys.check_recorded(folder, config)
   return config

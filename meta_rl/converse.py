@@ -15,7 +15,14 @@ from collections.abc import Iterator, Sequence
 
 import jax
 
-from meta_rl import chat_template, hf, models, streaming, text_tokenizer
+from meta_rl import (
+  chat_template,
+  hf,
+  masked,
+  models,
+  streaming,
+  text_tokenizer,
+)
 from meta_rl.types import Model, Params
 
 
@@ -124,6 +131,7 @@ def converse(speaker: Speaker, *, prompt: str = '', system: str, seed: int):
     seed: of the sampling.
   """
   turns = [{'role': 'system', 'content': system}] if system else []
+  masked.check_range('seed', seed, **masked.SEEDS)
   key = jax.random.key(seed)
   while True:
     if not prompt and sys.stdin.isatty():

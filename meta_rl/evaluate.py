@@ -331,9 +331,7 @@ def policy(folder: str, config, *, base: bool, which: str):
       '--config is of --base alone: a run is evaluated with the config that it '
       'recorded; leave it out, or add --base.'
     )
-  config = command_line.run_config(
-    folder, 'prover', hint=', or give --config and --base'
-  )
+  config = command_line.run_config(folder, hint=', or give --config and --base')
   like = setup_run.abstract_params(config)
   return config, weights.init_from(f'{folder}@{which}', like)
 

@@ -30,6 +30,7 @@ from meta_rl import (
   external,
   files,
   held_out,
+  masked,
   setup_run,
   signals,
   weights,
@@ -65,8 +66,9 @@ def sample(
   Raises:
     ValueError: a size out of range, or an unknown split.
   """
-  if group_size < 1:
-    raise ValueError(f'group_size={group_size} is given; allowed is >= 1.')
+  masked.check_count('group_size', group_size)
+  masked.check_count('batch_size', batch_size)
+  masked.check_range('seed', seed, **masked.SEEDS)
   source = setup_run.load_problems(config, split)
   if not 1 <= num_prompts <= len(source):
     raise ValueError(

@@ -14,7 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meta_rl import costs, episodes, prover, setup_run, statistics, tokenizer
+from meta_rl import (
+  costs,
+  episodes,
+  masked,
+  prover,
+  setup_run,
+  statistics,
+  tokenizer,
+)
 from meta_rl.compiled import CountedJit
 
 BUDGET_POINTS = 4  # of the forced termination at fixed token budgets
@@ -40,10 +48,8 @@ def problem_batches(
     batch_size: rows of each batch.
     repeats: rows of each problem, one after the other, for pass@k.
   """
-  if batch_size < 1 or repeats < 1:
-    raise ValueError(
-      f'batch_size={batch_size}, repeats={repeats}: both must be at least 1.'
-    )
+  masked.check_count('batch_size', batch_size)
+  masked.check_count('repeats', repeats)
   if not 1 <= num_problems <= len(source):
     raise ValueError(
       f'num_problems={num_problems}: the split holds {len(source)} problems; '

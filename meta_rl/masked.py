@@ -19,6 +19,9 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
+# What numpy and the shuffles of the data take, for `check_range`.
+SEEDS = {'low': 0, 'high': 2**32 - 1}
+
 _KINDS = {
   'float': (jnp.floating,),
   'int': (jnp.integer,),

@@ -53,11 +53,13 @@ class Report(NamedTuple):
     html: the page.
     images: the PNGs beside it.
     table: the headline table, Markdown.
+    notes: what was missing in the run folders, a line each.
   """
 
   html: pathlib.Path
   images: list[pathlib.Path]
   table: str
+  notes: list[str]
 
 
 def build_report(
@@ -125,7 +127,7 @@ def build_report(
   ]
   text = document(title, ''.join(body))
   out.write_text(text, encoding='utf-8', errors='replace')
-  return Report(out, images, headline_table(evals))
+  return Report(out, images, headline_table(evals), page.notes_of(runs))
 
 
 def accuracy_panel(
@@ -251,6 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
   except (ValueError, OSError) as error:
     print(f'error: {error}', file=sys.stderr)
     return 1
+  for note in report.notes:
+    print(f'note: {note}', file=sys.stderr)
   print(report.table)
   written = [report.html, *report.images]
   print('\nWrote ' + ', '.join(str(path) for path in written))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from meta_rl import plots
+from meta_rl.files import one_line
 from meta_rl.headline import (
   NONE,
   Headline,
@@ -191,9 +192,14 @@ def learning_section(panels: dict[str, Sequence[plots.Panel]]) -> str:
   return _section(title, ''.join(parts))
 
 
+def notes_of(runs: Sequence[Run]) -> list[str]:
+  """Returns what was missing in run folders, a line each."""
+  return [one_line(f'{run.name}: {note}') for run in runs for note in run.notes]
+
+
 def details_section(runs: Sequence[Run], command: str) -> str:
   """Returns what is missing, and each run's machine, scores and settings."""
-  notes = [f'{run.name}: {note}' for run in runs for note in run.notes]
+  notes = notes_of(runs)
   parts = []
   if notes:
     items = ''.join(f'<li>{escape(note)}</li>\n' for note in notes)

@@ -21,6 +21,7 @@ Axes: P prompts, G group, B = P * G traces.
 import dataclasses
 import difflib
 import importlib
+import inspect
 import math
 import numbers
 import os
@@ -106,6 +107,15 @@ def resolve(path: str) -> Callable:
     raise RewardError(
       f'reward {path!r} is a {type(found).__name__}: give a function of a batch'
     )
+  try:
+    inspect.signature(found).bind({})
+  except TypeError as error:
+    raise RewardError(
+      f'reward {path!r} cannot be called with a batch alone ({error}): give a '
+      'function of one argument'
+    ) from None
+  except ValueError:  # one written in C, which says nothing of itself
+    pass
   return found
 
 

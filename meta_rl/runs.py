@@ -18,6 +18,13 @@ from meta_rl.headline import is_base, number
 from meta_rl.plots import assign_colors
 
 FILES = ('eval.json', 'metrics.jsonl', 'config.json')
+# What eval.json is read for, and what kind of JSON it is.
+_EVALUATED = {
+  'budgets': list,
+  'accuracy_at_budget': list,
+  'scalars': dict,
+  'per_problem': dict,
+}
 
 
 @dataclasses.dataclass
@@ -151,9 +158,18 @@ def _read_run(path):
   name = str(evaluation.get('name') or path.resolve().name)
   algorithm = algorithm if isinstance(algorithm, str) else name
   if evaluation:
-    for key in ('budgets', 'accuracy_at_budget', 'scalars', 'per_problem'):
-      if not evaluation.get(key):
-        notes.append(f'eval.json has no {key}.')
+    lacking = [
+      key
+      for key, kind in _EVALUATED.items()
+      if not isinstance(evaluation.get(key), kind) or not evaluation[key]
+    ]
+    if len(lacking) == len(_EVALUATED):
+      raise ValueError(
+        f'{path / "eval.json"} holds no evaluation, none of '
+        f'{", ".join(_EVALUATED)}: write it again with meta_rl.evaluate or '
+        'leave the run out.'
+      )
+    notes += [f'eval.json has no {key} that can be read.' for key in lacking]
   return Run(
     path=path,
     name=name,

@@ -174,7 +174,7 @@ def reads_success(config: ml_collections.ConfigDict) -> bool:
 def has_reference(config: ml_collections.ConfigDict) -> bool:
   """Returns whether a run needs the policy that it started from all along."""
   from_it = config.algorithm.get('prefix_policy') == 'reference'
-  return bool(config.loss.get('kl_coef')) or from_it
+  return bool(config.loss.kl_coef) or from_it
 
 
 def start_params(config: ml_collections.ConfigDict, folder) -> Params:
@@ -200,9 +200,8 @@ def reference_params(config: ml_collections.ConfigDict, folder) -> Params:
 
 def make_optimizer(config: ml_collections.ConfigDict):
   """Returns the optax transformation; its schedule spans the whole run."""
-  updates = config.total_steps
-  if 'batching' in config:
-    updates *= config.batching.mini_batches * config.batching.epochs
+  batching = config.batching
+  updates = config.total_steps * batching.mini_batches * batching.epochs
   options = config.optimizer.to_dict()
   optimizer, _ = optimizers.make_optimizer(total_steps=updates, **options)
   return optimizer
@@ -392,10 +391,8 @@ def make_rows(config: ml_collections.ConfigDict, task: Task):
 
 def pathwise_of(config: ml_collections.ConfigDict) -> dict | None:
   """Returns what `config.loss.pathwise` says, None where it is off."""
-  given = config.loss.get('pathwise')
-  if given is None or given.boundaries == 'none':
-    return None
-  return given.to_dict()
+  given = config.loss.pathwise
+  return None if given.boundaries == 'none' else given.to_dict()
 
 
 def make_pathwise_term(config, model: Model, task: Task, *, constant=None):

@@ -105,6 +105,11 @@ def run(
   try:
     if num_workers < 1:
       raise ValueError(f'num_workers={num_workers} is given; allowed is >= 1.')
+    if max_minutes is not None and not max_minutes >= 0:  # NaN too
+      raise ValueError(
+        f'max_minutes={max_minutes:g} is given; allowed is >= 0, or none for '
+        'no limit.'
+      )
     study_cells.check(study)
     study_results.check_figures(study)
     workdir.lock_and_check(study)

@@ -403,22 +403,22 @@ def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
   """Opens the run folder and trains; every expected error becomes one line."""
   loops = {'sft': sft.train}
   try:
-    config = workdir.lock_and_check(config)
-    profiler.parse_span(profile_steps)
-    check_config.check(config)
-    check_config.check_machine(config)
-    with (
-      signals.as_interrupt(),
-      workdir.open_workdir(
-        folder, config.to_dict(), allow_change=allow_change
-      ) as opened,
-    ):
-      for key, (old, new) in opened.changed.items():
-        print(f'config: {key} changed from {old} to {new}')
-      if note := check_config.note_on_saving(config):
-        print(note)
-      loop = loops.get(config.algorithm.name, train)
-      with forget_failed_start(opened):
+    with signals.as_interrupt():
+      config = workdir.lock_and_check(config)
+      profiler.parse_span(profile_steps)
+      check_config.check(config)
+      check_config.check_machine(config)
+      with (
+        workdir.open_workdir(
+          folder, config.to_dict(), allow_change=allow_change
+        ) as opened,
+        forget_failed_start(opened),
+      ):
+        for key, (old, new) in opened.changed.items():
+          print(f'config: {key} changed from {old} to {new}')
+        if note := check_config.note_on_saving(config):
+          print(note)
+        loop = loops.get(config.algorithm.name, train)
         return loop(config, folder, profile_steps=profile_steps)
   except guards.NonFiniteError as error:
     print(f'error: {error}', file=sys.stderr)

@@ -203,10 +203,12 @@ def read_config(path) -> dict | None:
     config = json.loads(file.read_text())
   except FileNotFoundError:
     return None
-  except ValueError as error:
+  except (OSError, ValueError) as error:
+    problem = f'is not JSON ({error})'
+    if isinstance(error, OSError):
+      problem = f'cannot be read ({error.strerror})'
     raise WorkdirError(
-      f'{file} is not JSON ({error}): put the right one back, or name another '
-      'workdir'
+      f'{file} {problem}: put the right one back, or name another workdir'
     ) from None
   if not isinstance(config, dict):
     raise WorkdirError(f'{file} holds no JSON object: name another workdir')

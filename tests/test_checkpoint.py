@@ -234,6 +234,17 @@ def test_all_damaged_is_one_error(folder):
   with Checkpointer(folder) as checkpointer:
     with pytest.raises(CheckpointError, match='every checkpoint in'):
       checkpointer.restore_latest(make_state())
+  # Nor does who reads it find no checkpoint at all.
+  with pytest.raises(CheckpointError, match='is damaged and lies in'):
+    checkpoint.restore_params(folder, make_state().params)
+
+
+def test_orbax_is_silent_of_what_is_said_here(folder, capfd):
+  """A save that was killed left no metadata: the step is whole without."""
+  (folder / '3' / '_CHECKPOINT_METADATA').unlink()
+  with Checkpointer(folder) as checkpointer:
+    checkpointer.restore_latest(make_state())
+  assert capfd.readouterr().err == ''
 
 
 def test_read_only_touches_nothing(folder):

@@ -91,12 +91,9 @@ def test_the_command(trained, tmp_path, monkeypatch, capsys):
   assert 'holds no config.json' in line
 
 
-def test_a_run_without_a_checkpoint(tmp_path):
-  (tmp_path / 'config.json').write_text(
-    json.dumps({'model': {'vocab_size': 8, 'num_layers': 1, 'width': 4,
-                          'num_heads': 1, 'ffn_width': 4},
-                'task': {}, 'rollout': {}, 'algorithm': {}})
-  )  # fmt: skip
+def test_a_run_without_a_checkpoint(small, tmp_path):
+  config = small.config('mrt').to_dict()
+  (tmp_path / 'config.json').write_text(json.dumps(config))
   with pytest.raises(ValueError, match='holds no checkpoint yet'):
     export.export(
       tmp_path, str(tmp_path / 'x.safetensors'), which='last', dtype=None

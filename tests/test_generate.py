@@ -85,10 +85,12 @@ def test_they_are_what_training_samples(start, rows):
 @pytest.mark.parametrize(
   'changes, message',
   [
-    ({'group_size': 0}, 'group_size=0 is given'),
+    ({'group_size': 0}, 'group_size must be a whole number >= 1, got 0'),
     ({'num_prompts': 0}, 'num_prompts=0 is given; the split .train. has 1'),
     ({'num_prompts': 10**6}, 'num_prompts=1000000 is given; the split'),
-    ({'batch_size': 0}, 'batch_size=0'),
+    ({'batch_size': 0}, 'batch_size must be a whole number >= 1, got 0'),
+    ({'seed': -1}, 'seed must be >= 0 and <= 4294967295, got -1'),
+    ({'seed': 2**32}, 'seed must be >= 0 and <= 4294967295, got 4294967296'),
     ({'split': 'x'}, "split 'x' must be one of"),
   ],
 )

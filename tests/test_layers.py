@@ -25,7 +25,8 @@ LAYERS = [
   'signals workdir files leaves chat profiler rewards external guards hf '
   'verifiers segments chat_template',
   'steps compiled dynamic_sampling',
-  'setup_run setup_own train_calls check_config command_line held_out '
+  'setup_run setup_own train_calls check_config command_line '
+  'config_keys held_out '
   'evaluate plots '
   'headline runs report report_page report_style report_traces report_parts',
   'train sft study study_cells study_files study_cell study_results '
@@ -36,7 +37,14 @@ LAYERS = [row.split() for row in LAYERS]
 PURE = LAYERS[1]
 # These read a ConfigDict; all others take keyword arguments.
 COMMANDS = [*LAYERS[-1], 'setup_run', 'check_config', 'command_line']
-COMMANDS += ['setup_own', 'train_calls', 'held_out', 'evaluate', 'report']
+COMMANDS += [
+  'config_keys',
+  'setup_own',
+  'train_calls',
+  'held_out',
+  'evaluate',
+  'report',
+]
 MODULES = sorted(PACKAGE.rglob('*.py'))
 
 

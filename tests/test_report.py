@@ -246,7 +246,9 @@ def test_missing_pieces_are_named(tmp_path, capsys):
   ):
     assert line in page.text
   assert 'base: metrics.jsonl' not in page.text
-  assert '| base ' in capsys.readouterr().out
+  found = capsys.readouterr()
+  assert '| base ' in found.out
+  assert 'note: half: eval.json is missing' in found.err
 
 
 def test_training_without_evaluation(tmp_path):
@@ -265,12 +267,20 @@ def test_refusals_are_one_line(tmp_path, capsys):
   (tmp_path / 'bad' / 'eval.json').write_text('{"name": ')
   (tmp_path / 'list').mkdir()
   (tmp_path / 'list' / 'eval.json').write_text('[]')
+  for name, text in (
+    ('other', '{"a": 1}'),
+    ('kinds', '{"budgets": 1, "scalars": 5}'),
+  ):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'eval.json').write_text(text)
   good = write_run(tmp_path / 'good', 'mrt', rows=4, steps=2)
   for arguments, line in (
     ([tmp_path / 'empty'], 'is no run folder'),
     ([tmp_path / 'nowhere'], 'is no folder'),
     ([tmp_path / 'bad'], 'eval.json is damaged'),
     ([tmp_path / 'list'], 'holds a list: a JSON object is needed'),
+    ([tmp_path / 'other'], 'holds no evaluation, none of budgets, '),
+    ([tmp_path / 'kinds'], 'holds no evaluation, none of budgets, '),
     ([good, f'--out={tmp_path}'], 'it is a folder; name a file'),
   ):
     assert main([str(a) for a in arguments]) == 1

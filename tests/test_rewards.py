@@ -91,12 +91,22 @@ def test_a_path_into_a_class():
     ('test_rewards.shrt', 'has no .shrt.; did you mean short'),
     ('test_rewards.zzzzzz', "'test_rewards' has no 'zzzzzz'$"),
     ('test_rewards.NOT_A_FUNCTION', 'is a int: give a function'),
+    ('test_rewards.without_a_batch', 'cannot be called with a batch alone'),
+    ('test_rewards.of_two', r'batch alone \(missing a required argument'),
   ],
 )
 def test_a_path_that_names_nothing(path, message):
   with pytest.raises(rewards.RewardError, match=message) as error:
     rewards.resolve(path)
   assert '\n' not in str(error.value)
+
+
+def without_a_batch():
+  return []
+
+
+def of_two(batch, other):
+  return [batch, other]
 
 
 def test_a_module_that_cannot_be_imported(tmp_path, monkeypatch):

@@ -380,6 +380,8 @@ def test_a_folder_in_use_is_refused(tiny, tmp_path):
   'change, options, message',
   [
     ({}, {'num_workers': 0}, 'num_workers=0 is given; allowed is >= 1'),
+    ({}, {'max_minutes': float('nan')}, 'max_minutes=nan is given; allowed is'),
+    ({}, {'max_minutes': -1.0}, 'max_minutes=-1 is given; allowed is >= 0'),
     (
       {'methods.mrt_exact.overrides': {'optimzer': {'name': 'sgd'}}},
       {},

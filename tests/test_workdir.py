@@ -50,6 +50,14 @@ def test_another_config_is_refused_key_by_key(tmp_path):
   workdir.open_workdir(tmp_path, CONFIG).close()
 
 
+def test_a_config_that_is_a_folder(tmp_path):
+  (tmp_path / 'config.json').mkdir()
+  with pytest.raises(
+    workdir.WorkdirError, match=r'config\.json cannot be read'
+  ):
+    workdir.read_config(tmp_path)
+
+
 @pytest.mark.parametrize(
   'allow',
   ['optimizer.lr,seed', ' seed , optimizer', ['optimizer', 'seed']],

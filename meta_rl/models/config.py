@@ -179,6 +179,15 @@ def _known(kind: type, name: str, values: Mapping[str, Any]):
   known = {f.name for f in dataclasses.fields(kind)}
   if unknown := sorted(set(values) - known):
     raise ValueError(f'{name}: unknown {unknown}; allowed: {sorted(known)}.')
+  needed = {
+    f.name
+    for f in dataclasses.fields(kind)
+    if f.default is f.default_factory is dataclasses.MISSING
+  }
+  if missing := sorted(needed - set(values)):
+    raise ValueError(
+      f'{name}.{missing[0]} is missing: a config of a model must say it.'
+    )
   return kind(**values)
 
 
