@@ -112,9 +112,9 @@ class Rollout:
       temperature; equal to `behavior_log_probs` without top-k and top-p.
     truncated: bool[B], the trace ran out of its tokens without EOS.
     forced: bool[B], thinking was ended by the budget, not by the policy.
-    side_tokens: i32[B], response tokens that were sampled for this trace and
-      are no part of it, such as those of a stale trace that a group branches
-      off (at its first trace, 0 at the others); None: none.
+    side_tokens: i32[B], response tokens that were sampled or observed for this
+      trace and are no part of it, such as those of a stale trace that a group
+      branches off (at its first trace, 0 at the others); None: none.
     weights: f32[B,T], a factor on each token's loss, for traces of another
       sampler; None: 1.
   """

@@ -264,6 +264,9 @@ def test_the_environment_speaks_in_prefixes_and_behind_them():
   on = branches.is_continue(len(tokens), GROUP)
   assert (spoken & prefix).any()
   assert (spoken & thinking & ~prefix)[on].any()
+  # What was fed for the stale traces, the verdicts among it, is their cost.
+  side = np.asarray(rollout.side_tokens)[::GROUP]
+  assert (side >= prefix.sum(1)[::GROUP]).all()
   # J is that of the prefix, and not of what Continue rows heard behind it.
   measured = prove(policy, batch, rollout, cache, KEY)
   count = (prefix & (tokens == SPECIAL)).sum(1)

@@ -91,7 +91,7 @@ def make_branches(
   }
 
   def sample_prefixes(params, batch, key, first_prompt):
-    """Returns prefixes i32[P,N'], their lengths and what was sampled i32[P]."""
+    """Returns prefixes i32[P,N'], their lengths and what was fed i32[P]."""
     prompts = batch['prompts']
     sample_key, cut_key = jax.random.split(key)
     traces = rollout.generate(
@@ -119,19 +119,19 @@ def make_branches(
       )
     )(first_prompt + jnp.arange(prompts.shape[0]), found.count)
     length = at(found.ends, keep) - last
-    sampled = traces.mask.sum(1, dtype=jnp.int32)
-    return traces.tokens[:, last + 1 :], length, sampled
+    fed = traces.token_mask[:, last + 1 :].sum(1, dtype=jnp.int32)
+    return traces.tokens[:, last + 1 :], length, fed
 
   def generate(params, batch, key, row_offset=0):
     pair = prefix_policy == 'reference'
     policy, stale = params if pair else (params, params)
     prefix_key, key = jax.random.split(key)
-    given, length, sampled = sample_prefixes(
+    given, length, fed = sample_prefixes(
       stale, batch, prefix_key, row_offset // group_size
     )
     given, length = (jnp.repeat(x, group_size, axis=0) for x in (given, length))
     on = is_continue(len(length), group_size)
-    side = jnp.zeros_like(length).at[::group_size].set(sampled)
+    side = jnp.zeros_like(length).at[::group_size].set(fed)
     traces, cache = rollout.generate(
       model,
       policy,
