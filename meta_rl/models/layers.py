@@ -4,6 +4,37 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from meta_rl.types import Array
+
+
+@jax.custom_vjp
+def product(x: Array, w: Array) -> Array:
+  """Returns x @ w in the dtype of x, summed in float32.
+
+  The sums of bfloat16 products are float32 on every device; asking for them and
+  rounding after, here and in both products of the gradient, is what XLA has its
+  fast kernels for on CPUs. (Without a rule of its own the gradient would
+  multiply a float32 cotangent by bfloat16 weights, as float32.)
+
+  Args:
+    x: [N,D].
+    w: [D,F], of the same dtype.
+  """
+  y = jnp.matmul(x, w, preferred_element_type=jnp.float32)
+  return y.astype(x.dtype)
+
+
+def _product_forward(x, w):
+  return product(x, w), (x, w)
+
+
+def _product_backward(kept, y):
+  x, w = kept
+  return product(y, w.T), product(x.T, y)
+
+
+product.defvjp(_product_forward, _product_backward)
+
 
 class RMSNorm(nn.Module):
   """x / sqrt(mean(x^2) + eps) * scale, in float32.
@@ -47,12 +78,13 @@ class Linear(nn.Module):
     init = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
     kernel = self.param('kernel', init, shape, self.param_dtype)
     flat = x.reshape(-1, x.shape[-1])
-    y = flat @ kernel.astype(x.dtype)
+    y = product(flat, kernel.astype(x.dtype))
     if self.lora_rank:
       rank = self.lora_rank
       a = self.param('lora_a', init, (shape[0], rank))
       b = self.param('lora_b', nn.initializers.zeros, (rank, shape[1]))
-      y += (flat @ a.astype(x.dtype)) @ (self.lora_scale * b).astype(x.dtype)
+      low = product(flat, a.astype(x.dtype))
+      y += product(low, (self.lora_scale * b).astype(x.dtype))
     if self.use_bias:
       zeros = nn.initializers.zeros
       bias = self.param('bias', zeros, shape[1:], self.param_dtype)
