@@ -124,9 +124,9 @@ def brpo(scores: Array, prior: Array) -> Array:
   """
   dims = {}
   scores = masked.as_array('scores', scores, 'float[P,G,S]', dims)
-  prior = masked.as_array('prior', prior, 'float[S]', dims)
   _check_group('scores', scores, axis=1)
   masked.check_filled('scores', scores)
+  prior = masked.as_array('prior', prior, 'float[S]', dims)
 
   num = dims['S']
   s = jnp.arange(num, dtype=scores.dtype)
@@ -297,7 +297,7 @@ def prover_baseline(
   success = masked.as_array('success', success, 'float[B,K+1]', dims)
   count = masked.as_array('count', count, 'int[B]', dims)
   masked.check_scalar('ridge', ridge, above=0)
-  masked.check_count('min_rows', min_rows)
+  masked.check_counts('min_rows', min_rows, low=1)
   masked.check_choice('rows', rows, BASELINE_ROWS)
   masked.check_axis('axis_name', axis_name)
   if inside is not None and rows != 'reaching':

@@ -117,12 +117,17 @@ def to_array(name: str, x: Any, convert: Callable = jnp.asarray) -> Any:
     x: array or nested sequence.
     convert: `jnp.asarray`, or `np.asarray` on the host.
   """
-  try:
-    array = convert(x)
-    numeric = convert is jnp.asarray or array.dtype.kind in 'biufV'
-  except (TypeError, ValueError, OverflowError):
-    numeric = False
-  if not numeric:
+  array = None
+  # jax takes some texts for the names of dtypes.
+  nested = not isinstance(x, _ARRAYS)
+  if not nested or not any(
+    isinstance(leaf, str | bytes) for leaf in jax.tree.leaves(x)
+  ):
+    try:
+      array = convert(x)
+    except (TypeError, ValueError, OverflowError):
+      pass
+  if array is None or array.dtype == object:
     raise ValueError(f'{name} must be an array of numbers, got {show(x)}')
   return array
 
@@ -277,18 +282,23 @@ def check_count(
 
 
 def check_counts(
-  name: str, value: Any, rows: int | None = None, *, high: int = _INT32_MAX
+  name: str,
+  value: Any,
+  rows: int | None = None,
+  *,
+  low: int = 0,
+  high: int = _INT32_MAX,
 ) -> int | Array:
-  """Returns one whole number >= 0, or one a row; else raises ValueError.
+  """Returns one whole number, or one a row; else raises ValueError.
 
   Args:
     name: what the caller calls the argument.
     value: a Python number, or an array, traced or not, of shape [] or [rows].
     rows: None: only shape [].
-    high: it must be at most this, where it is a Python number.
+    low, high: where it must be, if it is a Python number.
   """
   if not isinstance(value, np.ndarray | Array | list | tuple):
-    return check_count(name, value, low=0, high=high)
+    return check_count(name, value, low=low, high=high)
   value = as_array(name, value, 'int[...]')
   if value.shape != () and value.shape != (rows,):
     rule = '' if rows is None else f', or one for each of {rows} rows'
@@ -328,7 +338,7 @@ def check_vocabulary(name: str, ids: Any, size: int) -> None:
   """
   if ids is None or isinstance(ids, Array):
     return
-  one = not isinstance(ids, Sequence | np.ndarray)
+  one = not isinstance(ids, Sequence) and getattr(ids, 'ndim', 0) == 0
   for index, token in enumerate([ids] if one else ids):
     if not isinstance(token, Array) and not 0 <= token < size:
       raise ValueError(
@@ -383,7 +393,8 @@ def check_key(name: str, key: Any) -> None:
 
 def check_model(model: Any) -> None:
   """Raises ValueError if `model` is a bare function, or no model at all."""
-  if not hasattr(model, 'apply_fn') and not hasattr(model, 'features_fn'):
+  names = ('apply_fn', 'features_fn')
+  if not any(callable(getattr(model, name, None)) for name in names):
     raise ValueError(
       'model must be a meta_rl Model, got '
       f'{getattr(model, "__name__", type(model).__name__)!r}: '

@@ -278,7 +278,14 @@ def control_variate(
     listed = masked.check_count(
       'prover: num_enumerated', num_enumerated, low=0, high=number
     )
-  masked.check_count('prover: max_answer_len', max_answer_len)
+  row_offset = _check_draws(
+    key,
+    eos_id,
+    row_offset,
+    num_branches=num_branches,
+    max_answer_len=max_answer_len,
+    block_rows=block_rows,
+  )
   sampling.check_truncation(
     'prover: ', temperature, top_k, top_p, greedy=not listed
   )
@@ -376,18 +383,17 @@ def sample_answers(
       the model does not have.
   """
   masked.check_model(model)
-  masked.check_key('prover: key', key)
   tokens, token_mask, ends = probes.traces_of(
     tokens, token_mask, ends, stop_ids
   )
-  for name, value in (
-    ('num_branches', num_branches),
-    ('max_answer_len', max_answer_len),
-    ('block_rows', block_rows),
-  ):
-    masked.check_count(f'prover: {name}', value)
-  masked.check_count('prover: eos_id', eos_id, low=0)
-  row_offset = masked.check_counts('prover: row_offset', row_offset)
+  row_offset = _check_draws(
+    key,
+    eos_id,
+    row_offset,
+    num_branches=num_branches,
+    max_answer_len=max_answer_len,
+    block_rows=block_rows,
+  )
   sampling.check_truncation('prover: ', temperature, top_k, top_p)
   rows, width = ends.shape
   branches = width * num_branches
@@ -434,3 +440,12 @@ def sample_answers(
   split = lambda x: x.reshape(rows, width, num_branches, max_answer_len)
   found = jax.tree.map(split, found)
   return found if return_log_probs else found[:2]
+
+
+def _check_draws(key, eos_id, row_offset, **at_least_one) -> int | Array:
+  """Returns row_offset; raises ValueError for what draws no answers."""
+  masked.check_key('prover: key', key)
+  for name, value in at_least_one.items():
+    masked.check_count(f'prover: {name}', value)
+  masked.check_count('prover: eos_id', eos_id, low=0)
+  return masked.check_counts('prover: row_offset', row_offset)

@@ -123,10 +123,10 @@ def generate(
   masked.check_key('generate: key', key)
   dims = {}
   prompts = masked.as_array('generate: prompts', prompts, 'int[P,Tp]', dims)
+  masked.check_filled('generate: prompts', prompts)
   prompt_mask = masked.as_array(
     'generate: prompt_mask', prompt_mask, 'bool[P,Tp]', dims
   )
-  masked.check_filled('generate: prompts', prompts)
   check(
     temperature=temperature,
     top_k=top_k,
@@ -141,6 +141,9 @@ def generate(
     group_size=group_size,
     check_every=check_every,
   )
+  max_new_tokens, group_size = int(max_new_tokens), int(group_size)
+  eos_id, pad_id = int(eos_id), int(pad_id)
+  think_end_id = None if think_end_id is None else int(think_end_id)
   num_prompts, prompt_length = prompts.shape
   rows = num_prompts * group_size
   of_rows = lambda name, value: (

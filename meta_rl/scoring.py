@@ -29,10 +29,11 @@ def log_softmax_at(logits: Array, targets: Array) -> tuple[Array, Array]:
   scatter in its gradient.
   """
   logits = masked.to_array('logits', logits)
-  targets = masked.as_array('targets', targets, 'int[...]')
   masked.check_dtype('logits', logits, 'float')
-  masked.check_shape('logits', logits, (*targets.shape, None))
+  masked.check_shape('logits', logits, '...,V')
   masked.check_filled('logits', logits)
+  targets = masked.as_array('targets', targets, 'int[...]')
+  masked.check_shape('targets', targets, logits.shape[:-1])
   ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
   top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
   shifted = logits - top

@@ -55,7 +55,7 @@ def features(
   masked.check_model(model)
   if model.features_fn is None:
     raise ValueError(
-      'a value head reads features and this Model has no features_fn: give it '
+      'a value head reads features and this model has no features_fn: give it '
       'one, or use an algorithm without a critic.'
     )
   dims = {}
