@@ -45,6 +45,8 @@ def split(
 
 def join(own: Params, frozen: Params) -> Params:
   """Returns the params that `split` cut in two."""
+  masked.check_dict('own', own)
+  masked.check_dict('frozen', frozen)
   return _unflatten({**_flatten(frozen), **_flatten(own)})
 
 

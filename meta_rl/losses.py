@@ -58,7 +58,8 @@ def aggregate_tokens(
     mask.
 
   Raises:
-    ValueError: wrong shape or dtype, unknown aggregate, constant missing.
+    ValueError: wrong shape or dtype, unknown aggregate, constant missing or
+      <= 0.
 
   Source: DAPO (arXiv 2503.14476); Dr. GRPO (arXiv 2503.20783).
   """
@@ -123,7 +124,8 @@ def policy_gradient(
     from b; always of the token ratio).
 
   Raises:
-    ValueError: wrong shape or dtype, unknown option, constant missing.
+    ValueError: wrong shape or dtype, unknown option, a number outside its
+      range, constant missing.
 
   Source: PPO (arXiv 1707.06347); CISPO (arXiv 2506.13585); GSPO (arXiv
   2507.18071).
@@ -275,7 +277,8 @@ def kl_penalty(
     `ref_kl_k3` over the tokens of the mask.
 
   Raises:
-    ValueError: wrong shape or dtype, unknown option, constant missing.
+    ValueError: wrong shape or dtype, unknown option, a number outside its
+      range, constant missing.
 
   Source: Schulman, 'Approximating KL divergence' (2020); GRPO (arXiv
   2402.03300).
@@ -383,7 +386,8 @@ def entropy_bonus(
     The loss -entropy, before its coefficient, and `entropy` (nats a token).
 
   Raises:
-    ValueError: wrong shape or dtype, unknown option, constant missing.
+    ValueError: wrong shape or dtype, unknown option, a number outside its
+      range, constant missing.
   """
   dims = {}
   mask = masked.as_array('mask', mask, 'bool[B,T]', dims)

@@ -117,16 +117,13 @@ def to_array(name: str, x: Any, convert: Callable = jnp.asarray) -> Any:
     x: array or nested sequence.
     convert: `jnp.asarray`, or `np.asarray` on the host.
   """
-  array = None
+  leaves = [] if isinstance(x, _ARRAYS) else jax.tree.leaves(x)
   # jax takes some texts for the names of dtypes.
-  nested = not isinstance(x, _ARRAYS)
-  if not nested or not any(
-    isinstance(leaf, str | bytes) for leaf in jax.tree.leaves(x)
-  ):
-    try:
-      array = convert(x)
-    except (TypeError, ValueError, OverflowError):
-      pass
+  text = any(isinstance(leaf, str | bytes) for leaf in leaves)
+  try:
+    array = None if text else convert(x)
+  except (TypeError, ValueError, OverflowError):
+    array = None
   if array is None or array.dtype == object:
     raise ValueError(f'{name} must be an array of numbers, got {show(x)}')
   return array

@@ -331,6 +331,7 @@ CALLS = {
   },
   lora.split: {'params': PARAMS, 'trainable': lora.is_factor},
   lora.add: {'params': PARAMS, 'config': CONFIG, 'key': KEY},
+  lora.join: {'own': {}, 'frozen': {}},
   lora.without: {'params': PARAMS},
   lora.merge: {'params': PARAMS, 'config': CONFIG},
   update.init_state: {
@@ -382,7 +383,7 @@ def refused(function, argument, given):
     return next(found) if function is streaming.stream else found
 
   with pytest.raises(ValueError) as error:
-    jax.eval_shape(lambda: jax.tree.leaves(call()) and None)
+    jax.eval_shape(lambda: [call()] and None)
   line = str(error.value)
   assert '\n' not in line
   assert len(line) < 250
@@ -494,6 +495,7 @@ def test_caches(function, argument):
     refused(function, argument, given)
 
 
+CONTINUED = continuations.continued, continuations.sample_continuations
 GENERATED = rollout.generate, streaming.stream
 PROVERS = prover.sampled, prover.control_variate, prover.sample_answers
 ASKING = *PROVERS, prover.exact, prover_gradient.differentiable
@@ -556,6 +558,7 @@ ROWS = [
   (value.read_out, 'features', np.ones((2, 6, 15), np.float32)),
   *((f, 'params', x) for f in (lora.split, lora.merge) for x in (None, [1])),
   *((f, 'config', None) for f in (lora.add, lora.merge)),
+  *((lora.join, name, None) for name in ('own', 'frozen')),
   *((f, 'params', 3) for f in (value.with_head, value.without_head)),
   (value.with_head, 'head', None),
   *((update.split_batch, 'batch', x) for x in ({}, {'x': 3}, None)),
@@ -591,15 +594,24 @@ def test_arguments_that_do_not_go_together():
   'function', [function for function in CALLS if function != streaming.stream]
 )
 def test_what_is_changed_works(function):
-  """With numpy's numbers too; else a row is refused for another reason."""
-  scalar = {int: np.int64, float: np.float32}
+  """With numpy's numbers; else a row may be refused for another reason."""
+  own = CALLS[function]
+  kinds = (int, float)
+  convert = lambda x: np.asarray(x) if type(x) in kinds else x
+  arguments = {name: convert(given) for name, given in own.items()}
+  jax.eval_shape(lambda: [function(**arguments)] and None)
 
-  def call(convert):
-    own = CALLS[function]
-    function(**{k: convert(k, x) for k, x in own.items()})
 
-  def numbers(kind):
-    return lambda name, x: kind(x) if type(x) in scalar else x
+HOST = (streaming.stream, segments.split_ids, segments.from_text)
+HOST += (segments.token_texts, episodes.split_spans, episodes.split_text)
 
-  jax.eval_shape(lambda: call(numbers(lambda x: scalar[type(x)](x))))
-  jax.eval_shape(lambda: call(numbers(np.asarray)))
+
+@pytest.mark.parametrize('function', [f for f in CALLS if f not in HOST])
+def test_no_check_looks_at_a_traced_value(function):
+  """Of arrays, and of the numbers that need not be known when compiling."""
+  kinds = (np.ndarray, float, jax.Array)
+  arguments = CALLS[function]
+  traced = {k: x for k, x in arguments.items() if isinstance(x, kinds)}
+  if function in (rollout.generate, *CONTINUED):
+    del traced['temperature']
+  jax.eval_shape(lambda x: [function(**arguments | x)] and None, traced)
