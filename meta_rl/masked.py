@@ -357,6 +357,12 @@ def check_dict(name: str, tree: Any) -> None:
     raise ValueError(f'{name} must be a dict of arrays, got {show(tree)}')
 
 
+def check_flag(name: str, value: Any) -> None:
+  """Raises ValueError unless `value` is True or False."""
+  if not isinstance(value, bool | np.bool_):
+    raise ValueError(f'{name} must be True or False, got {show(value)}')
+
+
 def check_callable(name: str, fn: Any, *, optional: bool = False) -> None:
   """Raises ValueError unless `fn` can be called; None passes if `optional`."""
   if not callable(fn) and not (optional and fn is None):

@@ -198,6 +198,7 @@ def sampled(
     ValueError: as in `sample_answers`; rewards of another shape.
   """
   masked.check_callable('prover: verify_fn', verify_fn)
+  masked.check_flag('prover: return_mask', return_mask)
   found, mask = sample_answers(
     model,
     params,
@@ -272,6 +273,7 @@ def control_variate(
   )
   answers, answer_mask = probes.answers_of(tokens, answers, answer_mask)
   masked.check_callable('prover: verify_fn', verify_fn)
+  masked.check_flag('prover: return_mask', return_mask)
   number, length = answers.shape[1:]
   listed = number
   if num_enumerated is not None:
@@ -395,6 +397,7 @@ def sample_answers(
     block_rows=block_rows,
   )
   sampling.check_truncation('prover: ', temperature, top_k, top_p)
+  masked.check_flag('prover: return_log_probs', return_log_probs)
   rows, width = ends.shape
   branches = width * num_branches
   stop = tuple(stop_ids)

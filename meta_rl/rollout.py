@@ -121,6 +121,7 @@ def generate(
   """
   masked.check_model(model)
   masked.check_key('generate: key', key)
+  masked.check_flag('generate: return_cache', return_cache)
   dims = {}
   prompts = masked.as_array('generate: prompts', prompts, 'int[P,Tp]', dims)
   masked.check_filled('generate: prompts', prompts)

@@ -100,6 +100,7 @@ def split_ids(
   """
   masked.check_count('max_episodes', max_episodes)
   masked.check_count('group_size', group_size)
+  masked.check_flag('with_blank_line', with_blank_line)
   texts = token_texts(ids, tokenizer)
   if not texts:
     return []

@@ -522,6 +522,10 @@ ROWS = [
   (rollout.generate, 'observe_fn', lambda last, thinking, rows: 'a'),
   (rollout.generate, 'prompts', NO_ROW),
   (rollout.generate, 'stop_ids', ()),
+  (rollout.generate, 'return_cache', 'no'),
+  *((f, 'return_mask', 0) for f in PROVERS[:2]),
+  (prover.sample_answers, 'return_log_probs', None),
+  (segments.split_ids, 'with_blank_line', 'no'),
   *(
     (f, 'verify_fn', g)
     for f in (*PROVERS[:2], continuations.continued)
