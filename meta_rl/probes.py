@@ -190,11 +190,11 @@ def traces_of(tokens, token_mask, ends, stop_ids):
   """Returns tokens i32[B,T], their mask and ends i32[B,K+1], all checked."""
   dims = {}
   tokens = masked.as_array('prover: tokens', tokens, 'int[B,T]', dims)
+  masked.check_filled('prover: tokens', tokens)
   token_mask = masked.as_array(
     'prover: token_mask', token_mask, 'bool[B,T]', dims
   )
   ends = masked.as_array('prover: ends', ends, 'int[B,K+1]', dims)
-  masked.check_filled('prover: tokens', tokens)
   masked.check_ids('prover: stop_ids', stop_ids)
   return tokens, token_mask, ends
 

@@ -90,8 +90,8 @@ def score(
   masked.check_model(model)
   dims = {}
   tokens = masked.as_array('tokens', tokens, 'int[B,T]', dims)
-  token_mask = masked.as_array('token_mask', token_mask, 'bool[B,T]', dims)
   masked.check_filled('tokens', tokens)
+  token_mask = masked.as_array('token_mask', token_mask, 'bool[B,T]', dims)
   masked.check_scalar('temperature', temperature, above=0, below=math.inf)
   if chunk is not None:
     chunk = masked.check_count('chunk', chunk)

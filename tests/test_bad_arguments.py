@@ -374,20 +374,23 @@ WRONG_NUMBERS += (np.ones(5), np.array(True), np.array('a'), b'1')
 WRONG_COUNTS = (1.5, np.float32(1), -5, 10**12)
 
 
-def refused(function, argument, given):
-  """Asserts that a call is refused in one line that names the argument."""
-  arguments = CALLS[function] | {argument: given}
+def refused(function, argument, *wrong):
+  """Asserts that each is refused in one line that names the argument."""
 
-  def call():
-    found = function(**arguments)
+  def call(given):
+    found = function(**CALLS[function] | {argument: given})
     return next(found) if function is streaming.stream else found
 
-  with pytest.raises(ValueError) as error:
-    jax.eval_shape(lambda: [call()] and None)
-  line = str(error.value)
-  assert '\n' not in line
-  assert len(line) < 250
-  assert re.search(rf'\b{argument}\b', line), line
+  def calls():
+    for given in wrong:
+      with pytest.raises(ValueError) as error:
+        call(given)
+      line = str(error.value)
+      assert '\n' not in line
+      assert len(line) < 250
+      assert re.search(rf'\b{argument}\b', line), line
+
+  jax.eval_shape(calls)
 
 
 def each(kind):
@@ -417,8 +420,7 @@ def test_arrays(function, argument):
       (losses.value_loss, 'weights'),
     ]
   )
-  for given in wrong + [None] * (not left_out):
-    refused(function, argument, given)
+  refused(function, argument, *(wrong + [None] * (not left_out)))
 
 
 @pytest.mark.parametrize(
@@ -427,8 +429,9 @@ def test_arrays(function, argument):
 )
 def test_numbers(function, argument):
   whole = isinstance(CALLS[function][argument], int) and argument not in REAL
-  for given in WRONG_NUMBERS + (WRONG_COUNTS if whole else ()):
-    refused(function, argument, given)
+  refused(
+    function, argument, *(WRONG_NUMBERS + (WRONG_COUNTS if whole else ()))
+  )
 
 
 @pytest.mark.parametrize(
@@ -438,8 +441,7 @@ def test_numbers(function, argument):
   ),
 )
 def test_names_of_choices(function, argument):
-  for given in (3, None, ['std'], np.ones(2)):
-    refused(function, argument, given)
+  refused(function, argument, 3, None, ['std'], np.ones(2))
 
 
 @pytest.mark.parametrize(
@@ -448,8 +450,7 @@ def test_names_of_choices(function, argument):
 )
 def test_models_and_keys(function, argument):
   wrong = [3, None, 'a', TOKENS, jax.random.split(KEY, 3)]
-  for given in wrong + [np.zeros(3, np.uint32), Model]:
-    refused(function, argument, given)
+  refused(function, argument, *(wrong + [np.zeros(3, np.uint32), Model]))
 
 
 @pytest.mark.parametrize(
@@ -462,8 +463,7 @@ def test_token_ids(function, argument):
   wrong = [5.7, -5, (-5,), (1.5,), ('a',), 'ab', {}, (10**12,), (True,)]
   wrong += [np.ones(2), np.ones((2, 2), int), jnp.ones(2), (None,), KEY]
   wrong += [] if argument in ('wait_ids', 'length_buckets') else [()]
-  for given in wrong:
-    refused(function, argument, given)
+  refused(function, argument, *wrong)
 
 
 @pytest.mark.parametrize(
@@ -473,16 +473,14 @@ def test_token_ids(function, argument):
 def test_functions(function, argument):
   optional = argument in ('observe_fn', 'trainable')
   optional &= function is not lora.split
-  for given in [3, 'a', TOKENS] + [None] * (not optional):
-    refused(function, argument, given)
+  refused(function, argument, *([3, 'a', TOKENS] + [None] * (not optional)))
 
 
 @pytest.mark.parametrize(
   'function, argument', each(lambda name, given: name == 'axis_name')
 )
 def test_an_axis_that_is_not_mapped(function, argument):
-  for given in ('nope', 3, ['nope']):
-    refused(function, argument, given)
+  refused(function, argument, 'nope', 3, ['nope'])
 
 
 @pytest.mark.parametrize(
@@ -491,8 +489,7 @@ def test_an_axis_that_is_not_mapped(function, argument):
 def test_caches(function, argument):
   short = TraceCache(MODEL.init_cache(2, 5), jnp.int32(5))
   other = TraceCache(BARE.init_cache(2, 6), jnp.int32(6))
-  for given in (3, 'a', TOKENS, short, other, short.cache):
-    refused(function, argument, given)
+  refused(function, argument, 3, 'a', TOKENS, short, other, short.cache)
 
 
 CONTINUED = continuations.continued, continuations.sample_continuations
@@ -520,7 +517,8 @@ ROWS = [
   (rollout.generate, 'thinking_budget', [1, 2, 3]),
   (rollout.generate, 'min_thinking', np.ones(3, int)),
   (rollout.generate, 'observe_fn', lambda last, thinking, rows: 'a'),
-  (rollout.generate, 'prompts', NO_ROW),
+  *((rollout.generate, 'prompts', x) for x in (NO_ROW, NO_COLUMN)),
+  *((f, 'tokens', NO_COLUMN) for f in (*ASKING, *CONTINUED, scoring.score)),
   (rollout.generate, 'stop_ids', ()),
   (rollout.generate, 'return_cache', 'no'),
   *((f, 'return_mask', 0) for f in PROVERS[:2]),
