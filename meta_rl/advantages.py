@@ -57,8 +57,7 @@ def group_normalize(
   """
   rewards = masked.as_array('rewards', rewards, 'float[P,G]')
   masked.check_choice('scale', scale, SCALES)
-  if ddof not in (0, 1):
-    raise ValueError(f'ddof must be 0 or 1, got {ddof!r}')
+  ddof = masked.check_count('ddof', ddof, low=0, high=1)
   masked.check_scalar('eps', eps, low=0)
   _check_group('rewards', rewards, axis=1)
   centred, size, constant = _centre(rewards, valid)
@@ -125,8 +124,9 @@ def brpo(scores: Array, prior: Array) -> Array:
   """
   dims = {}
   scores = masked.as_array('scores', scores, 'float[P,G,S]', dims)
-  prior = masked.as_array('prior', prior, 'float[S]', dims)
   _check_group('scores', scores, axis=1)
+  masked.check_filled('scores', scores)
+  prior = masked.as_array('prior', prior, 'float[S]', dims)
 
   num = dims['S']
   s = jnp.arange(num, dtype=scores.dtype)
@@ -163,8 +163,8 @@ def episode_weights(
     ValueError: wrong shape or dtype, horizon <= 0, or ρ outside [0, 1].
   """
   ends = masked.as_array('ends', ends, 'int[B,K+1]')
-  masked.check_range('horizon', horizon, above=0)
-  masked.check_range('outcome_mass', outcome_mass, low=0, high=1)
+  masked.check_scalar('horizon', horizon, above=0)
+  masked.check_scalar('outcome_mass', outcome_mass, low=0, high=1)
   left = jnp.maximum(0.0, 1.0 - (ends[:, 1:] - ends[:, :1]) / horizon)
   return (1.0 - outcome_mass) * left + outcome_mass
 
@@ -235,8 +235,8 @@ def returns(
   weights = masked.as_array('weights', weights, 'float[B,K]', dims)
   lengths = masked.as_array('lengths', lengths, 'int[B,K]', dims)
   count = masked.as_array('count', count, 'int[B]', dims)
-  masked.check_range('price', price, low=0)
-  masked.check_range('horizon', horizon, above=0)
+  masked.check_scalar('price', price, low=0)
+  masked.check_scalar('horizon', horizon, above=0)
   gain = progress * weights - price * lengths / horizon
   inside = jnp.arange(dims['K']) < count[:, None]
   total = masked.reverse_cumsum(masked.select(inside, gain))
@@ -282,26 +282,33 @@ def prover_baseline(
     valid: bool[B], rows that take part; None: all. The others are in no fit.
     inside: bool[B], rows that ended inside their last episode: what stands at
       `count` is then no boundary to stop or go on at, and they don't reach it.
-      None: no row did.
+      None: no row did. For 'reaching' only: no others look at `count`.
 
   Returns:
     f32[B,K+1]; 0 where a row does not reach a boundary or is alone at it, for
     rows that are not valid and, of 'continuing', at count.
 
   Raises:
-    ValueError: wrong shape or dtype, ridge <= 0, min_rows < 1, or other rows.
+    ValueError: wrong shape or dtype, ridge <= 0, min_rows < 1, other rows,
+      'continuing' with `inside`, or an axis that is not mapped here.
   """
   dims = {}
   returns = masked.as_array('returns', returns, 'float[B,K+1]', dims)
   success = masked.as_array('success', success, 'float[B,K+1]', dims)
   count = masked.as_array('count', count, 'int[B]', dims)
-  masked.check_range('ridge', ridge, above=0)
-  masked.check_range('min_rows', min_rows, low=1)
+  masked.check_scalar('ridge', ridge, above=0)
+  masked.check_counts('min_rows', min_rows, low=1)
   masked.check_choice('rows', rows, BASELINE_ROWS)
+  masked.check_axis('axis_name', axis_name)
+  if inside is not None and rows != 'reaching':
+    raise ValueError(
+      f'inside must be None with rows={rows!r}, which leave out what stands at '
+      "count, got an array: it is of rows='reaching'"
+    )
 
   index = jnp.arange(dims['K'] + 1)
   last = count if rows == 'reaching' else count - 1
-  if inside is not None and rows == 'reaching':
+  if inside is not None:
     last = last - masked.as_array('inside', inside, 'bool[B]', dims)
   reached = index <= last[:, None]
   if valid is not None:
@@ -364,7 +371,7 @@ def bootstrapped(
   returns = masked.as_array('returns', returns, 'float[B,K+1]', dims)
   baseline = masked.as_array('baseline', baseline, 'float[B,K+1]', dims)
   count = masked.as_array('count', count, 'int[B]', dims)
-  masked.check_range('decay', decay, low=0, high=1)
+  masked.check_scalar('decay', decay, low=0, high=1)
   index = jnp.arange(dims['K'] + 1)
   goes_on = index < count[:, None]
   later = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
@@ -418,11 +425,12 @@ def gae(
   mask = masked.as_array('mask', mask, 'bool[B,T]', dims)
   rewards = masked.as_array('rewards', rewards, 'float[B,T]', dims)
   rows, length = mask.shape
-  bootstrap = jnp.shape(values)[-1:] == (length + 1,)
+  values = masked.to_array('values', values)
+  bootstrap = values.shape[-1:] == (length + 1,)
   spec = f'float[B,{length + 1}]' if bootstrap else 'float[B,T]'
   values = masked.as_array('values', values, spec, dims)
-  masked.check_range('discount', discount, low=0, high=1)
-  masked.check_range('decay', decay, low=0, high=1)
+  masked.check_scalar('discount', discount, low=0, high=1)
+  masked.check_scalar('decay', decay, low=0, high=1)
 
   rewards = masked.select(mask, rewards)
   final = values[:, length] if bootstrap else jnp.zeros(rows, values.dtype)
@@ -499,6 +507,7 @@ def to_tokens(
   )
   ids = masked.as_array('episode_ids', episode_ids, 'int[B,T]', dims)
   rest = masked.as_array('rest', rest, 'float[B]', dims)
+  masked.check_filled('episode_advantages', advantages)
   if stop is not None and stop_index is None:
     raise ValueError('stop needs stop_index, the index of the answer marker')
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from meta_rl import costs, probes, prover, rollout
+from meta_rl import costs, masked, probes, prover, rollout, sampling
 from meta_rl.types import Array, Model, Params, TraceCache
 
 
@@ -70,9 +70,14 @@ def continued(
     V f32[B,K+1], past the last boundary repeating; V f32[B] at the last
     boundary before the choice to stop; i32[B], tokens fed.
 
+  Raises:
+    ValueError: as in `sample_continuations`; rewards of another shape.
+
   Source: VinePPO, Kazemnejad et al. 2024, arXiv 2410.01679, section 4. Departs
   from it in that values of one's own stop and answer are sampled too.
   """
+  masked.check_key('continuations: key', key)
+  masked.check_callable('continuations: verify_fn', verify_fn)
   go_key, stop_key = jax.random.split(key)
   shared = {
     'num_branches': num_branches,
@@ -84,7 +89,9 @@ def continued(
     'top_k': top_k,
     'row_offset': row_offset,
   }
-  ends = jnp.asarray(ends)
+  tokens, token_mask, ends = probes.traces_of(
+    tokens, token_mask, ends, stop_ids
+  )
   given = model, params, tokens, token_mask
   answers, mask, fed = sample_continuations(
     *given,
@@ -96,7 +103,7 @@ def continued(
     block_rows=block_rows,
     **shared,
   )
-  value = verify_fn(answers, mask).astype(jnp.float32).mean(-1)
+  value = probes.rewards_of(verify_fn, answers, mask).mean(-1)
   value = probes.repeat_past_count(value, ends)
   over, drawn = prover.sampled(
     *given,
@@ -164,17 +171,26 @@ def sample_continuations(
     block_rows: prefixes at a time; bounds memory, changes no number.
 
   Raises:
-    ValueError: shapes, dtypes or sizes.
+    ValueError: shapes, dtypes, a number outside its range, or a token that the
+      model does not have.
   """
-  tokens, token_mask, ends = map(jnp.asarray, (tokens, token_mask, ends))
-  probes.check_traces(tokens, token_mask, ends, stop_ids)
+  masked.check_model(model)
+  masked.check_key('continuations: key', key)
+  tokens, token_mask, ends = probes.traces_of(
+    tokens, token_mask, ends, stop_ids
+  )
   for name, value in (
     ('num_branches', num_branches),
     ('thinking_budget', thinking_budget),
     ('max_answer_len', max_answer_len),
+    ('block_rows', block_rows),
   ):
-    if value < 1:
-      raise ValueError(f'continuations: {name}={value}, must be at least 1.')
+    masked.check_count(f'continuations: {name}', value)
+  for name, value in (('think_end_id', think_end_id), ('eos_id', eos_id)):
+    masked.check_count(f'continuations: {name}', value, low=0)
+  row_offset = masked.check_counts('continuations: row_offset', row_offset)
+  sampling.check_truncation('continuations: ', temperature, top_k, top_p)
+  masked.check_callable('continuations: observe_fn', observe_fn, optional=True)
   rows, width = ends.shape
   pairs = rows * width
   block_rows = min(block_rows, pairs)

@@ -43,7 +43,8 @@ def choose(success: Array, doubled: Array, *, kappa: float) -> Array:
   dims = {}
   success = masked.as_array('success', success, 'float[N]', dims)
   doubled = masked.as_array('doubled', doubled, 'float[N]', dims)
-  masked.check_range('kappa', kappa, above=1)
+  masked.check_scalar('kappa', kappa, above=1)
+  masked.check_filled('success', success)
   enough = (doubled <= kappa * success).at[-1].set(True)
   return masked.first_true_index(enough, axis=0).astype(jnp.int32)
 

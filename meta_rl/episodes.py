@@ -54,7 +54,8 @@ def split_spans(
   Args:
     text: the thinking trace.
     markers: openings of a paragraph that start another attempt.
-    min_paragraphs: paragraphs that an episode must have before it is cut.
+    min_paragraphs: paragraphs that an episode must have before it is cut, at
+      least 1.
     max_cuts: cuts at most; what follows the last cut is one episode.
 
   Returns:
@@ -62,12 +63,17 @@ def split_spans(
     without its trailing newlines.
 
   Raises:
-    ValueError: `max_cuts` is negative.
+    ValueError: no text, `markers` that are no list of texts, `min_paragraphs`
+      < 1 or `max_cuts` < 0.
 
   Source: MRT, section 6 and its public segmentation (arXiv 2503.07572).
   """
-  masked.check_range('max_cuts', max_cuts, low=0)
-  markers = (markers,) if isinstance(markers, str) else tuple(markers)
+  if not isinstance(text, str):
+    raise ValueError(f'text must be a str, got {masked.show(text)}')
+  masked.check_texts('markers', markers)
+  masked.check_count('min_paragraphs', min_paragraphs)
+  masked.check_count('max_cuts', max_cuts, low=0)
+  markers = tuple(markers)
   starts, position, paragraphs = [0], 0, 0
   for paragraph in text.split(_BLANK_LINE):
     opens = position > 0 and paragraph.startswith(markers)
@@ -103,8 +109,12 @@ def merge(episodes: Sequence[str], group_size: int) -> list[str]:
   Args:
     episodes: the episodes of one trace.
     group_size: episodes a group, at least 1; the last group may be shorter.
+
+  Raises:
+    ValueError: `episodes` that are no list of texts, or `group_size` < 1.
   """
-  masked.check_range('group_size', group_size, low=1)
+  masked.check_texts('episodes', episodes)
+  masked.check_count('group_size', group_size)
   return [
     _BLANK_LINE.join(episodes[i : i + group_size])
     for i in range(0, len(episodes), group_size)
@@ -138,13 +148,19 @@ def from_delimiters(
     `Episodes(ends i32[B,K+1], count i32[B])`.
 
   Raises:
-    ValueError: wrong shape or dtype, or `max_episodes` < 1.
+    ValueError: wrong shape or dtype, no delimiter, an id that is no whole
+      number >= 0, or `max_episodes` < 1.
   """
   dims = {}
   tokens = masked.as_array('tokens', tokens, 'int[B,T]', dims)
   mask = masked.as_array('thinking_mask', thinking_mask, 'bool[B,T]', dims)
-  masked.check_range('max_episodes', max_episodes, low=1)
-  delimiter_ids = jnp.ravel(jnp.asarray(delimiter_ids, jnp.int32))
+  max_episodes = masked.check_count('max_episodes', max_episodes)
+  if isinstance(delimiter_ids, numbers.Number):
+    delimiter_ids = (delimiter_ids,)
+  elif getattr(delimiter_ids, 'ndim', 1) == 0:
+    delimiter_ids = delimiter_ids[None]
+  masked.check_ids('delimiter_ids', delimiter_ids)
+  delimiter_ids = jnp.asarray(delimiter_ids, jnp.int32)
 
   is_end = mask & jnp.any(tokens[..., None] == delimiter_ids, axis=-1)
   ids = jnp.minimum(masked.exclusive_cumsum(is_end), max_episodes - 1)
@@ -206,9 +222,12 @@ def equal_budgets(total: int, num: int) -> tuple[int, ...]:
   Args:
     total: tokens, >= num.
     num: S, at least 1.
+
+  Raises:
+    ValueError: `num` < 1 or `total` < `num`.
   """
-  masked.check_range('num', num, low=1)
-  masked.check_range('total', total, low=num)
+  num = masked.check_count('num', num)
+  total = masked.check_count('total', total, low=num)
   return tuple(round(total * (s + 1) / num) for s in range(num))
 
 
@@ -224,7 +243,13 @@ def token_ids(episodes: Episodes, length: int) -> Array:
 
   Returns:
     i32[B,T] in -1..K-1.
+
+  Raises:
+    ValueError: no episodes, wrong shape or dtype, or `length` < 0.
   """
+  if not hasattr(episodes, 'ends') or not hasattr(episodes, 'count'):
+    raise ValueError(f'episodes must be Episodes, got {masked.show(episodes)}')
+  length = masked.check_count('length', length, low=0)
   dims = {}
   ends = masked.as_array('episodes.ends', episodes.ends, 'int[B,K+1]', dims)
   masked.as_array('episodes.count', episodes.count, 'int[B]', dims)
@@ -237,7 +262,7 @@ def token_ids(episodes: Episodes, length: int) -> Array:
 
 def _before_thinking(mask: Array, start: int | Array) -> Array:
   """Returns i32[B], the index before the first True, or `start`."""
-  start = jnp.asarray(start)
+  start = masked.to_array('start', start)
   masked.check_dtype('start', start, 'int')
   if start.ndim:
     masked.check_shape('start', start, (mask.shape[0],))
@@ -248,16 +273,24 @@ def _before_thinking(mask: Array, start: int | Array) -> Array:
 def check_budgets(budgets: Sequence[int] | Array) -> None:
   """Raises ValueError unless the budgets are positive and increasing."""
   if isinstance(budgets, jax.Array):
-    masked.check_shape('budgets', budgets, ('S',))
-    empty, ordered = budgets.shape[0] == 0, True
+    masked.as_array('budgets', budgets, 'int[S]')
+    fits = budgets.shape[0] > 0
   else:
-    budgets = list(budgets)
-    empty = not budgets
-    known = all(isinstance(b, numbers.Real) for b in budgets)
-    pairs = zip([0, *budgets], budgets, strict=False)
-    ordered = not known or all(low < high for low, high in pairs)
-  if empty or not ordered:
+    fits = isinstance(budgets, Sequence) or getattr(budgets, 'ndim', 0) == 1
+    # Values of arrays, which may be traced, are not looked at.
+    known = [] if not fits else [b for b in budgets if not _is_array(b)]
+    fits = fits and len(budgets) > 0 and all(map(_is_whole, known))
+    fits = fits and all(a < b for a, b in zip([0, *known], known))
+  if not fits:
     raise ValueError(
       f'budgets must be at least one token count, positive and increasing, '
-      f'got {budgets}'
+      f'got {masked.show(budgets)}'
     )
+
+
+def _is_array(x) -> bool:
+  return isinstance(x, jax.Array)
+
+
+def _is_whole(x) -> bool:
+  return isinstance(x, numbers.Integral) and not isinstance(x, bool)

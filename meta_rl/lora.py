@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from meta_rl import models
+from meta_rl import masked, models
 from meta_rl.types import Array, Params
 
 NAMES = ('lora_a', 'lora_b')
@@ -32,7 +32,11 @@ def split(
   Args:
     params: nested dicts of arrays.
     trainable: of the path of a leaf, its names joined by '/'.
+
+  Raises:
+    ValueError: params that are no dict, or trainable that is no function.
   """
+  masked.check_callable('trainable', trainable)
   own, frozen = {}, {}
   for path, leaf in _flatten(params).items():
     (own if trainable(path) else frozen)[path] = leaf
@@ -41,6 +45,8 @@ def split(
 
 def join(own: Params, frozen: Params) -> Params:
   """Returns the params that `split` cut in two."""
+  masked.check_dict('own', own)
+  masked.check_dict('frozen', frozen)
   return _unflatten({**_flatten(frozen), **_flatten(own)})
 
 
@@ -51,7 +57,12 @@ def add(params: Params, config: models.TransformerConfig, key: Array) -> Params:
     params: of the same model without LoRA; its arrays are shared.
     config: with a `lora_rank`.
     key: PRNG key of A.
+
+  Raises:
+    ValueError: params that are no dict, another config, or no key.
   """
+  _check_config(config)
+  masked.check_key('key', key)
   abstract = jax.eval_shape(lambda: models.init_params(config, key))
   flat = _flatten(params)
   for index, (path, leaf) in enumerate(sorted(_flatten(abstract).items())):
@@ -88,11 +99,20 @@ def merge(params: Params, config: models.TransformerConfig) -> Params:
   Args:
     params: with factors; without any they come back as they are.
     config: whose `lora_alpha` and `lora_rank` count.
+
+  Raises:
+    ValueError: params that are no dict, or factors of another rank.
   """
+  _check_config(config)
   flat = _flatten(params)
   for path in [p for p in flat if p.endswith('/lora_a')]:
     layer = path.rpartition('/')[0]
     a, b = flat.pop(path), flat.pop(f'{layer}/lora_b')
+    if a.shape[-1] != config.lora_rank:
+      raise ValueError(
+        f'config must have lora_rank={a.shape[-1]}, that of the factors of '
+        f'{layer}, got {config.lora_rank}'
+      )
     kernel = flat[f'{layer}/kernel']
     product = jnp.einsum('...dr,...rf->...df', a, b)
     scale = config.lora_alpha / config.lora_rank
@@ -101,7 +121,15 @@ def merge(params: Params, config: models.TransformerConfig) -> Params:
   return _unflatten(flat)
 
 
+def _check_config(config: models.TransformerConfig) -> None:
+  if not isinstance(config, models.TransformerConfig):
+    raise ValueError(
+      f'config must be a TransformerConfig, got {masked.show(config)}'
+    )
+
+
 def _flatten(tree: Mapping, prefix: str = '') -> dict[str, Array]:
+  masked.check_dict('params', tree)
   flat = {}
   for name, value in tree.items():
     if isinstance(value, Mapping):

@@ -58,7 +58,8 @@ def aggregate_tokens(
     mask.
 
   Raises:
-    ValueError: wrong shape or dtype, unknown aggregate, constant missing.
+    ValueError: wrong shape or dtype, unknown aggregate, constant missing or
+      <= 0.
 
   Source: DAPO (arXiv 2503.14476); Dr. GRPO (arXiv 2503.20783).
   """
@@ -123,7 +124,8 @@ def policy_gradient(
     from b; always of the token ratio).
 
   Raises:
-    ValueError: wrong shape or dtype, unknown option, constant missing.
+    ValueError: wrong shape or dtype, unknown option, a number outside its
+      range, constant missing.
 
   Source: PPO (arXiv 1707.06347); CISPO (arXiv 2506.13585); GSPO (arXiv
   2507.18071).
@@ -135,8 +137,8 @@ def policy_gradient(
   advantages = _tokens('advantages', advantages, mask, dims)
   masked.check_choice('surrogate', surrogate, SURROGATES)
   masked.check_choice('ratio', ratio, RATIOS)
-  masked.check_range('clip_low', clip_low, low=0, high=1)
-  masked.check_range('clip_high', clip_high, low=0)
+  masked.check_scalar('clip_low', clip_low, low=0, high=1)
+  masked.check_scalar('clip_high', clip_high, low=0)
 
   advantages = jax.lax.stop_gradient(advantages)
   log_ratio = log_probs - behavior
@@ -201,7 +203,7 @@ def truncated_importance_weights(
   """
   _, log_ratio, mask = _mismatch(trainer_log_probs, behavior_log_probs, mask)
   log_weights, _ = _log_weights(log_ratio, mask, level)
-  masked.check_range('cap', cap, above=0)
+  masked.check_scalar('cap', cap, above=0)
   # The smaller exponent, not the smaller power: exp never overflows.
   weights = jnp.exp(jnp.minimum(log_weights, jnp.log(cap)))
   return jax.lax.stop_gradient(jnp.where(mask, weights, 1.0))
@@ -227,7 +229,7 @@ def importance_metrics(
   """
   gap, log_ratio, mask = _mismatch(trainer_log_probs, behavior_log_probs, mask)
   log_weights, counts = _log_weights(log_ratio, mask, level)
-  masked.check_range('cap', cap, above=0)
+  masked.check_scalar('cap', cap, above=0)
   share = lambda x: masked.masked_mean(x.astype(gap.dtype), counts)
   # ess does not change if all weights are scaled: by their largest, so that
   # none overflows.
@@ -275,7 +277,8 @@ def kl_penalty(
     `ref_kl_k3` over the tokens of the mask.
 
   Raises:
-    ValueError: wrong shape or dtype, unknown option, constant missing.
+    ValueError: wrong shape or dtype, unknown option, a number outside its
+      range, constant missing.
 
   Source: Schulman, 'Approximating KL divergence' (2020); GRPO (arXiv
   2402.03300).
@@ -316,7 +319,7 @@ def value_loss(
     values: f32[B,T], V, being trained.
     targets: f32[B,T], R, a constant: no gradient flows into it.
     mask: bool[B,T], the tokens that the loss is a mean over.
-    old_values: f32[B,T], V before the update, a constant; for `clip` only.
+    old_values: f32[B,T], V before the update, a constant; with `clip` alone.
     clip: c > 0, in units of the value; None: no clip.
     weights: f32[B,T], w; 0 leaves an error out, but not its token from what the
       sum is divided by: terms of one mask may be added. None: 1.
@@ -329,7 +332,7 @@ def value_loss(
 
   Raises:
     ValueError: wrong shape or dtype, unknown option, constant missing, clip <=
-      0, or a clip without old_values.
+      0, a clip without old_values, or they without a clip.
 
   Source: PPO (arXiv 1707.06347), section 5; the clip is that of its published
   code.
@@ -340,8 +343,13 @@ def value_loss(
   targets = jax.lax.stop_gradient(_tokens('targets', targets, mask, dims))
   square = (values - targets) ** 2
   error, metrics = square, {}
+  if clip is None and old_values is not None:
+    raise ValueError(
+      'old_values must be None without a clip, which alone looks at them, got '
+      f'{masked.show(old_values)}'
+    )
   if clip is not None:
-    masked.check_range('clip', clip, above=0)
+    masked.check_scalar('clip', clip, above=0)
     if old_values is None:
       raise ValueError('clip needs old_values, the values before the update')
     old = jax.lax.stop_gradient(_tokens('old_values', old_values, mask, dims))
@@ -378,7 +386,8 @@ def entropy_bonus(
     The loss -entropy, before its coefficient, and `entropy` (nats a token).
 
   Raises:
-    ValueError: wrong shape or dtype, unknown option, constant missing.
+    ValueError: wrong shape or dtype, unknown option, a number outside its
+      range, constant missing.
   """
   dims = {}
   mask = masked.as_array('mask', mask, 'bool[B,T]', dims)
@@ -432,10 +441,10 @@ def _check_aggregate(
   aggregate: str, constant: int | float | Array | None
 ) -> None:
   masked.check_choice('aggregate', aggregate, AGGREGATES)
-  if aggregate == 'constant':
-    if constant is None:
-      raise ValueError(
-        "aggregate 'constant' needs constant, the tokens a sequence is divided "
-        'by, e.g. constant=max_new_tokens'
-      )
-    masked.check_range('constant', constant, above=0)
+  if constant is not None:
+    masked.check_scalar('constant', constant, above=0)
+  elif aggregate == 'constant':
+    raise ValueError(
+      "aggregate 'constant' needs constant, the tokens a sequence is divided "
+      'by, e.g. constant=max_new_tokens'
+    )

@@ -100,7 +100,10 @@ def decode_branches(
   features = features.reshape(rows, branches, len(stop), -1)[:, :, -1]
 
   def draw(t, features):
-    logits = truncate(unembed(model, params, features))
+    logits = unembed(model, params, features)
+    for name, ids in (('stop_ids', stop), ('eos_id', eos_id)):
+      masked.check_vocabulary(f'prover: {name}', ids, logits.shape[-1])
+    logits = truncate(logits)
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))
     tokens = jax.vmap(jax.vmap(jax.random.categorical))(fold(keys, t), logits)
     return tokens.astype(jnp.int32), log_softmax_at(logits, tokens)[0]
@@ -183,39 +186,54 @@ def unembed(model, params, features):
   return model.unembed_fn(params, features)
 
 
-def check_traces(tokens, token_mask, ends, stop_ids):
-  """Raises ValueError unless the arguments of every prover fit together."""
-  if tokens.ndim != 2 or token_mask.shape != tokens.shape:
-    raise ValueError(
-      f'prover: tokens {tokens.shape} and token_mask {token_mask.shape} must '
-      'have one shape [B,T].'
-    )
-  if ends.ndim != 2 or ends.shape[0] != tokens.shape[0]:
-    raise ValueError(
-      f'prover: ends has shape {ends.shape}, expected [B,K+1] with B = '
-      f'{tokens.shape[0]}.'
-    )
-  for name, x, kind in (
-    ('tokens', tokens, jnp.integer),
-    ('ends', ends, jnp.integer),
-    ('token_mask', token_mask, jnp.bool_),
-  ):
-    if not jnp.issubdtype(x.dtype, kind):
-      raise ValueError(
-        f'prover: {name} is {x.dtype}, expected {kind.__name__}.'
-      )
+def traces_of(tokens, token_mask, ends, stop_ids):
+  """Returns tokens i32[B,T], their mask and ends i32[B,K+1], all checked."""
+  dims = {}
+  tokens = masked.as_array('prover: tokens', tokens, 'int[B,T]', dims)
+  masked.check_filled('prover: tokens', tokens)
+  token_mask = masked.as_array(
+    'prover: token_mask', token_mask, 'bool[B,T]', dims
+  )
+  ends = masked.as_array('prover: ends', ends, 'int[B,K+1]', dims)
   masked.check_ids('prover: stop_ids', stop_ids)
+  return tokens, token_mask, ends
 
 
-def check_answers(tokens, answers, answer_mask):
-  """Raises ValueError unless the accepted answers fit the traces."""
-  if answers.ndim != 3 or answers.shape[0] != tokens.shape[0]:
+def answers_of(tokens, answers, answer_mask):
+  """Returns the accepted answers i32[B,S,A] and their mask, checked."""
+  dims = {'B': len(tokens)}
+  answers = masked.as_array('prover: answers', answers, 'int[B,S,A]', dims)
+  masked.check_filled('prover: answers', answers)
+  return answers, masked.as_array(
+    'prover: answer_mask', answer_mask, 'bool[B,S,A]', dims
+  )
+
+
+def cache_of(cache, model, params, tokens, token_mask) -> TraceCache:
+  """Returns the KV cache of the traces, checked; prefilled where it is None."""
+  if cache is None:
+    return prefill(model, params, tokens, token_mask)
+  if not isinstance(cache, TraceCache):
     raise ValueError(
-      f'prover: answers has shape {answers.shape}, expected [B,S,A] with B = '
-      f'{tokens.shape[0]}.'
+      'prover: cache must be a TraceCache, as generate(return_cache=True) '
+      f'gives it, or None, got {masked.show(cache)}'
     )
-  if answer_mask.shape != answers.shape or answer_mask.dtype != jnp.bool_:
+  wanted = jax.eval_shape(lambda: model.init_cache(*tokens.shape))
+  shapes = lambda tree: [jnp.shape(x) for x in jax.tree.leaves(tree)]
+  if shapes(cache.cache) != shapes(wanted):
     raise ValueError(
-      f'prover: answer_mask is {answer_mask.dtype}{answer_mask.shape}, '
-      f'expected bool{answers.shape}.'
+      'prover: cache must hold these traces of this model, '
+      f'{list(tokens.shape)}, got shapes {masked.show(shapes(cache.cache))}'
     )
+  return cache
+
+
+def rewards_of(verify_fn, answers, mask) -> Array:
+  """Returns f32[B,K+1,M], what a verifier says of answers, checked."""
+  rewards = masked.to_array('what verify_fn returned', verify_fn(answers, mask))
+  if rewards.shape != answers.shape[:3]:
+    raise ValueError(
+      f'verify_fn returned shape {rewards.shape}, expected [B,K+1,M] = '
+      f'{answers.shape[:3]}.'
+    )
+  return rewards.astype(jnp.float32)

@@ -77,18 +77,17 @@ def exact(
     block_rows, block_pairs: size of a block; they change speed and memory only.
 
   Raises:
-    ValueError: shapes or dtypes.
+    ValueError: shapes or dtypes, a number outside its range, or a token that
+      the model does not have.
   """
-  tokens, token_mask, ends, answers, answer_mask = map(
-    jnp.asarray, (tokens, token_mask, ends, answers, answer_mask)
-  )
-  probes.check_traces(tokens, token_mask, ends, stop_ids)
-  probes.check_answers(tokens, answers, answer_mask)
   masked.check_model(model)
+  tokens, token_mask, ends = probes.traces_of(
+    tokens, token_mask, ends, stop_ids
+  )
+  answers, answer_mask = probes.answers_of(tokens, answers, answer_mask)
   masked.check_count('prover: block_rows', block_rows)
   masked.check_count('prover: block_pairs', block_pairs)
-  if not temperature > 0:
-    raise ValueError(f'prover: temperature={temperature}, must be > 0.')
+  sampling.check_truncation('prover: ', temperature, top_k, top_p, greedy=False)
   rows, width = ends.shape
   num_answers, length = answers.shape[1:]
   truncate = functools.partial(
@@ -97,8 +96,7 @@ def exact(
   stop = jnp.asarray(tuple(stop_ids), jnp.int32)
   query = len(stop) + length - 1  # the last answer token is predicted only
   block_rows = min(block_rows, rows)
-  if cache is None:
-    cache = probes.prefill(model, params, tokens, token_mask)
+  cache = probes.cache_of(cache, model, params, tokens, token_mask)
   trace = caches.grow(model, cache.cache, block_pairs * query)
   slots = tokens.shape[1] + block_pairs * query
   before = jnp.cumsum(token_mask, axis=1)
@@ -132,7 +130,9 @@ def exact(
       probes.probe_mask(end, query, cache.used, slots),
     )
     features = features.reshape(*pair.shape, query, -1)[:, :, len(stop) - 1 :]
-    logits = truncate(probes.unembed(model, params, features))
+    logits = probes.unembed(model, params, features)
+    masked.check_vocabulary('prover: stop_ids', stop_ids, logits.shape[-1])
+    logits = truncate(logits)
     log_probs, _ = log_softmax_at(logits, answer)
     total = jnp.where(scored, log_probs, 0.0).sum(-1)
     return jnp.where(wanted, jnp.exp(total), 0.0)
@@ -193,7 +193,12 @@ def sampled(
     key: PRNG key, consumed here.
     return_mask: also return bool[B,K+1,M,A], the tokens that were drawn.
     Others: as in `sample_answers`.
+
+  Raises:
+    ValueError: as in `sample_answers`; rewards of another shape.
   """
+  masked.check_callable('prover: verify_fn', verify_fn)
+  masked.check_flag('prover: return_mask', return_mask)
   found, mask = sample_answers(
     model,
     params,
@@ -212,13 +217,7 @@ def sampled(
     row_offset=row_offset,
     block_rows=block_rows,
   )
-  rewards = verify_fn(found, mask)
-  if rewards.shape != found.shape[:3]:
-    raise ValueError(
-      f'verify_fn returned shape {rewards.shape}, expected [B,K+1,M] = '
-      f'{found.shape[:3]}.'
-    )
-  success = rewards.astype(jnp.float32).mean(-1)
+  success = probes.rewards_of(verify_fn, found, mask).mean(-1)
   success = probes.repeat_past_count(success, ends)
   return (success, mask) if return_mask else success
 
@@ -268,25 +267,37 @@ def control_variate(
   Raises:
     ValueError: shapes, n outside 0..S, or max_answer_len below A.
   """
-  answers, answer_mask = jnp.asarray(answers), jnp.asarray(answer_mask)
-  probes.check_answers(jnp.asarray(tokens), answers, answer_mask)
+  masked.check_model(model)
+  tokens, token_mask, ends = probes.traces_of(
+    tokens, token_mask, ends, stop_ids
+  )
+  answers, answer_mask = probes.answers_of(tokens, answers, answer_mask)
+  masked.check_callable('prover: verify_fn', verify_fn)
+  masked.check_flag('prover: return_mask', return_mask)
   number, length = answers.shape[1:]
-  listed = number if num_enumerated is None else num_enumerated
-  if not 0 <= listed <= number:
-    raise ValueError(
-      f'prover: num_enumerated={listed} of {number} answers: give 0..{number}, '
-      'or None for all.'
+  listed = number
+  if num_enumerated is not None:
+    listed = masked.check_count(
+      'prover: num_enumerated', num_enumerated, low=0, high=number
     )
+  row_offset = _check_draws(
+    key,
+    eos_id,
+    row_offset,
+    num_branches=num_branches,
+    max_answer_len=max_answer_len,
+    block_rows=block_rows,
+  )
+  sampling.check_truncation(
+    'prover: ', temperature, top_k, top_p, greedy=not listed
+  )
   if max_answer_len < length:
     raise ValueError(
       f'prover: max_answer_len={max_answer_len} cuts the accepted answers of '
       f'{length} tokens: give at least {length}.'
     )
   answers, answer_mask = answers[:, :listed], answer_mask[:, :listed]
-  if cache is None:
-    cache = probes.prefill(
-      model, params, jnp.asarray(tokens), jnp.asarray(token_mask)
-    )
+  cache = probes.cache_of(cache, model, params, tokens, token_mask)
   given = model, params, tokens, token_mask, ends
   shared = {
     'stop_ids': stop_ids,
@@ -303,7 +314,8 @@ def control_variate(
     inside = jnp.pad(answer_mask, wide)[:, None, None]
     same = (found[..., None, :] == known) | ~inside  # [B,K+1,M,n,A]
     same &= mask[..., None, :] == inside
-    return jnp.where(same.all(-1).any(-1), 0.0, verify_fn(found, mask))
+    rewards = probes.rewards_of(verify_fn, found, mask)
+    return jnp.where(same.all(-1).any(-1), 0.0, rewards)
 
   others, mask = sampled(
     *given,
@@ -367,23 +379,30 @@ def sample_answers(
     block_rows: traces at a time; bounds memory, changes no number.
     return_log_probs: also return f32[B,K+1,M,A], nats, of each token under the
       distribution that it was drawn from; 0 where the mask is False.
+
+  Raises:
+    ValueError: shapes or dtypes, a number outside its range, or a token that
+      the model does not have.
   """
-  tokens, token_mask, ends = map(jnp.asarray, (tokens, token_mask, ends))
-  probes.check_traces(tokens, token_mask, ends, stop_ids)
-  for name, value in (
-    ('num_branches', num_branches),
-    ('max_answer_len', max_answer_len),
-  ):
-    masked.check_count(f'prover: {name}', value)
   masked.check_model(model)
-  masked.check_key('prover: key', key)
-  masked.check_count('prover: block_rows', block_rows)
+  tokens, token_mask, ends = probes.traces_of(
+    tokens, token_mask, ends, stop_ids
+  )
+  row_offset = _check_draws(
+    key,
+    eos_id,
+    row_offset,
+    num_branches=num_branches,
+    max_answer_len=max_answer_len,
+    block_rows=block_rows,
+  )
+  sampling.check_truncation('prover: ', temperature, top_k, top_p)
+  masked.check_flag('prover: return_log_probs', return_log_probs)
   rows, width = ends.shape
   branches = width * num_branches
   stop = tuple(stop_ids)
   block_rows = min(block_rows, rows)
-  if cache is None:
-    cache = probes.prefill(model, params, tokens, token_mask)
+  cache = probes.cache_of(cache, model, params, tokens, token_mask)
   room = branches * (len(stop) + max_answer_len - 1)
   trace = caches.grow(model, cache.cache, room)
   before = jnp.cumsum(token_mask, axis=1)
@@ -424,3 +443,12 @@ def sample_answers(
   split = lambda x: x.reshape(rows, width, num_branches, max_answer_len)
   found = jax.tree.map(split, found)
   return found if return_log_probs else found[:2]
+
+
+def _check_draws(key, eos_id, row_offset, **at_least_one) -> int | Array:
+  """Returns row_offset; raises ValueError for what draws no answers."""
+  masked.check_key('prover: key', key)
+  for name, value in at_least_one.items():
+    masked.check_count(f'prover: {name}', value)
+  masked.check_count('prover: eos_id', eos_id, low=0)
+  return masked.check_counts('prover: row_offset', row_offset)

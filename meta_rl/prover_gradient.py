@@ -13,6 +13,7 @@ Axes: B traces, T tokens, K episodes, S accepted answers, A answer tokens, m
 stop tokens, C pairs of a chunk.
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -61,15 +62,16 @@ def differentiable(
     block_pairs: C; it changes speed and memory only.
 
   Raises:
-    ValueError: shapes, dtypes, or a number outside its range.
+    ValueError: shapes, dtypes, a number outside its range, or a token that the
+      model does not have.
   """
-  tokens, token_mask, ends, answers, answer_mask = map(
-    jnp.asarray, (tokens, token_mask, ends, answers, answer_mask)
+  masked.check_model(model)
+  tokens, token_mask, ends = probes.traces_of(
+    tokens, token_mask, ends, stop_ids
   )
-  probes.check_traces(tokens, token_mask, ends, stop_ids)
-  probes.check_answers(tokens, answers, answer_mask)
-  masked.check_range('temperature', temperature, above=0)
-  masked.check_range('block_pairs', block_pairs, low=1)
+  answers, answer_mask = probes.answers_of(tokens, answers, answer_mask)
+  masked.check_scalar('temperature', temperature, above=0, below=math.inf)
+  masked.check_count('block_pairs', block_pairs)
   weights = masked.as_array('boundary_weights', boundary_weights, 'float[B,K]')
   masked.check_shape('boundary_weights', weights, ends.shape)
 
@@ -117,6 +119,7 @@ def differentiable(
     )
     features = features[:, columns:].reshape(*pair.shape, query, -1)
     logits = probes.unembed(model, params, features[:, :, len(stop) - 1 :])
+    masked.check_vocabulary('prover: stop_ids', stop_ids, logits.shape[-1])
     log_probs, _ = log_softmax_at(logits / temperature, answer)
     chance = jnp.exp(jnp.where(scored, log_probs, 0.0).sum(-1))
     weight = jnp.take_along_axis(weights, boundary, 1)

@@ -37,6 +37,9 @@ def progress(success: Array, count: Array) -> Array:
   Returns:
     f32[B,K] in [-1, 1].
 
+  Raises:
+    ValueError: wrong shape or dtype.
+
   Source: arXiv 2503.07572, Definition 6.1.
   """
   success, count = _check(success, count)
@@ -59,6 +62,9 @@ def cumulative(
 
   Returns:
     f32[B], episodes.
+
+  Raises:
+    ValueError: wrong shape or dtype, or a comparator that is no number.
 
   Source: arXiv 2503.07572, Definition 4.1.
   """
@@ -168,17 +174,21 @@ def normalized(
   dims = {}
   accuracy = masked.as_array('accuracy', accuracy, 'float[...,N]', dims)
   tokens = masked.as_array('tokens', tokens, 'number[...,N]', dims)
-  masked.check_range('horizon', horizon, above=0)
+  masked.check_scalar('horizon', horizon, above=0)
   masked.check_choice('form', form, FORMS)
   if dims['N'] == 0:
     raise ValueError('accuracy must hold at least one point, got none')
 
+  curve = _is_curve(comparator)
+  if curve:
+    comparator = masked.as_array('comparator', comparator, 'float[...,N]', dims)
+    masked.check_together('comparator', comparator, 'tokens', tokens)
+  masked.check_together('tokens', tokens, 'accuracy', accuracy)
+
   times = jnp.maximum(tokens / horizon, 0.0)
   times = jax.lax.cummax(times, axis=times.ndim - 1)
   area = _area(times, accuracy, jnp.zeros_like(accuracy[..., :1]), form)
-  comparator = jnp.asarray(comparator)
-  if comparator.ndim:
-    comparator = masked.as_array('comparator', comparator, 'float[...,N]', dims)
+  if curve:
     return _area(times, comparator, comparator[..., :1], form) - area
   return comparator - area
 
@@ -216,8 +226,16 @@ def _check(success: Array, count: Array) -> tuple[Array, Array]:
 
 def _comparator(comparator: float | Array, success: Array) -> Array:
   """Returns the comparator, a scalar or an array of the shape of `success`."""
-  comparator = jnp.asarray(comparator)
-  if comparator.ndim:
-    masked.check_dtype('comparator', comparator, 'float')
-    masked.check_shape('comparator', comparator, success.shape)
+  if not _is_curve(comparator):
+    return jnp.asarray(comparator)
+  comparator = masked.as_array('comparator', comparator, 'float[...]')
+  masked.check_shape('comparator', comparator, success.shape)
   return comparator
+
+
+def _is_curve(comparator: float | Array) -> bool:
+  """Returns whether there is a comparator for each point, or one number."""
+  if isinstance(comparator, list | tuple) or getattr(comparator, 'ndim', 0):
+    return True
+  masked.check_scalar('comparator', comparator)
+  return False

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from meta_rl import decode, masked
+from meta_rl import decode, masked, sampling
 from meta_rl.types import Array, Model, Params, Rollout, TraceCache
 
 
@@ -119,24 +119,46 @@ def generate(
   Raises:
     ValueError: shapes, or numbers outside their ranges.
   """
-  prompts, prompt_mask = jnp.asarray(prompts), jnp.asarray(prompt_mask)
   masked.check_model(model)
   masked.check_key('generate: key', key)
-  masked.check_count('generate: eos_id', eos_id, low=0)
+  masked.check_flag('generate: return_cache', return_cache)
+  dims = {}
+  prompts = masked.as_array('generate: prompts', prompts, 'int[P,Tp]', dims)
+  masked.check_filled('generate: prompts', prompts)
+  prompt_mask = masked.as_array(
+    'generate: prompt_mask', prompt_mask, 'bool[P,Tp]', dims
+  )
   check(
-    prompts,
-    prompt_mask,
-    temperature,
+    temperature=temperature,
+    top_k=top_k,
+    top_p=top_p,
+    eos_id=eos_id,
+    think_end_id=think_end_id,
+    stop_ids=stop_ids,
+    wait_ids=wait_ids,
+    pad_id=pad_id,
+    observe_fn=observe_fn,
     max_new_tokens=max_new_tokens,
     group_size=group_size,
     check_every=check_every,
   )
+  max_new_tokens, group_size = int(max_new_tokens), int(group_size)
+  eos_id, pad_id = int(eos_id), int(pad_id)
+  think_end_id = None if think_end_id is None else int(think_end_id)
+  num_prompts, prompt_length = prompts.shape
+  rows = num_prompts * group_size
+  of_rows = lambda name, value: (
+    None if value is None else masked.check_counts(name, value, rows)
+  )
+  thinking_budget = of_rows('generate: thinking_budget', thinking_budget)
+  min_thinking = of_rows('generate: min_thinking', min_thinking)
+  row_offset = of_rows('generate: row_offset', row_offset)
+  prefix, prefix_length = _check_prefix(
+    prefix, prefix_length, rows, max_new_tokens
+  )
   stop = stop_tokens(think_end_id, thinking_budget, stop_ids, max_new_tokens)
   ends = tuple(i for i in (think_end_id, eos_id) if i is not None)
   _check_waiting(min_thinking, wait_ids, ends, thinking_budget, max_new_tokens)
-  num_prompts, prompt_length = prompts.shape
-  rows = num_prompts * group_size
-  _check_prefix(prefix, prefix_length, rows, max_new_tokens)
   budget = max_new_tokens if thinking_budget is None else thinking_budget
   emit = functools.partial(
     decode.emit,
@@ -161,7 +183,14 @@ def generate(
   logits, state = decode.prefill(
     model, params, prompts, prompt_mask, max_new_tokens, group_size
   )
-  _check_ids(logits.shape[-1], eos_id, think_end_id, stop, wait_ids, pad_id)
+  for name, ids in (
+    ('eos_id', eos_id),
+    ('think_end_id', think_end_id),
+    ('stop_ids', stop),
+    ('wait_ids', wait_ids),
+    ('pad_id', pad_id),
+  ):
+    masked.check_vocabulary(f'generate: {name}', ids, logits.shape[-1])
   state = emit(state, logits)
   some = functools.partial(
     decode.decode_some, model, params, emit=emit, most=check_every
@@ -194,7 +223,15 @@ def answers_of(
 
   That is the last token of the stop: only what comes after it is graded, and an
   answer inside the thought does not count.
+
+  Raises:
+    ValueError: no traces, wrong shape or dtype, or length < 1.
   """
+  if not isinstance(traces, Rollout):
+    raise ValueError(f'traces must be a Rollout, got {masked.show(traces)}')
+  dims = {'B': traces.tokens.shape[0]}
+  stop_index = masked.as_array('stop_index', stop_index, 'int[B]', dims)
+  length = masked.check_count('length', length)
   columns = stop_index[:, None] + 1 + jnp.arange(length)
   inside = columns < traces.tokens.shape[1]
   columns = jnp.minimum(columns, traces.tokens.shape[1] - 1)
@@ -202,60 +239,56 @@ def answers_of(
   return take(traces.tokens), take(traces.token_mask) & inside
 
 
-def check(prompts, prompt_mask, temperature, **at_least_one):
+def check(
+  *,
+  temperature,
+  top_k,
+  top_p,
+  eos_id,
+  think_end_id,
+  stop_ids,
+  wait_ids=(),
+  pad_id=0,
+  observe_fn=None,
+  **at_least_one,
+):
   """Raises ValueError unless these arguments of `generate` can be used."""
-  if prompts.ndim != 2 or prompt_mask.shape != prompts.shape:
+  sampling.check_truncation('generate: ', temperature, top_k, top_p)
+  if isinstance(temperature, jax.core.Tracer):
     raise ValueError(
-      f'generate: prompts {prompts.shape} and prompt_mask {prompt_mask.shape} '
-      'must have one shape [P,Tp].'
+      'generate: temperature must be a number that is known when compiling, '
+      f'got {masked.show(temperature)}'
     )
-  if not jnp.issubdtype(prompts.dtype, jnp.integer):
-    raise ValueError(f'generate: prompts are {prompts.dtype}, expected int32.')
-  if prompt_mask.dtype != jnp.bool_:
-    raise ValueError(
-      f'generate: prompt_mask is {prompt_mask.dtype}, expected bool.'
-    )
+  masked.check_count('generate: eos_id', eos_id, low=0)
+  masked.check_count('generate: pad_id', pad_id, low=0)
+  if think_end_id is not None:
+    masked.check_count('generate: think_end_id', think_end_id, low=0)
+  if stop_ids is not None:
+    masked.check_ids('generate: stop_ids', stop_ids)
+  masked.check_ids('generate: wait_ids', wait_ids, empty=True)
+  masked.check_callable('generate: observe_fn', observe_fn, optional=True)
   for name, value in at_least_one.items():
     masked.check_count(f'generate: {name}', value)
-  if temperature < 0:
-    raise ValueError(f'generate: temperature={temperature}, must be >= 0.')
-
-
-def _check_ids(vocab_size, eos_id, think_end_id, stop, wait_ids, pad_id):
-  """Raises ValueError for a token that the model does not have."""
-  ids = {'eos_id': eos_id, 'think_end_id': think_end_id, 'pad_id': pad_id}
-  ids |= {f'stop_ids[{i}]': token for i, token in enumerate(stop)}
-  ids |= {f'wait_ids[{i}]': token for i, token in enumerate(wait_ids)}
-  for name, token in ids.items():
-    if token is not None and not 0 <= token < vocab_size:
-      raise ValueError(
-        f'generate: {name}={token}; the vocabulary of the model is '
-        f'0..{vocab_size - 1}.'
-      )
 
 
 def _check_prefix(prefix, prefix_length, rows, max_new_tokens):
-  """Raises ValueError unless prefix and prefix_length fit each other."""
+  """Returns both as arrays; raises ValueError unless they fit each other."""
   if prefix is None and prefix_length is None:
-    return
+    return None, None
   if prefix is None or prefix_length is None:
     raise ValueError(
       'generate: prefix and prefix_length are given together, or neither.'
     )
-  shape, lengths = prefix.shape, prefix_length.shape
-  if len(shape) != 2 or shape[0] != rows or lengths != (rows,):
+  dims = {'B': rows}
+  prefix = masked.as_array('generate: prefix', prefix, 'int[B,N]', dims)
+  if not 1 <= dims['N'] <= max_new_tokens:
     raise ValueError(
-      f'generate: prefix {shape} and prefix_length {lengths} must have shapes '
-      f"[B,N'] and [B] with B = {rows} traces."
-    )
-  if not 1 <= shape[1] <= max_new_tokens:
-    raise ValueError(
-      f'generate: prefix holds {shape[1]} columns; allowed are 1..'
+      f'generate: prefix holds {dims["N"]} columns; allowed are 1..'
       f'max_new_tokens={max_new_tokens}.'
     )
-  for name, x in (('prefix', prefix), ('prefix_length', prefix_length)):
-    if not jnp.issubdtype(x.dtype, jnp.integer):
-      raise ValueError(f'generate: {name} is {x.dtype}, expected int32.')
+  return prefix, masked.as_array(
+    'generate: prefix_length', prefix_length, 'int[B]', dims
+  )
 
 
 def _observer(observe_fn, rows):
@@ -264,7 +297,8 @@ def _observer(observe_fn, rows):
     return None
 
   def observe(last, thinking):
-    token = jnp.asarray(observe_fn(last, thinking, jnp.arange(rows)))
+    token = observe_fn(last, thinking, jnp.arange(rows))
+    token = masked.to_array('generate: what observe_fn returned', token)
     if token.shape != (rows,) or not jnp.issubdtype(token.dtype, jnp.integer):
       raise ValueError(
         f'generate: observe_fn returned {token.dtype}{list(token.shape)}, '
@@ -285,19 +319,15 @@ def stop_tokens(think_end_id, thinking_budget, stop_ids, max_new_tokens):
       'thinking with.'
     )
   stop = (think_end_id,) if stop_ids is None else tuple(stop_ids)
-  if not stop:
-    raise ValueError('generate: stop_ids is empty; give at least one token.')
-  if isinstance(thinking_budget, int):
-    if thinking_budget < 0:
-      raise ValueError(
-        f'generate: thinking_budget={thinking_budget}, must be >= 0.'
-      )
-    if thinking_budget + len(stop) >= max_new_tokens:
-      raise ValueError(
-        f'generate: thinking_budget={thinking_budget} and {len(stop)} stop '
-        f'tokens leave no room for an answer in max_new_tokens='
-        f'{max_new_tokens}.'
-      )
+  full = isinstance(thinking_budget, int) and (
+    thinking_budget + len(stop) >= max_new_tokens
+  )
+  if full:
+    raise ValueError(
+      f'generate: thinking_budget={thinking_budget} and {len(stop)} stop '
+      f'tokens leave no room for an answer in max_new_tokens='
+      f'{max_new_tokens}.'
+    )
   return stop
 
 
@@ -317,8 +347,6 @@ def _check_waiting(least, wait_ids, ends, thinking_budget, max_new_tokens):
     )
   if not isinstance(least, int):
     return
-  if least < 0:
-    raise ValueError(f'generate: min_thinking={least}, must be >= 0.')
   most = thinking_budget if isinstance(thinking_budget, int) else max_new_tokens
   if least > most:
     raise ValueError(

@@ -9,6 +9,7 @@ sampled and the trained policy differ.
 Axes: B rows, V vocabulary.
 """
 
+import math
 import numbers
 
 import jax
@@ -17,6 +18,9 @@ import jax.numpy as jnp
 from meta_rl import masked
 
 Array = jax.Array
+
+_TEMPERATURE = {'low': 0, 'below': math.inf}
+_TOP_P = {'above': 0, 'high': 1}
 
 
 def apply_temperature(logits: Array, temperature: float | Array) -> Array:
@@ -32,9 +36,12 @@ def apply_temperature(logits: Array, temperature: float | Array) -> Array:
 
   Returns:
     f32[...,V].
+
+  Raises:
+    ValueError: wrong shape or dtype, or a temperature that is none.
   """
-  logits = masked.as_array('logits', logits, 'float[...,V]')
-  masked.check_range('temperature', temperature, low=0)
+  logits = _logits(logits)
+  masked.check_spread('temperature', temperature, logits.shape, **_TEMPERATURE)
   if isinstance(temperature, numbers.Real):
     return logits / temperature if temperature else _greedy(logits)
   warm = temperature != 0
@@ -52,9 +59,12 @@ def top_k_mask(logits: Array, top_k: int) -> Array:
 
   Returns:
     bool[...,V].
+
+  Raises:
+    ValueError: wrong shape or dtype, or top_k < 1.
   """
-  logits = masked.as_array('logits', logits, 'float[...,V]')
-  masked.check_range('top_k', top_k, low=1)
+  logits = _logits(logits)
+  top_k = masked.check_count('top_k', top_k)
   if top_k >= logits.shape[-1]:
     return jnp.ones(logits.shape, bool)
   return logits >= jax.lax.top_k(logits, top_k)[0][..., -1:]
@@ -73,9 +83,12 @@ def top_p_mask(logits: Array, top_p: float | Array) -> Array:
 
   Returns:
     bool[...,V].
+
+  Raises:
+    ValueError: wrong shape or dtype, or top_p outside (0, 1].
   """
-  logits = masked.as_array('logits', logits, 'float[...,V]')
-  masked.check_range('top_p', top_p, above=0, high=1)
+  logits = _logits(logits)
+  masked.check_spread('top_p', top_p, logits.shape, **_TOP_P)
   probs = jax.nn.softmax(logits)
   ordered = -jnp.sort(-probs, axis=-1)
   kept = masked.exclusive_cumsum(ordered) < top_p
@@ -125,7 +138,12 @@ def row_keys(key: Array, rows: Array, step: int | Array) -> Array:
 
   Returns:
     key[B].
+
+  Raises:
+    ValueError: no key, wrong shape or dtype.
   """
+  masked.check_key('key', key)
+  masked.check_counts('step', step)
   rows = masked.as_array('rows', rows, 'int[B]')
   fold_in = jax.random.fold_in
   return jax.vmap(lambda row: fold_in(fold_in(key, row), step))(rows)
@@ -140,13 +158,18 @@ def sample(key_per_row: Array, logits: Array) -> Array:
 
   Returns:
     i32[B].
+
+  Raises:
+    ValueError: wrong shape or dtype, or not one key a row.
   """
   dims = {}
   logits = masked.as_array('logits', logits, 'float[B,V]', dims)
-  if key_per_row.shape[:1] != logits.shape[:1]:
+  masked.check_filled('logits', logits)
+  shape = getattr(key_per_row, 'shape', ())
+  if shape[:1] != logits.shape[:1] or not _are_keys(key_per_row):
     raise ValueError(
       f'key_per_row must hold one key for each of the B={dims["B"]} rows of '
-      f'logits, got shape {list(key_per_row.shape)}: use row_keys'
+      f'logits, got {masked.show(key_per_row)}: use row_keys'
     )
   return jax.vmap(jax.random.categorical)(key_per_row, logits).astype(jnp.int32)
 
@@ -164,8 +187,11 @@ def token_log_probs(logits: Array, tokens: Array) -> Array:
 
   Returns:
     f32[...], nats, <= 0; -inf outside the support.
+
+  Raises:
+    ValueError: wrong shape or dtype.
   """
-  logits = masked.as_array('logits', logits, 'float[...,V]')
+  logits = _logits(logits)
   tokens = masked.as_array('tokens', tokens, 'int[...]')
   masked.check_shape('tokens', tokens, logits.shape[:-1])
   chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
@@ -182,13 +208,53 @@ def entropy(logits: Array) -> Array:
 
   Returns:
     f32[...], nats, in [0, log V].
+
+  Raises:
+    ValueError: wrong shape or dtype.
   """
-  logits = masked.as_array('logits', logits, 'float[...,V]')
+  logits = _logits(logits)
   log_probs = jax.nn.log_softmax(logits)
   inside = log_probs > -jnp.inf
   return -jnp.sum(
     jnp.exp(log_probs) * masked.select(inside, log_probs), axis=-1
   )
+
+
+def check_truncation(
+  prefix: str,
+  temperature: float | Array,
+  top_k: int | None,
+  top_p: float | Array | None,
+  *,
+  greedy: bool = True,
+) -> None:
+  """Raises ValueError unless one temperature, top-k and top-p are of use.
+
+  Args:
+    prefix: of the names of the three.
+    temperature: one number.
+    top_k, top_p: as in `truncate`.
+    greedy: whether the temperature may be 0.
+  """
+  bounds = _TEMPERATURE if greedy else {'above': 0, 'below': math.inf}
+  masked.check_scalar(f'{prefix}temperature', temperature, **bounds)
+  if top_k is not None:
+    masked.check_count(f'{prefix}top_k', top_k)
+  if top_p is not None:
+    masked.check_scalar(f'{prefix}top_p', top_p, **_TOP_P)
+
+
+def _logits(logits: Array) -> Array:
+  """Returns f32[...,V], checked."""
+  logits = masked.as_array('logits', logits, 'float[...,V]')
+  if not logits.shape[-1]:
+    masked.check_filled('logits', logits)
+  return logits
+
+
+def _are_keys(keys: Array) -> bool:
+  typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) and keys.ndim == 1
+  return typed or (keys.dtype == jnp.uint32 and keys.ndim == 2)
 
 
 def _greedy(logits: Array) -> Array:

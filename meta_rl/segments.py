@@ -47,8 +47,15 @@ def token_texts(
   Args:
     ids: token ids, >= 0.
     tokenizer: theirs.
+
+  Raises:
+    ValueError: ids that are no whole numbers >= 0, or no tokenizer.
   """
-  ids = [int(index) for index in ids]
+  if not isinstance(tokenizer, tokenizers.Tokenizer):
+    raise ValueError(
+      f'tokenizer must be a tokenizers.Tokenizer, got {masked.show(tokenizer)}'
+    )
+  ids = _id_list(ids)
   if isinstance(tokenizer.decoder, decoders.ByteLevel):
     return _texts_of_bytes(ids, tokenizer)
   return _texts_by_decoding(ids, tokenizer)
@@ -91,8 +98,9 @@ def split_ids(
   Raises:
     ValueError: an option out of its range.
   """
-  masked.check_range('max_episodes', max_episodes, low=1)
-  masked.check_range('group_size', group_size, low=1)
+  masked.check_count('max_episodes', max_episodes)
+  masked.check_count('group_size', group_size)
+  masked.check_flag('with_blank_line', with_blank_line)
   texts = token_texts(ids, tokenizer)
   if not texts:
     return []
@@ -147,13 +155,18 @@ def from_text(
   Raises:
     ValueError: shapes that do not fit, a mask with a gap, or as `split_ids`.
   """
-  tokens, mask = np.asarray(tokens), np.asarray(thinking_mask)
+  tokens = masked.to_array('tokens', tokens, np.asarray)
+  mask = masked.to_array('thinking_mask', thinking_mask, np.asarray)
   dims = masked.check_shape('tokens', tokens, 'B,T')
   masked.check_dtype('tokens', tokens, 'int')
   masked.check_shape('thinking_mask', mask, 'B,T', dims)
   masked.check_dtype('thinking_mask', mask, 'bool')
-  masked.check_range('max_episodes', max_episodes, low=1)
-  start = np.broadcast_to(np.asarray(start, np.int32), len(tokens))
+  masked.check_count('max_episodes', max_episodes)
+  start = masked.to_array('start', start, np.asarray)
+  masked.check_dtype('start', start, 'int')
+  if start.ndim:
+    masked.check_shape('start', start, 'B', dims)
+  start = np.broadcast_to(start, len(tokens))
   ends = np.tile(start[:, None], (1, max_episodes + 1)).astype(np.int32)
   count = np.zeros(len(tokens), np.int32)
   for row in range(len(tokens)):
@@ -180,6 +193,17 @@ def from_text(
     ends[row] = last
     ends[row, : len(found) + 1] = [first - 1, *(first + end for end in found)]
   return Episodes(ends=ends, count=count)
+
+
+def _id_list(ids: Sequence[int]) -> list[int]:
+  """Returns token ids as Python numbers, checked."""
+  array = masked.to_array('ids', ids, np.asarray)
+  whole = array.dtype.kind in 'iu' or not array.size
+  if array.ndim != 1 or not whole or (array < 0).any():
+    raise ValueError(
+      f'ids must be a list of whole numbers >= 0, got {masked.show(ids)}'
+    )
+  return array.tolist()
 
 
 @functools.cache

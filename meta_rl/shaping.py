@@ -72,8 +72,8 @@ def lcpo_exact(
   Source: L1 (Aggarwal and Welleck 2025, arXiv 2503.04697), section 3.
   """
   rewards, lengths = _check(rewards, lengths)
-  masked.check_range('target_length', target_length, low=0)
-  masked.check_range('alpha', alpha, low=0)
+  masked.check_spread('target_length', target_length, rewards.shape, low=0)
+  masked.check_scalar('alpha', alpha, low=0)
   return rewards - alpha * jnp.abs(target_length - lengths)
 
 
@@ -111,8 +111,8 @@ def lcpo_max(
   code published with it.
   """
   rewards, lengths = _check(rewards, lengths)
-  masked.check_range('max_length', max_length, low=0)
-  masked.check_range('alpha', alpha, low=0)
+  masked.check_spread('max_length', max_length, rewards.shape, low=0)
+  masked.check_scalar('alpha', alpha, low=0)
   slope = jnp.clip(alpha * (max_length - lengths), -1.0, 1.0)
   return rewards * (slope + 1) / 2
 
@@ -143,7 +143,7 @@ def length_penalty(rewards: Array, lengths: Array, *, alpha: float) -> Array:
   Source: Arora and Zanette 2025 (arXiv 2502.04463), section 4.
   """
   rewards, lengths = _check(rewards, lengths)
-  masked.check_range('alpha', alpha, low=0, high=1)
+  masked.check_scalar('alpha', alpha, low=0, high=1)
   right = rewards > 0
   mean = masked.masked_mean(lengths, right, axis=1)[:, None]
   centred = masked.select(right, lengths - mean)
@@ -190,8 +190,8 @@ def overlong(
   Source: DAPO (Yu et al. 2025, arXiv 2503.14476), equation 13.
   """
   rewards, lengths = _check(rewards, lengths)
-  masked.check_range('cache_length', cache_length, above=0)
-  masked.check_range('max_length', max_length, low=cache_length)
+  masked.check_scalar('cache_length', cache_length, above=0)
+  masked.check_scalar('max_length', max_length, low=cache_length)
   over = (lengths - (max_length - cache_length)) / cache_length
   return rewards - jnp.clip(over, 0.0, 1.0)
 

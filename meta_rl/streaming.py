@@ -47,15 +47,28 @@ def stream(
   Raises:
     ValueError: as in `generate`; an empty prompt.
   """
-  masked.check_ids('stream: prompt', tuple(prompt))
+  masked.check_model(model)
+  masked.check_key('stream: key', key)
+  masked.check_ids('stream: prompt', prompt)
   masked.check_count('stream: every', every)
+  masked.check_count('stream: bucket', bucket)
+  rollout.check(
+    temperature=temperature,
+    top_k=top_k,
+    top_p=top_p,
+    eos_id=eos_id,
+    think_end_id=think_end_id,
+    stop_ids=stop_ids,
+    max_new_tokens=max_new_tokens,
+  )
+  if thinking_budget is not None:
+    masked.check_count('stream: thinking_budget', thinking_budget, low=0)
   up = lambda n: -(-n // bucket) * bucket
   length = up(len(prompt))
   tokens = jnp.zeros((1, length), jnp.int32)
   tokens = tokens.at[0, length - len(prompt) :].set(jnp.asarray(prompt))
   mask = jnp.arange(length)[None] >= length - len(prompt)
   room = up(max_new_tokens)
-  rollout.check(tokens, mask, temperature, max_new_tokens=max_new_tokens)
   stop = rollout.stop_tokens(
     think_end_id, thinking_budget, stop_ids, max_new_tokens
   )

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from meta_rl import lora
+from meta_rl import lora, masked
 from meta_rl.types import Array, Params, WeightedSum
 
 Metrics = dict[str, WeightedSum]
@@ -53,7 +53,13 @@ def init_state(
     optimizer: an optax transformation; it keeps nothing of what is frozen.
     seed: of the run.
     trainable: which parameters are trained; None: all.
+
+  Raises:
+    ValueError: an argument of another kind.
   """
+  _check_optimizer(optimizer)
+  masked.check_callable('trainable', trainable, optional=True)
+  seed = masked.check_counts('seed', seed, high=2**32 - 1)
   own = params if trainable is None else lora.split(params, trainable)[0]
   return TrainState(
     params=params,
@@ -67,8 +73,18 @@ def split_batch(batch: dict, parts: int) -> dict:
   """Returns the batch cut into `parts`: [B,...] -> [parts,B/parts,...].
 
   Rows stay in order, so that the groups of a prompt stay together.
+
+  Raises:
+    ValueError: a batch without rows or of several lengths, or parts that do not
+      divide it.
   """
-  rows = {x.shape[0] for x in jax.tree.leaves(batch)}
+  masked.check_count('parts', parts)
+  shapes = [jnp.shape(x) for x in jax.tree.leaves(batch)]
+  if not shapes or () in shapes:
+    raise ValueError(
+      f'batch must hold arrays with B rows each, got {masked.show(batch)}'
+    )
+  rows = {shape[0] for shape in shapes}
   if len(rows) != 1 or (size := rows.pop()) % parts:
     raise ValueError(
       f'a batch of {sorted(rows) or size} rows cannot be cut into {parts} '
@@ -107,8 +123,21 @@ def gradients(
 
   Returns:
     The gradient, the loss and the metrics; the last two not yet divided.
-  """
 
+  Raises:
+    ValueError: an argument of another kind, a batch that cannot be cut, or an
+      axis that is not mapped here.
+  """
+  masked.check_callable('loss_fn', loss_fn)
+  masked.check_callable('trainable', trainable, optional=True)
+  masked.check_count('micro_batches', micro_batches)
+  masked.check_ids('length_buckets', length_buckets, empty=True)
+  masked.check_axis('axis_name', axis_name)
+  if len(length_buckets) and 'token_mask' not in batch:
+    raise ValueError(
+      f'batch must hold token_mask with length_buckets={length_buckets}, got '
+      f'{list(batch)}'
+    )
   frozen = None
   if trainable is not None:
     params, frozen = lora.split(params, trainable)
@@ -119,7 +148,7 @@ def gradients(
     return loss.total, (loss, metrics)
 
   grad_fn = jax.grad(total, has_aux=True)
-  if length_buckets:
+  if len(length_buckets):
     batch = sort_by_length(batch)
     grad_fn = cut_to_length(grad_fn, length_buckets)
   if axis_name is not None:
@@ -216,7 +245,12 @@ def optimizer_step(
     length_buckets: as in `gradients`.
     axis_name: of the mapped data axis, if any.
     trainable: as in `gradients`.
+
+  Raises:
+    ValueError: as in `gradients`.
   """
+  _check_state(state)
+  _check_optimizer(optimizer)
   grads, loss, metrics = gradients(
     loss_fn,
     state.params,
@@ -281,7 +315,13 @@ def update(
   Returns:
     The new state and the metrics of every optimizer step, in order: sums with a
     leading axis [mini_batches * epochs]. `to_scalars` sums up.
+
+  Raises:
+    ValueError: as in `gradients`.
   """
+  _check_state(state)
+  masked.check_count('mini_batches', mini_batches)
+  masked.check_count('epochs', epochs)
 
   def step(carry, part):
     return optimizer_step(
@@ -304,6 +344,20 @@ def update(
     state, metrics = jax.lax.scan(passes, state, length=epochs)
     metrics = jax.tree.map(lambda x: x.reshape(-1), metrics)
   return dataclasses.replace(state, step=state.step + 1), metrics
+
+
+def _check_state(state):
+  if not isinstance(state, TrainState):
+    raise ValueError(
+      f'state must be a TrainState, of init_state, got {masked.show(state)}'
+    )
+
+
+def _check_optimizer(optimizer):
+  if not hasattr(optimizer, 'init') or not hasattr(optimizer, 'update'):
+    raise ValueError(
+      f'optimizer must be an optax one, got {masked.show(optimizer)}'
+    )
 
 
 # Measured on the first optimizer step alone, when the policy that is trained is

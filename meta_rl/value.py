@@ -11,6 +11,7 @@ Axes: B traces, T tokens, D width.
 
 import jax.numpy as jnp
 
+from meta_rl import masked
 from meta_rl.scoring import positions_of
 from meta_rl.types import Array, Model, Params
 
@@ -22,17 +23,24 @@ def init_head(width: int) -> Params:
 
   Args:
     width: D, of the model's features.
+
+  Raises:
+    ValueError: width < 1.
   """
+  masked.check_count('width', width)
   return {'kernel': jnp.zeros(width), 'bias': jnp.zeros(())}
 
 
 def with_head(params: Params, head: Params) -> Params:
   """Returns the policy's parameters with a value head beside them."""
+  masked.check_dict('params', params)
+  masked.check_dict('head', head)
   return {**params, NAME: head}
 
 
 def without_head(params: Params) -> Params:
   """Returns the policy's parameters alone."""
+  masked.check_dict('params', params)
   return {name: leaf for name, leaf in params.items() if name != NAME}
 
 
@@ -42,13 +50,17 @@ def features(
   """Returns the features f32[B,T,D] that both read-outs share.
 
   Raises:
-    ValueError: a model without `features_fn`.
+    ValueError: a model without `features_fn`, wrong shape or dtype.
   """
+  masked.check_model(model)
   if model.features_fn is None:
     raise ValueError(
-      'a value head reads features and this Model has no features_fn: give it '
+      'a value head reads features and this model has no features_fn: give it '
       'one, or use an algorithm without a critic.'
     )
+  dims = {}
+  tokens = masked.as_array('tokens', tokens, 'int[B,T]', dims)
+  token_mask = masked.as_array('token_mask', token_mask, 'bool[B,T]', dims)
   positions = positions_of(token_mask)
   return model.features_fn(params, tokens, positions, None, None)[0]
 
@@ -68,16 +80,20 @@ def read_out(params: Params, features: Array, token_mask: Array) -> Array:
     before.
 
   Raises:
-    ValueError: parameters without a value head.
+    ValueError: parameters without a value head, wrong shape or dtype.
   """
+  masked.check_dict('params', params)
   if NAME not in params:
     raise ValueError(
       f'the parameters have no {NAME!r}: add one with value.with_head, as '
       "algorithm.name='ppo' does."
     )
   head = params[NAME]
+  dims = {'D': len(head['kernel'])}
+  features = masked.as_array('features', features, 'float[B,T,D]', dims)
+  token_mask = masked.as_array('token_mask', token_mask, 'bool[B,T]', dims)
   # A reduction and no matrix product: it keeps float32 on every device.
-  product = features.astype(jnp.float32) * head['kernel']
+  product = features * head['kernel']
   after = product.sum(-1) + head['bias']
   known = token_mask & (positions_of(token_mask) > 0)
   return jnp.where(known, jnp.roll(after, 1, axis=1), 0.0)

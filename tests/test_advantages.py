@@ -485,7 +485,9 @@ def test_group_baselines_reject(baseline):
 def test_rejects_wrong_arguments():
   with pytest.raises(ValueError, match=r"scale must be one of \['std', 'none'"):
     advantages.group_normalize(jnp.ones((2, 2)), scale='max')
-  with pytest.raises(ValueError, match='ddof must be 0 or 1'):
+  with pytest.raises(
+    ValueError, match='ddof must be a whole number >= 0 and <= 1'
+  ):
     advantages.group_normalize(jnp.ones((2, 2)), ddof=2)
   with pytest.raises(ValueError, match='prior must have shape'):
     advantages.brpo(BRPO_SCORES, jnp.ones(3))

@@ -331,7 +331,7 @@ def test_prove_gives_values_and_the_one_before_the_stop():
 )
 def test_bad_counts_are_refused(name):
   sizes = {'num_branches': 1, 'thinking_budget': 1, 'max_answer_len': 1}
-  with pytest.raises(ValueError, match=f'{name}=0, must be at least 1'):
+  with pytest.raises(ValueError, match=f'{name} must be a whole number >= 1'):
     continuations.sample_continuations(
       counting_model(),
       None,

@@ -49,9 +49,9 @@ def test_split_text_options():
   ]
   assert episodes.split_text(text, max_cuts=0) == [text]
   assert episodes.split_text(text, markers=()) == [text]
-  assert len(episodes.split_text(text, markers='Wait')) == 2
+  assert len(episodes.split_text(text, markers=('Wait',))) == 2
   assert episodes.split_text('a\n\nWait', min_paragraphs=1) == ['a', 'Wait']
-  assert episodes.split_text('Wait\n\nWait', min_paragraphs=0) == ['Wait'] * 2
+  assert episodes.split_text('Wait\n\nWait', min_paragraphs=1) == ['Wait'] * 2
   with pytest.raises(ValueError, match='max_cuts'):
     episodes.split_text(text, max_cuts=-1)
 
@@ -76,7 +76,9 @@ def test_merge():
     'e',
   ]
   assert episodes.merge([], 3) == []
-  with pytest.raises(ValueError, match='group_size must be >= 1, got 0'):
+  with pytest.raises(
+    ValueError, match='group_size must be a whole number >= 1, got 0'
+  ):
     episodes.merge(['a'], 0)
 
 
@@ -200,7 +202,7 @@ def test_equal_budgets():
   assert episodes.equal_budgets(10, 3) == (3, 7, 10)
   assert episodes.equal_budgets(2, 2) == (1, 2)
   for total, num in ((2, 3), (1, 0)):
-    with pytest.raises(ValueError, match='must be >='):
+    with pytest.raises(ValueError, match='must be a whole number >='):
       episodes.equal_budgets(total, num)
 
 
@@ -236,15 +238,17 @@ def test_rejects_wrong_arguments():
     episodes.from_delimiters(tokens, mask[:, :-1], **kwargs)
   with pytest.raises(ValueError, match='tokens must have shape'):
     episodes.from_delimiters(tokens[0], mask, **kwargs)
-  with pytest.raises(ValueError, match='max_episodes must be >= 1'):
+  with pytest.raises(
+    ValueError, match='max_episodes must be a whole number >= 1'
+  ):
     episodes.from_delimiters(tokens, mask, delimiter_ids=D, max_episodes=0)
   with pytest.raises(ValueError, match='start must have shape'):
     episodes.from_delimiters(tokens, mask, start=np.array([1, 2]), **kwargs)
-  for budgets in ([], [0, 3], [3, 3], [4, 2]):
+  for budgets in ([], [0, 3], [3, 3], [4, 2], [1.5]):
     with pytest.raises(ValueError, match='budgets must be'):
       episodes.from_budgets(mask, budgets=budgets)
   with pytest.raises(ValueError, match='budgets must hold int'):
-    episodes.from_budgets(mask, budgets=[1.5])
+    episodes.from_budgets(mask, budgets=jnp.array([1.5]))
   ends = np.zeros((2, 3), np.float32)
   with pytest.raises(ValueError, match='episodes.ends must hold int'):
     episodes.token_ids(Episodes(ends, np.zeros(2, np.int32)), 4)

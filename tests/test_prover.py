@@ -420,8 +420,11 @@ def test_a_listed_answer_is_one_from_first_to_last_token():
 @pytest.mark.parametrize(
   'options, message',
   [
-    ({'num_enumerated': 4}, 'num_enumerated=4 of 3 answers: give 0..3'),
-    ({'num_enumerated': -1}, 'num_enumerated=-1'),
+    (
+      {'num_enumerated': 4},
+      'num_enumerated must be a whole number >= 0 and <= 3',
+    ),
+    ({'num_enumerated': -1}, 'num_enumerated must be .*, got -1'),
     ({'max_answer_len': 2}, 'max_answer_len=2 cuts the accepted answers of 3'),
   ],
 )
@@ -513,12 +516,21 @@ def test_repeat_past_count():
 @pytest.mark.parametrize(
   'change, message',
   [
-    ({'token_mask': np.ones((1, 5), bool)}, r'one shape \[B,T\]'),
-    ({'token_mask': np.ones((1, 6))}, 'token_mask is float32, expected bool'),
-    ({'ends': np.zeros((2, 3), int)}, r'expected \[B,K\+1\] with B = 1'),
-    ({'ends': np.zeros((1, 3))}, 'ends is float32, expected integer'),
-    ({'answers': np.zeros((2, 1, 2), int)}, r'expected \[B,S,A\] with B = 1'),
-    ({'answer_mask': np.ones((1, 1, 2))}, 'expected bool'),
+    (
+      {'token_mask': np.ones((1, 5), bool)},
+      r'token_mask must have shape \[B,T\]',
+    ),
+    ({'token_mask': np.ones((1, 6))}, 'token_mask must hold bool values'),
+    (
+      {'ends': np.zeros((2, 3), int)},
+      r'ends must have shape \[B,K\+1\] with B=1',
+    ),
+    ({'ends': np.zeros((1, 3))}, 'ends must hold int values'),
+    (
+      {'answers': np.zeros((2, 1, 2), int)},
+      r'answers must have shape \[B,S,A\] with B=1',
+    ),
+    ({'answer_mask': np.ones((1, 1, 2))}, 'answer_mask must hold bool values'),
     ({'stop_ids': ()}, 'stop_ids must be a tuple of token ids'),
     ({'stop_ids': 3}, 'stop_ids must be a tuple of token ids'),
     ({'block_rows': 0}, 'block_rows must be a whole number'),

@@ -145,7 +145,7 @@ def test_weights_of_boundaries_that_repeat():
     ({'weights': WEIGHTS[:, 1:]}, 'boundary_weights must have shape'),
     ({'weights': np.ones((3, 4), int)}, 'must hold float values'),
     ({'temperature': 0.0}, 'temperature must be > 0'),
-    ({'block_pairs': 0}, 'block_pairs must be >= 1'),
+    ({'block_pairs': 0}, 'block_pairs must be a whole number >= 1'),
   ],
 )
 def test_bad_input_is_refused(options, message, params):

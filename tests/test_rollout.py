@@ -580,10 +580,10 @@ def test_log_probs_without_the_ends(params):
     ({'eos_id': -1}, 'eos_id must be a whole number >= 0'),
     ({'group_size': 0}, 'group_size must be a whole number >= 1, got 0'),
     ({'check_every': 0}, 'check_every must be a whole number >= 1, got 0'),
-    ({'temperature': -1}, 'temperature=-1, must be >= 0'),
-    ({'stop_ids': ()}, 'stop_ids is empty'),
+    ({'temperature': -1}, 'temperature must be >= 0'),
+    ({'stop_ids': ()}, 'stop_ids must be a tuple of token ids'),
     ({'think_end_id': None, 'stop_ids': None}, 'needs stop_ids or think_end'),
-    ({'min_thinking': -1}, 'min_thinking=-1, must be >= 0'),
+    ({'min_thinking': -1}, 'min_thinking must be a whole number >= 0'),
     ({'min_thinking': 4}, 'min_thinking=4 is above the 3 tokens'),
     ({'wait_ids': (30,)}, 'give min_thinking, or no wait_ids'),
     (
@@ -599,7 +599,7 @@ def test_bad_numbers_are_refused(options, message):
 
 @pytest.mark.parametrize(
   'budget, message',
-  [(-1, 'thinking_budget=-1, must be >= 0'), (6, 'leave no room')],
+  [(-1, 'thinking_budget must be a whole number >= 0'), (6, 'leave no room')],
 )
 def test_bad_budgets_are_refused(budget, message):
   with pytest.raises(ValueError, match=message):
@@ -609,9 +609,13 @@ def test_bad_budgets_are_refused(budget, message):
 @pytest.mark.parametrize(
   'prompts, mask, message',
   [
-    (np.zeros((2, 3), int), np.ones((2, 2), bool), r'one shape \[P,Tp\]'),
-    (np.zeros((2, 3)), np.ones((2, 3), bool), 'prompts are float'),
-    (np.zeros((2, 3), int), np.ones((2, 3)), 'prompt_mask is float'),
+    (
+      np.zeros((2, 3), int),
+      np.ones((2, 2), bool),
+      r'prompt_mask must have shape \[P,Tp\]',
+    ),
+    (np.zeros((2, 3)), np.ones((2, 3), bool), 'prompts must hold int'),
+    (np.zeros((2, 3), int), np.ones((2, 3)), 'prompt_mask must hold bool'),
   ],
 )
 def test_bad_prompts_are_refused(prompts, mask, message):
@@ -624,12 +628,16 @@ def test_bad_prompts_are_refused(prompts, mask, message):
   [
     (np.zeros((2, 3), int), None, 'given together, or neither'),
     (None, np.zeros(2, int), 'given together, or neither'),
-    (np.zeros((1, 3), int), np.zeros(2, int), 'with B = 2 traces'),
-    (np.zeros((2, 3), int), np.zeros((2, 1), int), 'with B = 2 traces'),
+    (np.zeros((1, 3), int), np.zeros(2, int), 'must have shape .* with B=2'),
+    (
+      np.zeros((2, 3), int),
+      np.zeros((2, 1), int),
+      'must have shape .* with B=2',
+    ),
     (np.zeros((2, 9), int), np.zeros(2, int), '9 columns; allowed are 1..'),
     (np.zeros((2, 0), int), np.zeros(2, int), '0 columns; allowed are 1..'),
-    (np.zeros((2, 3)), np.zeros(2, int), 'prefix is float64, expected int32'),
-    (np.zeros((2, 3), int), np.zeros(2), 'prefix_length is float64'),
+    (np.zeros((2, 3)), np.zeros(2, int), 'prefix must hold int values'),
+    (np.zeros((2, 3), int), np.zeros(2), 'prefix_length must hold int values'),
   ],
 )
 def test_bad_prefixes_are_refused(prefix, length, message):

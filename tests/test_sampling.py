@@ -182,7 +182,7 @@ def test_sample_frequencies():
 def test_rejects_wrong_arguments():
   with pytest.raises(ValueError, match='temperature must be >= 0'):
     sampling.truncate(LOGITS, temperature=-1.0)
-  with pytest.raises(ValueError, match='top_k must be >= 1'):
+  with pytest.raises(ValueError, match='top_k must be a whole number >= 1'):
     sampling.truncate(LOGITS, top_k=0)
   for top_p in (0.0, 1.5):
     with pytest.raises(ValueError, match='top_p must be > 0 and <= 1'):

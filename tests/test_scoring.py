@@ -177,7 +177,7 @@ def test_packed_rows_equal_separate_rows(params):
 
 
 def test_bad_input_is_refused(params):
-  with pytest.raises(ValueError, match=r'must have one shape \[B,T\]'):
+  with pytest.raises(ValueError, match=r'token_mask must have shape \[B,T\]'):
     score(MODEL, params, TOKENS, MASK[:, :6])
-  with pytest.raises(ValueError, match='temperature=0.0, must be > 0'):
+  with pytest.raises(ValueError, match='temperature must be > 0'):
     score(MODEL, params, TOKENS, MASK, temperature=0.0)

@@ -75,5 +75,5 @@ def test_bad_input_is_refused():
     stream(())
   with pytest.raises(ValueError, match='every must be a whole number'):
     stream(every=0)
-  with pytest.raises(ValueError, match='temperature=-1'):
+  with pytest.raises(ValueError, match='temperature must be >= 0'):
     stream(temperature=-1)

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from test_steps import (
   DELIMITER,
@@ -210,7 +211,7 @@ def test_an_update_takes_the_rows_in():
   found = prove(7)
   update = steps.make_update(
     loss_fn,
-    None,
+    optax.sgd(1.0),
     lambda measured, length: jnp.zeros((4, length)),
     steps.make_rows(toy_task(), group_size=2),
   )

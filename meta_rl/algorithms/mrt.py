@@ -137,7 +137,8 @@ def mrt(
       rows='reaching' if baseline == 'prover' else baseline,
       axis_name=axis_name,
       valid=measured.valid,
-      inside=measured.inside,
+      # What 'continuing' leaves out holds what stands at the count.
+      inside=measured.inside if baseline == 'prover' else None,
     )
   earned = scale * advantages.bootstrapped(returns, base, count, decay=decay)
   credited = spread(

@@ -67,7 +67,8 @@ def star(
   """
   masked.check_choice('select', select, SELECTS)
   masked.check_range('keep_share', keep_share, above=0, high=1)
-  masked.check_range('max_kept', max_kept, low=1)
+  if max_kept is not None:
+    masked.check_range('max_kept', max_kept, low=1)
   # Of n right traces, for n = 0..G; in Python, where .1 * 10 rounds up to 1.
   limit = group_size if max_kept is None else max_kept
   quota = [

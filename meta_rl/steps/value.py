@@ -76,7 +76,7 @@ def make_value_term(
       values,
       batch['value_targets'],
       mask,
-      old_values=batch['old_values'],
+      old_values=None if value_clip is None else batch['old_values'],
       clip=value_clip,
       **shared,
     )
