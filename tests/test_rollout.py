@@ -732,13 +732,12 @@ def test_a_stop_string_changes_nothing_before_it():
     think_end_id=MARKER,
     thinking_budget=3,
   )
-  whole, (cut, trace) = (
+  whole, cut = (
     run(),
     run(
       stop_table=stops.make_table(
         [b'ab'[i % 2 :][:1] for i in range(32)], ('ab',)
-      ),
-      return_cache=True,
+      )
     ),
   )
   shorter = np.asarray(cut.token_mask.sum(1) < whole.token_mask.sum(1))
