@@ -82,6 +82,7 @@ def make_branches(
   check_group(group_size)
   sampling = {
     'eos_id': task.eos_id,
+    'stop_table': task.stop_table,
     'temperature': temperature,
     'top_p': top_p,
     'top_k': top_k,
