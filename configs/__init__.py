@@ -30,7 +30,8 @@ def split_argument(
   allowed = [*own, 'hard', 'tiny', 'backtrack']
   if unknown := sorted(set(words) - set(allowed)):
     raise ValueError(
-      f'unknown argument {unknown}: allowed are {", ".join(allowed)}.'
+      f'unknown argument {unknown}: allowed are {", ".join(allowed)}, '
+      'several with commas between.'
     )
   if len(set(words) & set(one_of)) > 1:
     *rest, last = one_of

@@ -173,7 +173,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     config.log.update({'samples_every': 2, 'print_every': 1})
   elif arg:
     raise ValueError(
-      f'unknown argument {arg!r}: give one of hard and tiny, and backtrack.'
+      f'unknown argument {arg!r}: give one of hard and tiny, backtrack, or two '
+      'with a comma: backtrack,tiny.'
     )
   if backtrack:
     config.task.name = 'countdown_backtrack'

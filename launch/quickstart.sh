@@ -14,8 +14,18 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/venv.sh
 
 DIR=${QUICKSTART_DIR:-runs/quickstart}
+TOKENS=${QUICKSTART_TOKENS:-420000}
+PROBLEMS=${QUICKSTART_PROBLEMS:-2048}
 PHASE='setting up'
 CHILD=''
+
+for number in "$TOKENS" "$PROBLEMS"; do
+  case $number in
+  '' | *[!0-9]* | 0*)
+    fail "QUICKSTART_TOKENS=$TOKENS, QUICKSTART_PROBLEMS=$PROBLEMS: give whole numbers above 0."
+    ;;
+  esac
+done
 
 # Says where it stopped and leaves with the code $1.
 stopped() {
@@ -60,12 +70,12 @@ make_venv ''
 mkdir -p "$DIR"
 mrt=configs/mrt_countdown.py
 # Both end when they have sampled as many tokens, about 50 steps.
-equal="--config.total_tokens=${QUICKSTART_TOKENS:-420000}"
+equal="--config.total_tokens=$TOKENS"
 equal+=' --config.total_steps=60'
 phase 'training MRT' meta_rl.train --config="$mrt" --workdir="$DIR/mrt" $equal
 phase 'training GRPO' meta_rl.train --config=configs/grpo_countdown.py \
   --workdir="$DIR/grpo" $equal
-problems=--num_problems=${QUICKSTART_PROBLEMS:-2048}
+problems=--num_problems=$PROBLEMS
 phase 'evaluating MRT' meta_rl.evaluate "$problems" --workdir="$DIR/mrt"
 phase 'evaluating GRPO' meta_rl.evaluate "$problems" --workdir="$DIR/grpo"
 phase 'evaluating the base policy' meta_rl.evaluate "$problems" \

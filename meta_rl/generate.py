@@ -38,6 +38,27 @@ from meta_rl import (
 from meta_rl.compiled import CountedJit
 
 FLAGS = flags.FLAGS
+# Flags of talking with a checkpoint, and of sampling a policy's traces.
+_OF_MODEL = (
+  'prompt',
+  'system',
+  'thinking',
+  'thinking_budget',
+  'max_new_tokens',
+  'temperature',
+  'dtype',
+)
+_OF_POLICY = (
+  'config',
+  'workdir',
+  'which',
+  'out',
+  'num_prompts',
+  'group_size',
+  'split',
+  'batch_size',
+  'show',
+)
 
 
 def sample(
@@ -167,6 +188,22 @@ def define_flags():
   )
 
 
+def check_flags():
+  """Raises ValueError for flags of the other of the command's two uses."""
+  given = [name for name in _OF_MODEL if FLAGS[name].present]
+  if given and not FLAGS.model:
+    raise ValueError(
+      f'--{given[0]} is of --model alone: a policy samples as its config says; '
+      'leave it out, or give --model=PATH.'
+    )
+  given = [name for name in _OF_POLICY if FLAGS[name].present]
+  if given and FLAGS.model:
+    raise ValueError(
+      f'--{given[0]} is of --workdir or --config, and --model={FLAGS.model} is '
+      'given: leave one of them out.'
+    )
+
+
 def main(argv):
   """Runs the command."""
   command_line.refuse_arguments(argv)
@@ -174,6 +211,7 @@ def main(argv):
   jax.config.update('jax_threefry_partitionable', True)
   env.enable_compile_cache()
   try:
+    check_flags()
     if FLAGS.model:
       converse.converse(
         converse.load(

@@ -18,7 +18,8 @@ def parse_span(span: str) -> tuple[int, int]:
   whole = first.isdecimal() and last.isdecimal()
   if not (whole and 1 <= int(first) <= int(last)):
     raise ValueError(
-      f'profile_steps={span!r} is given; allowed is first:last, such as 10:13.'
+      f'profile_steps={span!r} is given; allowed is first:last with 1 <= first '
+      '<= last, such as 10:13.'
     )
   return int(first), int(last)
 

@@ -32,7 +32,8 @@ def rollouts_path(config: ml_collections.ConfigDict) -> str | None:
   kind, _, path = source.partition(':')
   if source != 'policy' and (kind != 'jsonl' or not path):
     raise ValueError(
-      f'rollout.source={source!r} is unknown; allowed: policy, jsonl:PATH.'
+      f'rollout.source={source!r} is unknown; allowed: policy, jsonl:PATH, '
+      'such as jsonl:rollouts.jsonl.'
     )
   return path or None
 

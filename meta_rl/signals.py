@@ -43,6 +43,19 @@ def as_interrupt():
     signal.signal(signal.SIGTERM, signal.SIG_DFL if old is None else old)
 
 
+def leave(code: int):
+  """Ends the process with an exit code.
+
+  After a signal it ends at once, everything being saved: the interpreter would
+  first take down threads that may still be compiling, which can crash.
+  """
+  if code == EXIT_INTERRUPTED:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  sys.exit(code)
+
+
 class GracefulExit:
   """Turns SIGTERM and Ctrl-C into a flag that the loop reads between steps.
 

@@ -458,6 +458,8 @@ def forget_failed_start(opened: workdir.Workdir):
   before, there = found(), set(folder.iterdir())
   try:
     yield
+    if found() == before:  # it was done already: no step was taken
+      opened.revert()
   except BaseException:  # Ctrl-C included
     if not found():
       for name in (workdir.CONFIG_NAME, setup_run.REFERENCE_NAME):
@@ -486,14 +488,13 @@ def main(argv):
   logging.set_verbosity(logging.WARNING)
   jax.config.update('jax_threefry_partitionable', True)
   env.enable_compile_cache()
-  sys.exit(
-    run(
-      FLAGS.config,
-      FLAGS.workdir,
-      allow_change=FLAGS.allow_change,
-      profile_steps=FLAGS.profile_steps,
-    )
+  code = run(
+    FLAGS.config,
+    FLAGS.workdir,
+    allow_change=FLAGS.allow_change,
+    profile_steps=FLAGS.profile_steps,
   )
+  signals.leave(code)
 
 
 if __name__ == '__main__':

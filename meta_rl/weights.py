@@ -306,8 +306,8 @@ def init_from(source, like: Params) -> Params:
     )
     if found is None:
       raise WeightsError(
-        f'init_from={text!r} is a folder without a checkpoint; allowed is a '
-        'run folder, a .safetensors file or an asset'
+        f'{folder} holds no checkpoint: name a run folder that has saved one, '
+        'a .safetensors file or an asset'
       )
     return found[1]
   if Path(text).exists() or text.endswith(_SUFFIX):

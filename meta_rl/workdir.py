@@ -150,6 +150,8 @@ def open_workdir(
   """
   path = Path(path)
   config = _plain(config)
+  allowed = parse_keys(allow_change)
+  _check_allowed(allowed, config, path)
   made = not path.exists()
   try:
     path.mkdir(parents=True, exist_ok=True)
@@ -166,12 +168,24 @@ def open_workdir(
   workdir = Workdir(path, lock)
   workdir.made = made
   try:
-    workdir.changed = _record(path, config, parse_keys(allow_change))
+    workdir.changed = _record(path, config, allowed)
   except BaseException:
     workdir.close()
     raise
   workdir.config = config
   return workdir
+
+
+def _check_allowed(allowed: tuple[str, ...], config: dict, path: Path):
+  """Raises WorkdirError for a key that neither config has."""
+  if not allowed:
+    return
+  old = read_config(path) or {}
+  for key in allowed:
+    if not _has(config, key) and not _has(old, key):
+      raise WorkdirError(
+        f'--allow_change={key}: {unknown_key_message(config, key)}'
+      )
 
 
 def _lock(path: Path):

@@ -257,7 +257,7 @@ def test_a_foreign_start(small, tmp_path):
   assert 'is not a safetensors file' in line
   config = small.config('mrt', init_from=str(tmp_path))
   line = refused(small.run(config, tmp_path / 'run'))
-  assert 'is a folder without a checkpoint' in line
+  assert 'holds no checkpoint: name a run folder' in line
 
 
 def test_a_foreign_checkpoint(trained, small, tmp_path):
@@ -351,6 +351,23 @@ def test_flags_that_cannot_be_used(arguments, message, tmp_path):
   assert result.returncode == signals.EXIT_ERROR
   (line,) = result.stderr.splitlines()
   assert line.startswith(f'error: {message}')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_an_allowed_change_without_a_step_is_undone(trained, small):
+  config = small.config('mrt', checkpoint__every=3, optimizer__b1=0.5)
+  result = small.run(config, trained.folder, allow_change='optimizer.b1')
+  assert result.code == 0
+  assert 'nothing to do' in result.out
+  kept = workdir.read_config(trained.folder)
+  assert workdir.difference(kept, trained.config.to_dict()) == {}
+
+
+def test_a_change_of_no_key_is_refused(small, tmp_path):
+  config = small.config('mrt')
+  result = small.run(config, tmp_path / 'run', allow_change='optimizer.lrate')
+  line = refused(result)
+  assert '--allow_change=optimizer.lrate: unknown config key' in line
   assert not (tmp_path / 'run').exists()
 
 

@@ -6,6 +6,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from absl import flags
 
 from meta_rl import (
   external,
@@ -120,8 +121,9 @@ def command(monkeypatch, start):
   }
 
   def run(**changes):
-    flags = types.SimpleNamespace(**defaults | changes)
-    monkeypatch.setattr(generate, 'FLAGS', flags)
+    given = types.SimpleNamespace(**defaults | changes)
+    monkeypatch.setattr(generate, 'FLAGS', given)
+    monkeypatch.setattr(generate, 'check_flags', lambda: None)
     try:
       generate.main(['generate'])
     except SystemExit as error:
@@ -129,6 +131,35 @@ def command(monkeypatch, start):
     return signals.EXIT_OK
 
   return run
+
+
+@pytest.mark.parametrize(
+  'argv, message',
+  [
+    (['--workdir=x', '--prompt=hi'], '--prompt is of --model alone'),
+    (['--thinking_budget=9'], '--thinking_budget is of --model alone'),
+    (
+      ['--model=m', '--workdir=x'],
+      '--workdir is of --workdir or --config, and',
+    ),
+    (['--model=m', '--show=2'], '--show is of --workdir or --config, and'),
+    (['--model=m', '--prompt=hi', '--dtype=bfloat16'], None),
+    (['--workdir=x', '--show=2', '--seed=1'], None),
+  ],
+)
+def test_flags_of_the_other_use(monkeypatch, argv, message):
+  values = flags.FlagValues()
+  monkeypatch.setattr(flags, 'FLAGS', values)
+  monkeypatch.setattr(generate, 'FLAGS', values)
+  names = {**dict.fromkeys(generate._OF_MODEL), 'model': None, 'seed': None}
+  for name in (*names, *generate._OF_POLICY):
+    flags.DEFINE_string(name, None, '', flag_values=values)
+  values(['generate', *argv])
+  if message is None:
+    generate.check_flags()
+    return
+  with pytest.raises(ValueError, match=message):
+    generate.check_flags()
 
 
 def test_the_command_prints_and_writes(command, tmp_path, capsys):

@@ -194,6 +194,19 @@ def quickstart(tmp_path):
   return start
 
 
+@pytest.mark.parametrize('tokens', ['abc', '0', '-5', '1e5'])
+def test_quickstart_refuses_tokens_at_once(tokens, tmp_path):
+  result = subprocess.run(
+    ['bash', str(ROOT / 'launch' / 'quickstart.sh')],
+    **command(tmp_path, QUICKSTART_TOKENS=tokens),
+  )
+  output, errors = result.stdout, result.stderr
+  assert result.returncode == 1
+  assert output == ''
+  assert f'QUICKSTART_TOKENS={tokens}, ' in errors
+  assert errors.count('\n') == 1
+
+
 def test_quickstart_runs_the_phases_in_order(quickstart, tmp_path):
   process = quickstart('exit 0')
   output, errors = process.communicate(timeout=60)

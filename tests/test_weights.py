@@ -218,7 +218,7 @@ def test_init_from_a_run(tmp_path):
   [
     ('nowhere', 'is neither a .safetensors file nor a run folder; '),
     ('nowhere.safetensors', 'does not exist'),
-    ('.', 'is a folder without a checkpoint'),
+    ('.', 'holds no checkpoint: name a run folder'),
   ],
 )
 def test_an_unknown_source(tmp_path, monkeypatch, source, message):

@@ -79,8 +79,10 @@ def test_a_name_covers_its_children_only(tmp_path):
   workdir.open_workdir(tmp_path, CONFIG).close()
   new = changed(optimizer={'lr': 0.2, 'b1': 0.9})
   for allow in ('opt', 'optimizer.l', 'lr'):
-    with pytest.raises(workdir.WorkdirError, match='optimizer.lr'):
+    with pytest.raises(workdir.WorkdirError, match='unknown config key'):
       workdir.open_workdir(tmp_path, new, allow_change=allow)
+  with pytest.raises(workdir.WorkdirError, match='optimizer.lr: 0.1 -> 0.2'):
+    workdir.open_workdir(tmp_path, new, allow_change='optimizer.b1')
 
 
 def test_two_runs_cannot_share_a_folder(tmp_path):
