@@ -419,8 +419,16 @@ _KINDS = {
 
 
 def _mistyped(error: BaseException, argv: list[str], flag_values) -> str | None:
-  """Returns the line for a `--config.key` of another type than the file's."""
-  found = re.match(r'flag --config\.([\w.]+)=(.*?): ', str(error), re.DOTALL)
+  """Returns the line for a flag, or a `--config.key`, of another type."""
+  text = str(error)
+  for start, kind in (
+    ('invalid literal for int', int),
+    ('could not convert string to float', float),
+  ):
+    found = re.match(rf'flag --(\w+)=(.*): {start}', text, re.DOTALL)
+    if found:
+      return f'--{found[1]}={found[2]} is given; allowed is {_KINDS[kind]}'
+  found = re.match(r'flag --config\.([\w.]+)=(.*?): ', text, re.DOTALL)
   value = given_config(argv, flag_values)
   for part in found[1].split('.') if found else ():
     value = value.get(part) if isinstance(value, Mapping) else None

@@ -85,6 +85,19 @@ def test_a_name_covers_its_children_only(tmp_path):
     workdir.open_workdir(tmp_path, new, allow_change='optimizer.b1')
 
 
+@pytest.mark.parametrize(
+  'given, kind',
+  [('size=many', 'a whole number'), ('share=half', 'a number')],
+)
+def test_a_flag_of_another_type(given, kind):
+  values = flags.FlagValues()
+  flags.DEFINE_integer('size', 1, '', flag_values=values)
+  flags.DEFINE_float('share', 1.0, '', flag_values=values)
+  with pytest.raises(SystemExit) as left:
+    workdir.parse_flags(['x', f'--{given}'], values)
+  assert left.value.code == f'error: --{given} is given; allowed is {kind}'
+
+
 def test_two_runs_cannot_share_a_folder(tmp_path):
   with workdir.open_workdir(tmp_path, CONFIG):
     with pytest.raises(
