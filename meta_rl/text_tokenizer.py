@@ -60,8 +60,8 @@ class TextTokenizer:
       ids: token ids; those of no token have no text.
       special: with the texts of special tokens, such as end-of-text.
     """
-    size = self.tokenizer.get_vocab_size(with_added_tokens=True)
-    known = [int(i) for i in ids if 0 <= int(i) < size]
+    # `tokenizers` passes over ids that it lacks; a vocabulary may have gaps.
+    known = [int(i) for i in ids if int(i) >= 0]
     return self.tokenizer.decode(known, skip_special_tokens=not special)
 
   def id_of(self, token: str) -> int:
