@@ -95,3 +95,11 @@ def test_a_base_model_is_refused(folder, tmp_path):
     load(tmp_path)
   with pytest.raises(ValueError, match='neither a folder nor a .gguf'):
     load(tmp_path / 'none')
+
+
+def test_a_budget_that_cannot_end_a_thought_is_refused(folder):
+  with pytest.raises(
+    ValueError, match=r'--thinking_budget=8 with --thinking=plain: .* tokens'
+  ):
+    load(folder, thinking='plain')
+  assert load(folder, thinking='plain', thinking_budget=None)
