@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from meta_rl import costs, masked, probes, prover, rollout, sampling
+from meta_rl.stops import StopTable
 from meta_rl.types import Array, Model, Params, TraceCache
 
 
@@ -44,6 +45,7 @@ def continued(
   temperature: float = 1.0,
   top_p: float | None = None,
   top_k: int | None = None,
+  stop_table: StopTable | None = None,
   cache: TraceCache | None = None,
   row_offset: int | Array = 0,
   block_rows: int = 64,
@@ -87,6 +89,7 @@ def continued(
     'temperature': temperature,
     'top_p': top_p,
     'top_k': top_k,
+    'stop_table': stop_table,
     'row_offset': row_offset,
   }
   tokens, token_mask, ends = probes.traces_of(
@@ -136,6 +139,7 @@ def sample_continuations(
   temperature: float = 1.0,
   top_p: float | None = None,
   top_k: int | None = None,
+  stop_table: StopTable | None = None,
   row_offset: int | Array = 0,
   block_rows: int = 64,
 ) -> tuple[Array, Array, Array]:
@@ -167,6 +171,7 @@ def sample_continuations(
     eos_id: ends a trace.
     observe_fn: as in `rollout.generate`; its `rows` are those of `tokens`.
     temperature, top_p, top_k: of the policy.
+    stop_table: as in `rollout.generate`.
     row_offset: global index of the first trace.
     block_rows: prefixes at a time; bounds memory, changes no number.
 
@@ -227,6 +232,7 @@ def sample_continuations(
       think_end_id=think_end_id,
       thinking_budget=jnp.repeat(left[pair], num_branches),
       stop_ids=stop_ids,
+      stop_table=stop_table,
       observe_fn=_of_rows(observe_fn, jnp.repeat(row, num_branches)),
       # Rows of a block lie apart: each gets its own offset.
       row_offset=branch - jnp.arange(len(branch)),

@@ -33,6 +33,7 @@ class State:
     thoughts: i32[B], thinking tokens so far.
     to_force: i32[B], index of the next stop token to force, -1 for none.
     to_wait: i32[B], the same of `wait_ids`.
+    stop_state: i32[B], how much of a stop string the answer ends with.
     forced, done: bool[B].
     out: the response columns of `Rollout`, each [B,N].
   """
@@ -45,6 +46,7 @@ class State:
   thoughts: Array
   to_force: Array
   to_wait: Array
+  stop_state: Array
   forced: Array
   done: Array
   out: dict[str, Array]
@@ -64,6 +66,7 @@ def initial(cache, last, position, max_new_tokens) -> State:
     thoughts=jnp.zeros(rows, jnp.int32),
     to_force=jnp.full(rows, -1, jnp.int32),
     to_wait=jnp.full(rows, -1, jnp.int32),
+    stop_state=jnp.zeros(rows, jnp.int32),
     forced=flags(False),
     done=flags(False),
     out={
@@ -116,6 +119,7 @@ def emit(
   pad_id,
   prefix=None,
   prefix_length=None,
+  stop_table=None,
 ) -> State:
   """Writes the token of response step `s.step`: sampled, observed or forced.
 
@@ -137,6 +141,11 @@ def emit(
     samples   a m b m e
   Out:
     tokens    a u v m e     mask     1 0 0 1 1     thinking 1 1 1 0 0
+
+  With a stop string that (c, d) spells, where m ends thinking:
+    samples   c d m c d
+  Out:
+    tokens    c d m c d     mask     1 1 1 1 1     thinking 1 1 0 0 0, done
   """
   keys = sampling.row_keys(key, rows, s.step)
   early = None if least is None else s.thinking & (s.thoughts < least)
@@ -180,6 +189,14 @@ def emit(
   marker = own & s.thinking & (token == think_end_id)
   ended = own & (token == eos_id)
   thought = own & s.thinking & ~marker & ~ended
+  stop_state = s.stop_state
+  if stop_table is not None:
+    # Where nothing ends thinking, all of a response is its answer.
+    answering = own & (~s.thinking | (think_end_id < 0))
+    stop_state = jnp.where(
+      answering, stop_table.step(stop_state, token), stop_state
+    )
+    ended |= answering & (stop_state == stop_table.complete)
   last_forced = forcing & (to_force == len(stop) - 1)
   column = {
     'tokens': jnp.where(alive, token, pad_id),
@@ -201,6 +218,7 @@ def emit(
     thoughts=s.thoughts + thought,
     to_force=jnp.where(last_forced, -1, jnp.where(forcing, to_force + 1, -1)),
     to_wait=to_wait,
+    stop_state=stop_state,
     forced=s.forced | forcing,
     done=s.done | ended,
     out={k: write(s.out[k], x) for k, x in column.items()},

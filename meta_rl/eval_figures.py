@@ -171,6 +171,49 @@ def base_prover(
   }
 
 
+def prover_gap(
+  exact: np.ndarray,
+  sampled: np.ndarray,
+  count: np.ndarray,
+  *,
+  clusters: np.ndarray,
+) -> dict:
+  """Returns how far the exact prover's J is from that of sampled answers.
+
+    d_i = mean over j = 0 ... count_i of J_ij exact - J_ij sampled
+
+  The exact prover sums the listed answers alone, and the sampled one is
+  unbiased: where other answers are accepted too, or a verifier refuses a
+  listed one, the mean of d is below or above 0.
+
+  Args:
+    exact, sampled: f32[N,K+1], J by either prover.
+    count: i32[N], episodes of each trace.
+    clusters: i[N], one id a problem.
+
+  Returns:
+    'problems', N; 'exact', 'sampled' and 'difference' (mean, low, high).
+
+  Raises:
+    ValueError: shapes that do not fit.
+  """
+  exact, sampled = np.asarray(exact), np.asarray(sampled)
+  count = np.asarray(count)
+  if exact.shape != sampled.shape or count.shape != exact.shape[:1]:
+    raise ValueError(
+      f'exact {exact.shape}, sampled {sampled.shape} and count {count.shape} '
+      'must be [N,K+1], [N,K+1] and [N].'
+    )
+  real = np.arange(exact.shape[1]) <= count[:, None]
+  mean = lambda x: np.where(real, x, 0).sum(1, np.float64) / real.sum(1)
+  return {
+    'problems': len(count),
+    'exact': interval(mean(exact), clusters),
+    'sampled': interval(mean(sampled), clusters),
+    'difference': interval(mean(exact) - mean(sampled), clusters),
+  }
+
+
 def tokens_to_levels(
   budgets: Sequence[float], curve: Sequence[float]
 ) -> dict[str, float | None]:

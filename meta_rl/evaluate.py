@@ -28,6 +28,7 @@ from meta_rl import (
   env,
   eval_figures,
   held_out,
+  masked,
   metrics,
   setup_run,
   signals,
@@ -108,6 +109,7 @@ def evaluate(
   extrapolate: Sequence[int] = (),
   extrapolate_problems: int = 256,
   base_params=None,
+  compare_provers: int = 0,
 ) -> dict:
   """Returns the content of `eval.json` for one policy on the test split.
 
@@ -122,6 +124,9 @@ def evaluate(
     base_prover    accuracy and regret of the same traces when the frozen base
                    policy answers (`eval_figures.base_prover`); with
                    `base_params` alone
+    prover         which prover measured J here and which one trains, and how
+                   far exact and sampled J differ (`eval_figures.prover_gap`),
+                   under 'gap'; that with `compare_provers` alone
 
   Args:
     config: an RL config: task, model, thinking budget, temperature.
@@ -136,7 +141,10 @@ def evaluate(
     extrapolate_problems: how many of the problems these are measured on: traces
       of four times the length cost more than four times as much.
     base_params: of the policy that training started from.
+    compare_provers: problems on which the exact prover is compared with one
+      that samples `prover.num_branches` answers and asks the verifier; 0: none.
   """
+  masked.check_count('compare_provers', compare_provers, low=0)
   check_factors(extrapolate, extrapolate_problems)
   kit = setup_run.task_kit(config)
   task = setup_run.make_task(config)
@@ -178,6 +186,18 @@ def evaluate(
       kit=kit,
       factors=extrapolate,
       num_problems=min(extrapolate_problems, num_problems),
+      batch_size=batch_size,
+    )
+  prover = {'kind': 'exact', 'training': config.prover.kind}
+  if compare_provers:
+    prover['branches'] = config.prover.num_branches
+    prover['gap'] = compared(
+      calls,
+      params,
+      source,
+      key,
+      kit=kit,
+      num_problems=min(compare_provers, num_problems),
       batch_size=batch_size,
     )
   if base_params is not None:
@@ -239,6 +259,7 @@ def evaluate(
     'stopping': eval_figures.stop_rates(
       found['success'], found['count'], found['forced']
     ),
+    'prover': prover,
     **more,
     'traces': [
       held_out.describe(found, i, kit.decode)
@@ -290,6 +311,37 @@ def extrapolated(
   )
 
 
+def compared(
+  calls, params, source, key, *, kit, num_problems, batch_size
+) -> dict:
+  """Returns `eval_figures.prover_gap` of the first problems.
+
+  Raises:
+    ValueError: none of them lists an answer, so that exact J is 0 throughout.
+  """
+  batches = held_out.problem_batches(
+    source,
+    record_arrays=kit.record_arrays,
+    num_problems=num_problems,
+    batch_size=min(batch_size, num_problems),
+  )
+  if not any(batch['answer_mask'].any() for batch in batches):
+    raise ValueError(
+      f'compare_provers={num_problems}: none of these problems lists an '
+      'accepted answer, so there is no exact prover to compare; give 0.'
+    )
+  # Answers of a key of their own; the traces are those of the headline.
+  found = held_out.measure(
+    calls, params, batches, key, sampled_key=jax.random.fold_in(key, 2)
+  )
+  return eval_figures.prover_gap(
+    found['success'],
+    found['sampled_success'],
+    found['count'],
+    clusters=cluster_ids(source, num_problems, kit.cluster_key),
+  )
+
+
 def cluster_ids(source, num_problems: int, cluster_key: Callable) -> np.ndarray:
   """Returns i[N], one id for all prompts of one and the same problem.
 
@@ -327,6 +379,12 @@ def define_flags():
   )
   flags.DEFINE_boolean(
     'base_prover', False, 'Measure J also with the policy that it started from.'
+  )
+  flags.DEFINE_integer(
+    'compare_provers',
+    0,
+    'Problems on which exact J is compared with sampled, verified answers.',
+    lower_bound=0,
   )
   flags.mark_flag_as_required('workdir')
 
@@ -386,6 +444,7 @@ def main(argv):
       extrapolate=factors,
       extrapolate_problems=FLAGS.extrapolate_problems,
       base_params=frozen,
+      compare_provers=FLAGS.compare_provers,
     )
     if not FLAGS.base:
       result['training_tokens'] = training_tokens(FLAGS.workdir)

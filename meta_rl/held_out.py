@@ -106,7 +106,9 @@ def make_calls(
   """Returns the jitted generate and prove for one trace a problem.
 
   J is always the exact prover's here, whatever trains, and measured at episode
-  boundaries (`prove`) and at fixed token budgets (`prove_budgets`).
+  boundaries (`prove`) and at fixed token budgets (`prove_budgets`). At the same
+  boundaries `prove_sampled` asks the verifier about `prover.num_branches`
+  sampled answers, for who wants to know how far the two differ.
 
   Args:
     config: an RL config.
@@ -133,6 +135,13 @@ def make_calls(
   exact.rollout.thinking_budget *= factor or 1
   exact.prover.max_episodes *= factor or 1
   budget = exact.rollout.thinking_budget
+  by_verifier = exact.copy_and_resolve_references()
+  by_verifier.prover.kind = 'sampled'
+  if by_verifier.algorithm.get('summaries_per_trace'):
+    by_verifier.algorithm.summaries_per_trace = 0  # nothing is trained on them
+  _, prove_sampled = setup_run.make_calls(
+    by_verifier, model, task, group_size=1
+  )
   generate, prove = setup_run.make_calls(
     exact, model, task, group_size=1, min_thinking=factor and budget
   )
@@ -168,6 +177,7 @@ def make_calls(
     'generate': CountedJit(generate),
     'prove': CountedJit(prove),
     'prove_budgets': CountedJit(prove_budgets),
+    'prove_sampled': CountedJit(prove_sampled),
   }
 
 
@@ -179,6 +189,7 @@ def measure(
   *,
   at_budgets: bool = False,
   base_params=None,
+  sampled_key=None,
 ) -> dict[str, np.ndarray]:
   """Returns what was measured on every trace, numpy, N rows (host).
 
@@ -192,13 +203,15 @@ def measure(
     key: PRNG key.
     at_budgets: also J at fixed token budgets.
     base_params: of a second, frozen prover that answers from the same traces.
+    sampled_key: PRNG key of the answers of a sampled prover, at the same
+      boundaries; None: there is none.
 
   Returns:
     tokens i32[N,T], mask, thinking_mask bool[N,T], rewards f32[N], success
     f32[N,K+1], ends i32[N,K+1], count i32[N], forced, truncated bool[N],
     problem i32[N]; with at_budgets also budget_success f32[N,S+1], budget_ends
     i32[N,S+1] and budget_tokens i32[N], fed for these; with base_params
-    base_success f32[N,K+1].
+    base_success f32[N,K+1]; with sampled_key sampled_success f32[N,K+1].
   """
   parts = []
   for index, batch in enumerate(batches):
@@ -227,6 +240,11 @@ def measure(
       # The cache holds the policy's own keys and values.
       frozen = calls['prove'](base_params, arrays, traces, None, key)
       part['base_success'] = frozen.success
+    if sampled_key is not None:
+      sampled = calls['prove_sampled'](
+        params, arrays, traces, cache, sampled_key, offset
+      )
+      part['sampled_success'] = sampled.success
     part = jax.device_get(part) | {'problem': batch['problem']}
     parts.append({k: v[batch['counts']] for k, v in part.items()})
   return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}

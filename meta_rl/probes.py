@@ -79,6 +79,7 @@ def decode_branches(
   max_answer_len,
   eos_id,
   truncate,
+  stop_table=None,
 ):
   """Returns answers i32[R,N,A], mask and log-probs of N branches of R traces.
 
@@ -116,7 +117,7 @@ def decode_branches(
   seen = (jnp.arange(slots) <= end[..., None]) | is_stop
 
   def step(t, carry):
-    cache, token, done, answers, mask, log_probs = carry
+    cache, token, done, stop_state, answers, mask, log_probs = carry
     features, cache = features_of(
       model,
       params,
@@ -127,7 +128,15 @@ def decode_branches(
     )
     token, log_prob = draw(t, features)
     out = write(t, ~done, token, log_prob, answers, mask, log_probs)
-    return cache, token, done | (token == eos_id), *out
+    done, stop_state = ended(token, done, stop_state)
+    return cache, token, done, stop_state, *out
+
+  def ended(token, done, stop_state):
+    done |= token == eos_id
+    if stop_table is not None:
+      stop_state = stop_table.step(stop_state, token)
+      done |= stop_state == stop_table.complete
+    return done, stop_state
 
   def write(t, alive, token, log_prob, answers, mask, log_probs):
     return (
@@ -140,7 +149,7 @@ def decode_branches(
   empty = (jnp.zeros(shape, t) for t in (jnp.int32, bool, jnp.float32))
   token, log_prob = draw(0, features)
   out = write(0, real, token, log_prob, *empty)
-  carry = cache, token, ~real | (token == eos_id), *out
+  carry = cache, token, *ended(token, ~real, jnp.zeros_like(token)), *out
   carry = jax.lax.fori_loop(1, max_answer_len, step, carry)
   return carry[-3:]
 

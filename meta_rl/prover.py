@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from meta_rl import cache as caches
 from meta_rl import masked, probes, sampling
 from meta_rl.scoring import log_softmax_at
+from meta_rl.stops import StopTable
 from meta_rl.types import Array, Model, Params, TraceCache
 
 
@@ -177,6 +178,7 @@ def sampled(
   temperature: float = 1.0,
   top_p: float | None = None,
   top_k: int | None = None,
+  stop_table: StopTable | None = None,
   cache: TraceCache | None = None,
   row_offset: int | Array = 0,
   block_rows: int = 16,
@@ -210,6 +212,7 @@ def sampled(
     max_answer_len=max_answer_len,
     stop_ids=stop_ids,
     eos_id=eos_id,
+    stop_table=stop_table,
     temperature=temperature,
     top_p=top_p,
     top_k=top_k,
@@ -241,6 +244,7 @@ def control_variate(
   temperature: float = 1.0,
   top_p: float | None = None,
   top_k: int | None = None,
+  stop_table: StopTable | None = None,
   cache: TraceCache | None = None,
   row_offset: int | Array = 0,
   block_rows: int = 16,
@@ -324,6 +328,7 @@ def control_variate(
     num_branches=num_branches,
     max_answer_len=max_answer_len,
     eos_id=eos_id,
+    stop_table=stop_table,
     row_offset=row_offset,
     return_mask=True,
     **shared,
@@ -349,6 +354,7 @@ def sample_answers(
   temperature: float = 1.0,
   top_p: float | None = None,
   top_k: int | None = None,
+  stop_table: StopTable | None = None,
   cache: TraceCache | None = None,
   row_offset: int | Array = 0,
   block_rows: int = 16,
@@ -374,6 +380,7 @@ def sample_answers(
     eos_id: ends an answer and belongs to the mask.
     temperature: >= 0.
     top_p, top_k: truncate the support that is sampled from; None for all.
+    stop_table: as in `rollout.generate`; it ends an answer as EOS does.
     cache: KV cache that holds the traces; None: prefilled once here.
     row_offset: global index of the first trace.
     block_rows: traces at a time; bounds memory, changes no number.
@@ -416,6 +423,7 @@ def sample_answers(
     slots=tokens.shape[1] + room,
     max_answer_len=max_answer_len,
     eos_id=eos_id,
+    stop_table=stop_table,
     truncate=functools.partial(
       sampling.truncate, temperature=temperature, top_p=top_p, top_k=top_k
     ),

@@ -98,7 +98,43 @@ def headline_section(runs: Sequence[Run], rows: Sequence[Headline]) -> str:
     ' is better'
   )
   note += f'; its change is against {reference.name}.' if len(runs) > 1 else '.'
-  return _section('Results', _table(header, lines) + _note(note, 'small'))
+  notes = [_note(note, 'small')]
+  if said := provers_text(runs):
+    notes.append(_note(said, 'small'))
+  return _section('Results', _table(header, lines) + ''.join(notes))
+
+
+def provers_text(runs):
+  """Returns which prover measured, and how far it is from the other one."""
+  told = [(run, mapping(run.eval.get('prover'))) for run in runs]
+  told = [(run, prover) for run, prover in told if prover.get('kind')]
+  if not told:
+    return ''
+  kinds = sorted({str(prover['kind']) for _, prover in told})
+  text = (
+    f'J, the chance of a right answer, is by the {" and ".join(kinds)} prover'
+  )
+  if kinds == ['exact']:
+    text += (
+      ', which sums the likelihood of the accepted answers that are listed'
+    )
+  text += '.'
+  for run, prover in told:
+    gap = mapping(prover.get('gap'))
+    given = mapping(gap.get('difference'))
+    found = Interval(*(number(given.get(k)) for k in ('mean', 'low', 'high')))
+    if not math.isfinite(found.mean):
+      continue
+    side = 'above' if found.mean > 0 else 'below'
+    text += (
+      f' On {number(gap.get("problems")):,.0f} problems of {run.name} it is'
+      f' {fixed(abs(found.mean), 4)} {side} the share of right answers among'
+      f' {number(prover.get("branches")):,.0f} that were sampled and verified'
+      f' at each boundary; 95% interval of the difference'
+      f' {interval_text(found, 4) or NONE}'
+    )
+    text += ', which holds 0.' if found.low <= 0 <= found.high else '.'
+  return text
 
 
 def charts_section(title, note, groups, missing) -> str:

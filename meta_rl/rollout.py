@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from meta_rl import decode, masked, sampling
+from meta_rl.stops import StopTable
 from meta_rl.types import Array, Model, Params, Rollout, TraceCache
 
 
@@ -42,6 +43,7 @@ def generate(
   observe_fn: Callable[[Array, Array, Array], Array] | None = None,
   min_thinking: int | Array | None = None,
   wait_ids: Sequence[int] = (),
+  stop_table: StopTable | None = None,
   pad_id: int = 0,
   row_offset: int | Array = 0,
   check_every: int = 8,
@@ -80,6 +82,11 @@ def generate(
   softmax); with them, a marker or EOS that was drawn is replaced by these
   tokens, one a step. They are thoughts, but no actions.
 
+  Stop strings: the token that completes one of `stop_table` in the answer ends
+  the trace as EOS does: it belongs to the mask, and may hold some text behind
+  the stop string. Stop strings in the thought, or that begin before the answer,
+  end nothing. Without a marker all of a response is looked at.
+
   Args:
     model: the network.
     params: its parameters.
@@ -107,7 +114,9 @@ def generate(
     min_thinking: tokens before thinking may end, int or i32[B], at most the
       budget; None: no budget forcing.
     wait_ids: the tokens that replace an early end, such as those of 'Wait'.
-    pad_id: fills the columns after EOS.
+    stop_table: of the stop strings (meta_rl/stops.py); None: EOS alone ends a
+      trace.
+    pad_id: fills the columns after the end of a trace.
     row_offset: global index of the first trace, under `shard_map` and `pmap`.
     check_every: decode steps between two tests whether all rows are done.
     return_cache: also return the KV cache of the traces, for the prover. It
@@ -178,6 +187,7 @@ def generate(
     pad_id=pad_id,
     prefix=prefix,
     prefix_length=prefix_length,
+    stop_table=stop_table,
   )
 
   logits, state = decode.prefill(

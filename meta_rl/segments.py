@@ -18,6 +18,7 @@ Axes: B traces, T tokens, K episodes at most.
 
 import codecs
 import functools
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,6 +32,8 @@ from meta_rl.types import Episodes
 # Tokens that may be needed before a character is whole: four bytes, and a few
 # that complete nothing.
 _MOST_PENDING = 8
+# Of SentencePiece, for bytes that are in no other token.
+_BYTE_TOKEN = re.compile('<0x[0-9A-Fa-f]{2}>')
 
 
 def token_texts(
@@ -62,6 +65,23 @@ def token_texts(
   if isinstance(tokenizer.decoder, decoders.ByteLevel):
     return _texts_of_bytes(ids, tokenizer)
   return _texts_by_decoding(ids, tokenizer)
+
+
+def token_bytes(tokenizer: tokenizers.Tokenizer, size: int) -> list[bytes]:
+  """Returns the bytes of text of each id below `size`, taken by itself.
+
+  Those of a byte-level vocabulary are exact. In others a byte token '<0x0A>' is
+  its byte, '▁' a space, and what is added is as it is written.
+  """
+  tokens = [tokenizer.id_to_token(index) or '' for index in range(size)]
+  if isinstance(tokenizer.decoder, decoders.ByteLevel):
+    return [_bytes_of(token) for token in tokens]
+  return [
+    bytes([int(token[3:5], 16)])
+    if _BYTE_TOKEN.fullmatch(token)
+    else token.replace('\u2581', ' ').encode()
+    for token in tokens
+  ]
 
 
 def split_ids(

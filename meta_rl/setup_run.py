@@ -22,6 +22,7 @@ from meta_rl import (
   lora,
   models,
   optimizers,
+  sharding,
   steps,
   tasks,
   value,
@@ -111,28 +112,52 @@ def abstract_params(config: ml_collections.ConfigDict) -> Params:
   return jax.eval_shape(lambda: models.init_params(shape, jax.random.key(0)))
 
 
-def initial_params(config: ml_collections.ConfigDict) -> Params:
+def initial_params(config: ml_collections.ConfigDict, *, mesh=None) -> Params:
   """Returns the parameters that `config.init_from` says to start from.
 
   Those of an algorithm with a critic hold its value head too.
+
+  Args:
+    config: of a run.
+    mesh: of devices to read weights straight to, each its share of a tensor at
+      a time (fresh ones are small enough to be drawn on one device and placed
+      after); None: the default device.
   """
   key = jax.random.key(config.seed)
   if config.init_from and config.init_from != 'random':
-    return weights.init_from(config.init_from, _like(config))
+    return weights.init_from(config.init_from, _like(config, mesh))
   shape, path = model_config(config), config.model.get('path')
   if not path or config.init_from == 'random':
     return _with_head(config, models.init_params(shape, key))
   options = config.model.to_dict()
   options = {k: v for k, v in options.items() if k.partition('_')[0] != 'lora'}
-  _, params, _ = hf.load_model(tokenizer=False, **options)
+  _, params, _ = hf.load_model(
+    tokenizer=False, shardings=_shardings(mesh), **options
+  )
   if shape.lora_rank:
     params = lora.add(params, shape, key)
   return _with_head(config, params)
 
 
-def _like(config) -> Params:
-  """Returns shapes and dtypes of all that is trained."""
-  return _with_head(config, abstract_params(config))
+def _shardings(mesh):
+  """Returns `params -> shardings` on a mesh, None without one."""
+  if mesh is None:
+    return None
+  return lambda params: sharding.param_shardings(params, mesh)
+
+
+def _like(config, mesh=None) -> Params:
+  """Returns shapes, dtypes and with a mesh places of all parameters."""
+  like = _with_head(config, abstract_params(config))
+  if mesh is None:
+    return like
+  return jax.tree.map(
+    lambda leaf, place: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=place
+    ),
+    like,
+    _shardings(mesh)(like),
+  )
 
 
 def _with_head(config, params: Params) -> Params:
@@ -149,9 +174,17 @@ def trainable(config: ml_collections.ConfigDict):
   return lambda path: lora.is_factor(path) or path.startswith(f'{value.NAME}/')
 
 
-def blank_params(config: ml_collections.ConfigDict) -> Params:
-  """Returns zeros of the parameters' shapes, for a checkpoint to fill."""
-  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), _like(config))
+def blank_params(config: ml_collections.ConfigDict, *, mesh=None) -> Params:
+  """Returns zeros of the parameters' shapes, for a checkpoint to fill.
+
+  Args:
+    config: of a run.
+    mesh: as in `initial_params`.
+  """
+  return jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding),
+    _like(config, mesh),
+  )
 
 
 def reads_success(config: ml_collections.ConfigDict) -> bool:
@@ -177,25 +210,41 @@ def has_reference(config: ml_collections.ConfigDict) -> bool:
   return bool(config.loss.kl_coef) or from_it
 
 
-def start_params(config: ml_collections.ConfigDict, folder) -> Params:
+def start_params(
+  config: ml_collections.ConfigDict, folder, *, mesh=None
+) -> Params:
   """Returns what a run that has nothing saved yet starts from.
 
   Where they are also the reference they are kept in the run folder, so that
   the run can go on when `init_from` has moved or changed. Under LoRA the policy
   holds the reference's weights itself.
+
+  Args:
+    config: of a run.
+    folder: its run folder.
+    mesh: as in `initial_params`.
   """
-  params = initial_params(config)
+  params = initial_params(config, mesh=mesh)
   if has_reference(config) and trainable(config) is None:
-    weights.save_safetensors(Path(folder) / REFERENCE_NAME, params, {})
+    whole = sharding.gather_to_host(params) if mesh is not None else params
+    weights.save_safetensors(Path(folder) / REFERENCE_NAME, whole, {})
   return params
 
 
-def reference_params(config: ml_collections.ConfigDict, folder) -> Params:
-  """Returns what a run started from, as `start_params` kept it."""
+def reference_params(
+  config: ml_collections.ConfigDict, folder, *, mesh=None
+) -> Params:
+  """Returns what a run started from, as `start_params` kept it.
+
+  Args:
+    config: of a run.
+    folder: its run folder.
+    mesh: as in `initial_params`.
+  """
   kept = Path(folder) / REFERENCE_NAME
   if kept.exists():
-    return weights.init_from(str(kept), _like(config))
-  return initial_params(config)
+    return weights.init_from(str(kept), _like(config, mesh))
+  return initial_params(config, mesh=mesh)
 
 
 def make_optimizer(config: ml_collections.ConfigDict):

@@ -187,6 +187,7 @@ def make_draw(config, model, task, num_branches: int):
       max_answer_len=task.answer_length,
       stop_ids=task.stop_ids,
       eos_id=task.eos_id,
+      stop_table=task.stop_table,
       temperature=config.rollout.temperature,
       cache=cache,
     )

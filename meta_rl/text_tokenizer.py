@@ -8,12 +8,12 @@ The tokenizer itself is HF `tokenizers`, the checkpoint's own.
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from meta_rl import hf
+from meta_rl import hf, segments, stops
 
 BYTES = 'bytes'
 # Of the byte tokenizer; each is one token.
@@ -80,6 +80,26 @@ class TextTokenizer:
         'thinking must be one token'
       )
     return ids[0]
+
+  def stop_table(self, stop_strings: Sequence[str]) -> stops.StopTable | None:
+    """Returns where answers of these tokens complete a stop string.
+
+    Exact for byte-level vocabularies, however a stop string is spelled. Others
+    (SentencePiece's) are taken token by token too: a decoder that joins or
+    drops more than that, such as the first space of a text, is not followed.
+    Special tokens have no text, as in what is graded. What is missed ends
+    nothing early; it is cut off all the same before an answer is graded.
+
+    Args:
+      stop_strings: none of them empty; (): None is returned.
+    """
+    if not stop_strings:
+      return None
+    special = self.tokenizer.get_added_tokens_decoder()
+    dropped = {i for i, token in special.items() if token.special}
+    texts = segments.token_bytes(self.tokenizer, self.vocab_size)
+    texts = [b'' if i in dropped else text for i, text in enumerate(texts)]
+    return stops.make_table(texts, stop_strings)
 
   def line_break_ids(self, count: int = 1) -> tuple[int, ...]:
     """Returns the tokens that hold at least `count` line breaks in a row."""

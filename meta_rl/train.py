@@ -131,7 +131,9 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
     if setup_run.has_reference(config) and setup_run.trainable(config):
       base_params = lora.without  # of what the policy is then
     elif setup_run.has_reference(config):
-      base_params = setup_run.reference_params(config, folder)
+      base_params = setup_run.reference_params(
+        config, folder, mesh=train_calls.param_mesh(parallel)
+      )
       base_params = parallel.put_params(base_params)
     if config.algorithm.get('prefix_policy') == 'reference':
       calls = {
@@ -286,14 +288,19 @@ def start_or_resume(config, folder, saver, problems, plan, parallel, optimizer):
     optimizer: whose state is part of it.
   """
   own = setup_run.trainable(config)
-  blank = update.init_state(
-    setup_run.blank_params(config), optimizer, config.seed, own
+  mesh = train_calls.param_mesh(parallel)
+  # Without a name: what is blank would be held until the run starts.
+  restored = saver.restore_latest(
+    parallel.put_state(
+      update.init_state(
+        setup_run.blank_params(config, mesh=mesh), optimizer, config.seed, own
+      )
+    )
   )
-  restored = saver.restore_latest(parallel.put_state(blank))
   if restored is None:
     if found := weights.describe(config.init_from):
       print(f'init_from={config.init_from}: {found}')
-    start = setup_run.start_params(config, folder)
+    start = setup_run.start_params(config, folder, mesh=mesh)
     state = update.init_state(start, optimizer, config.seed, own)
     return 0, parallel.put_state(state), {}
   first, state, data_state = restored

@@ -63,6 +63,14 @@ def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
   )
 
 
+def param_mesh(parallel):
+  """Returns the mesh that parameters are spread over, None where they are not.
+
+  Under 'pmap' each device holds all of them.
+  """
+  return parallel.mesh if parallel.kind == 'jit' else None
+
+
 def make_loss(config, model, task):
   """Returns the loss of a config, every term that it asks for included."""
   rollout, loss = config.rollout, config.loss.to_dict()

@@ -110,7 +110,8 @@ class Rollout:
       top-p included); 0 where `mask` is False.
     raw_log_probs: f32[B,T], nats, the same under the full softmax at the same
       temperature; equal to `behavior_log_probs` without top-k and top-p.
-    truncated: bool[B], the trace ran out of its tokens without EOS.
+    truncated: bool[B], the trace ran out of its tokens without EOS or a
+      stop string.
     forced: bool[B], thinking was ended by the budget, not by the policy.
     side_tokens: i32[B], response tokens that were sampled or observed for this
       trace and are no part of it, such as those of a stale trace that a group

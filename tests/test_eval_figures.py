@@ -142,6 +142,20 @@ def test_base_prover_by_hand():
   np.testing.assert_allclose(found['accuracy_at_budget'], [0.2, 0.575, 0.7])
 
 
+def test_prover_gap_by_hand():
+  exact = [[0.2, 0.4, 0.9], [0.1, 0.3, 0.5]]
+  sampled = [[0.5, 0.5, 0.0], [0.0, 0.5, 1.0]]
+  found = eval_figures.prover_gap(exact, sampled, [1, 2], clusters=np.arange(2))
+  assert found['problems'] == 2
+  # (.2 + .4) / 2 = .3 and (.1 + .3 + .5) / 3 = .3; .5 and 1.5 / 3 = .5.
+  assert found['exact']['mean'] == pytest.approx(0.3)
+  assert found['sampled']['mean'] == pytest.approx(0.5)
+  for part in ('mean', 'low', 'high'):
+    assert found['difference'][part] == pytest.approx(-0.2)
+  with pytest.raises(ValueError, match='must be'):
+    eval_figures.prover_gap(exact, sampled[:1], [1, 2], clusters=np.arange(2))
+
+
 def test_tokens_to_levels():
   found = eval_figures.tokens_to_levels([0, 10, 20], [0.25, 0.55, 0.65])
   assert found['0.1'] == found['0.2'] == 0

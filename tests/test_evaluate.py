@@ -1,5 +1,6 @@
 """Held-out evaluation: batches, measuring, eval.json, the command."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -45,6 +46,7 @@ SCHEMA = {
   'scalars': dict,
   'per_problem': dict,
   'stopping': dict,
+  'prover': dict,
   'traces': list,
 }
 INTERVALS = [
@@ -285,6 +287,54 @@ def test_beyond_the_budget_and_under_another_prover(result, trained, small):
   assert more['budgets'][-1] == 3 * HORIZON
   assert np.shape(more['per_problem']) == (3, 6)
   assert all(0 <= x['mean'] <= 1 for x in more['regret_token_weighted'])
+
+
+def test_exact_and_sampled_answers_are_compared(result, trained, small):
+  """The mean over a trace's boundaries of what either prover says of them."""
+  assert result['prover'] == {'kind': 'exact', 'training': 'exact'}
+  config = trained.config
+  task = setup_run.make_task(config)
+  model = setup_run.make_model(config, task)
+  # Answers that are right by chance are rare: take all that are not empty.
+  generous = dataclasses.replace(
+    task, verify=lambda ids, mask, _: mask.any(-1).astype(np.float32)
+  )
+  calls = held_out.make_calls(config, model, generous)
+  gap = evaluate.compared(
+    calls,
+    params_of(trained),
+    source_of(trained),
+    jax.random.key(1),
+    kit=setup_run.task_kit(config),
+    num_problems=6,
+    batch_size=4,
+  )
+  assert gap['problems'] == 6
+  assert gap['sampled']['mean'] == 1
+  assert 0 <= gap['exact']['mean'] < 0.5
+  assert gap['difference']['mean'] == pytest.approx(gap['exact']['mean'] - 1)
+
+
+@pytest.mark.full
+def test_a_comparison_of_provers_changes_nothing_else(result, trained, small):
+  found = run_evaluate(trained, compare_provers=4)
+  prover = found['prover']
+  assert {k: found[k] for k in result if k != 'prover'} == {
+    k: v for k, v in result.items() if k != 'prover'
+  }
+  assert prover['gap']['problems'] == 4
+  assert prover['branches'] == trained.config.prover.num_branches
+
+
+def test_without_listed_answers_nothing_is_compared():
+  record = {'answer_mask': np.zeros((2, 3), bool)}
+  with pytest.raises(ValueError, match='none of these problems lists'):
+    evaluate.compared(
+      *({}, {}, [{}] * 4, None),
+      kit=types.SimpleNamespace(record_arrays=lambda _: record),
+      num_problems=4,
+      batch_size=4,
+    )
 
 
 def test_traces_are_kept_thinking(trained, small):
@@ -577,6 +627,7 @@ def command(monkeypatch, trained, small):
       **{'workdir': str(trained.folder), 'config': None, 'base': False}
       | {'which': 'last', 'num_problems': 10, 'batch_size': 16, 'name': ''}
       | {'extrapolate': [], 'extrapolate_problems': 4, 'base_prover': False}
+      | {'compare_provers': 0}
       | changes
     )
     monkeypatch.setattr(evaluate, 'FLAGS', flags)
@@ -621,10 +672,13 @@ def test_the_command_writes_eval_json(
   said = capsys.readouterr().out
   assert 'accuracy 0.500, regret 0.5000 [0.2500, 0.7500], 12.0 think' in said
   assert (options['extrapolate'], options['base_params']) == ([], None)
-  assert command(extrapolate=['2', '4'], base_prover=True) == 0
+  assert (
+    command(extrapolate=['2', '4'], base_prover=True, compare_provers=3) == 0
+  )
   (trained.folder / 'eval.json').unlink()
   _, _, options = seen.pop()
   assert options['extrapolate'] == [2, 4]
+  assert options['compare_provers'] == 3
   assert options['extrapolate_problems'] == 4
   assert small.equal(
     options['base_params'], setup_run.initial_params(trained.config)

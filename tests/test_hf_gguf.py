@@ -388,13 +388,20 @@ def test_smollm2_says_what_it_says_in_transformers(tmp_path):
 
   model = models.make_model(config)
 
+  # The weights as an argument: a program that held half a gigabyte of them as
+  # constants would take minutes to be folded and written to the cache.
   @jax.jit
-  def log_probs(tokens, positions):
+  def log_probs(params, tokens, positions):
     logits, _ = model.apply_fn(params, tokens, positions, None)
     return jax.nn.log_softmax(logits)
 
   def of(ids):
-    return np.asarray(log_probs(np.array([ids]), np.arange(len(ids))[None]))[0]
+    # One length for all, so that it is compiled once; position -1 is padding.
+    padded = np.zeros((1, 128), np.int32)
+    padded[0, : len(ids)] = ids
+    columns = np.arange(128)[None]
+    positions = np.where(columns < len(ids), columns, -1)
+    return np.asarray(log_probs(params, padded, positions))[0, : len(ids)]
 
   ids = np.array(theirs['text_ids'])
   found = of(ids)[np.arange(len(ids) - 1), ids[1:]]

@@ -130,6 +130,10 @@ def test_a_failure_is_logged_once_a_batch(hostile, caplog):
     '3 of 4 answers not graded: 1 crash, 2 error; the first is row 1'
     in (lines[0])
   )
+  assert 'more than 10% of a batch' in lines[0]
+  caplog.clear()
+  hostile.grade(*rows(['good'] * 10 + ['raise']))
+  assert 'more than 10%' not in caplog.text  # 1 of 11
   caplog.clear()
   hostile.grade(*rows(['good', 'bad']))
   assert not caplog.records

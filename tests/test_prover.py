@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from toys import SPECIAL, counting_model, lively_params, tiny
 
-from meta_rl import episodes, models, probes, prover
+from meta_rl import episodes, models, probes, prover, stops
 from meta_rl.rollout import generate
 from meta_rl.scoring import score
 from meta_rl.types import TraceCache
@@ -234,7 +234,7 @@ def verify(answers, mask):
 
 
 @functools.cache
-def sampler(block_rows=16):
+def sampler(block_rows=16, stop_table=None):
   def run(params, tokens, mask, ends, row_offset):
     return prover.sample_answers(
       counting_model(),
@@ -249,6 +249,7 @@ def sampler(block_rows=16):
       eos_id=EOS,
       row_offset=row_offset,
       block_rows=block_rows,
+      stop_table=stop_table,
     )
 
   return jax.jit(run)
@@ -280,6 +281,20 @@ def test_mask_ends_with_eos(branches):
   assert not mask[:, 4].any()  # a boundary that repeats: nothing to sample
   assert mask[:, :4, :, 0].all()
   assert mask[:, :4, :, 2].any()
+
+
+def test_a_stop_string_ends_an_answer(branches):
+  """The answers are the same ones, up to WRONG, the text of the stop string."""
+  texts = [b'a' if i == WRONG else b'' for i in range(10)]
+  run = sampler(stop_table=stops.make_table(texts, ('a',)))
+  rows = lambda x: np.repeat(x, ROWS, axis=0)
+  cut, mask = run(count_params(), rows(TRACE), rows(REAL), rows(ENDS), 0)
+  answers, whole = (np.asarray(x) for x in branches)
+  ends = whole & ((answers == WRONG) | (answers == EOS))
+  kept = whole & (np.cumsum(ends, -1) - ends == 0)
+  assert kept.sum() < whole.sum()
+  np.testing.assert_array_equal(mask, kept)
+  np.testing.assert_array_equal(cut, np.where(kept, answers, 0))
 
 
 def test_blocks_and_batches_change_no_sample(branches):

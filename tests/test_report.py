@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from report_runs import ALGORITHMS, write_run
 
-from meta_rl import headline, report_traces, runs
+from meta_rl import headline, report_page, report_traces, runs
 from meta_rl.report import build_report, headline_table, main
 
 _VOID = {'meta', 'br', 'link', 'img', 'input', 'hr'}
@@ -105,6 +105,28 @@ def test_page_tells_the_result(folders, tmp_path):
   # J after an episode beside its progress, and the prompt once for all three.
   assert page.text.count('Problem 3 7 5 = 9') == 1
   assert re.search(r'\+0\.62 J 0\.\d\d', page.text)
+
+
+def test_page_says_which_prover_measured():
+  def section(**prover):
+    run = runs.Run(
+      path='', name='MRT <1>', algorithm='mrt', eval={'prover': prover}
+    )
+    return report_page.provers_text([run])
+
+  assert section() == ''
+  assert section(kind='exact') == (
+    'J, the chance of a right answer, is by the exact prover, which sums the'
+    ' likelihood of the accepted answers that are listed.'
+  )
+  gap = {'problems': 64, 'difference': {'mean': -0.02, 'low': -0.03}}
+  gap['difference']['high'] = -0.01
+  text = section(kind='exact', branches=8, gap=gap)
+  assert (
+    'On 64 problems of MRT <1> it is 0.0200 below the share of right answers'
+    ' among 8 that were sampled and verified at each boundary; 95% interval of'
+    ' the difference \u22120.0300 to \u22120.0100.'
+  ) in text
 
 
 def test_headline_figures_by_hand():

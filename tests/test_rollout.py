@@ -16,7 +16,7 @@ from toys import (
   tiny,
 )
 
-from meta_rl import models, sampling
+from meta_rl import models, sampling, stops
 from meta_rl.rollout import generate
 from meta_rl.scoring import positions_of, score
 
@@ -643,3 +643,116 @@ def test_bad_prompts_are_refused(prompts, mask, message):
 def test_bad_prefixes_are_refused(prefix, length, message):
   with pytest.raises(ValueError, match=message):
     follow(SCRIPT[:2], 3, prefix=prefix, prefix_length=length)
+
+
+# --- stop strings ---
+
+
+def stop_table(*ids):
+  """The table of a stop string that the tokens `ids` alone spell."""
+  texts = [b''] * 32
+  for place, token in enumerate(ids):
+    texts[token] = b'xyz'[place : place + 1]
+  return stops.make_table(texts, ('xyz'[: len(ids)],))
+
+
+def test_a_stop_string_ends_an_answer_as_eos_does():
+  script = np.array(
+    [
+      [10, 4, 20, 21, 22, 23, 24, 25],  # spelled in the answer
+      [20, 21, 4, 20, 11, 21, 20, 21],  # in the thought: ends nothing; again
+      [10, 20, 4, 21, 22, 2, 1, 1],  # begun in the thought: none
+      [10, 4, 20, 2, 1, 1, 1, 1],  # EOS comes first
+      [10, 11, 12, 13, 20, 21, 22, 23],  # behind a forced stop
+    ]
+  )
+  rollout = jax.jit(
+    lambda budget: follow(
+      script, budget, stop_table=stop_table(20, 21), stop_ids=(MARKER, 20)
+    )
+  )(jnp.array([3, 3, 3, 3, 2]))
+  check_response(
+    rollout,
+    {
+      'tokens': [
+        [10, 4, 20, 21, 0, 0, 0, 0],
+        [20, 21, 4, 20, 11, 21, 0, 0],  # 11 has no text
+        [10, 20, 4, 21, 22, 2, 0, 0],
+        [10, 4, 20, 2, 0, 0, 0, 0],
+        # The forced 20 is no part of the answer.
+        [10, 11, 4, 20, 20, 21, 0, 0],
+      ],
+      'mask': [
+        [1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 1, 1, 0, 0],
+      ],
+      'token_mask': [
+        [1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 1, 0, 0],
+      ],
+      'truncated': [0, 0, 0, 0, 0],
+      'forced': [0, 0, 0, 0, 1],
+    },
+  )
+
+
+def test_a_stop_string_without_a_marker_ends_a_response():
+  rollout, trace = follow(
+    SCRIPT[:2],
+    None,
+    stop_ids=None,
+    think_end_id=None,
+    stop_table=stop_table(11, 12, 13),
+    return_cache=True,
+  )
+  check_response(
+    rollout,
+    {
+      'tokens': [[10, 11, 12, 13, 0, 0, 0, 0], [10, 4, 20, 2, 0, 0, 0, 0]],
+      'thinking_mask': [[1, 1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0]],
+      'truncated': [0, 0],
+    },
+  )
+  # Both rows are done at step 4, where the loop looks: no token is wasted.
+  assert trace.used == 1 + 4
+
+
+def test_a_stop_string_changes_nothing_before_it():
+  """Sampled tokens and log-probs are those of a run without it, cut."""
+  model = models.make_model(tiny())
+  params = lively_params(tiny())
+  run = functools.partial(
+    generate,
+    model,
+    params,
+    jnp.array([[5, 6], [7, 8]]),
+    jnp.ones((2, 2), bool),
+    jax.random.key(3),
+    max_new_tokens=12,
+    eos_id=EOS,
+    group_size=8,
+    think_end_id=MARKER,
+    thinking_budget=3,
+  )
+  whole, cut = (
+    run(),
+    run(
+      stop_table=stops.make_table(
+        [b'ab'[i % 2 :][:1] for i in range(32)], ('ab',)
+      )
+    ),
+  )
+  shorter = np.asarray(cut.token_mask.sum(1) < whole.token_mask.sum(1))
+  assert shorter.any()
+  kept = np.asarray(cut.token_mask)
+  for name in ('tokens', 'mask', 'behavior_log_probs'):
+    a, b = (np.asarray(getattr(x, name)) for x in (whole, cut))
+    np.testing.assert_allclose(a[kept], b[kept], rtol=1e-5, err_msg=name)
+    assert not b[~kept].any()
+  assert not np.asarray(cut.truncated)[shorter].any()

@@ -230,3 +230,47 @@ def test_help_is_no_error():
     )
     assert result.returncode == returned
     assert ('Run folder' in result.stdout) == (returned == 0)
+
+
+PLACED = """
+import sys
+import jax
+import numpy as np
+from meta_rl import setup_run, sharding, weights
+from meta_rl.configs import mrt_qwen3_0p6b
+folder, other = sys.argv[1:]
+config = mrt_qwen3_0p6b.get_config('tiny')
+with config.unlocked():
+  config.model = {
+    'path': folder, 'scan_layers': True, 'param_dtype': 'float32',
+    'dtype': 'float32', 'lora_rank': 0}
+  config.loss.kl_coef = 0.1
+mesh = sharding.make_mesh(data=1, fsdp=2, tensor=2)
+plain = setup_run.initial_params(config)
+wanted = sharding.param_shardings(plain, mesh)
+
+def check(found):
+  jax.tree.map(np.testing.assert_array_equal, found, plain)
+  jax.tree.map(lambda x, s: s.is_equivalent_to(x.sharding, x.ndim) or 1 / 0,
+               found, wanted)
+  split = [x for x in jax.tree.leaves(found)
+           if not x.sharding.is_fully_replicated]
+  assert len(split) >= 8
+  assert all(x.addressable_shards[0].data.size < x.size for x in split)
+
+# Nothing but the config may put a whole parameter on one device.
+check(setup_run.start_params(config, other, mesh=mesh))
+check(setup_run.reference_params(config, other, mesh=mesh))
+config.init_from = other + '/' + setup_run.REFERENCE_NAME
+check(setup_run.initial_params(config, mesh=mesh))
+blank = setup_run.blank_params(config, mesh=mesh)
+jax.tree.map(lambda x, s: s.is_equivalent_to(x.sharding, x.ndim) or 1 / 0,
+             blank, wanted)
+print('done')
+"""
+
+
+def test_a_start_is_read_straight_to_its_devices(run_python, tmp_path):
+  """Weights of a checkpoint, of the reference and of a file; and zeros."""
+  folder = Path(__file__).parent / 'data' / 'hf' / 'qwen3'
+  assert 'done' in run_python(PLACED, folder, tmp_path, devices=4)

@@ -583,3 +583,14 @@ def test_chatml():
   assert text.chatml(turns) == (
     '<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n'
   )
+
+
+def test_a_stop_string_ends_a_trace_on_the_device(files):
+  own = {'source': 'files', 'data': {'path': str(files)}, 'verifier': 'text'}
+  assert make(**own).make_task().stop_table is None
+  task = make(**own, stop_strings=('\nUser:',)).make_task()
+  ids = text_tokenizer.load('bytes').encode('42\nUser: more?')
+  state = jnp.zeros((), jnp.int32)
+  states = [state := task.stop_table.step(state, jnp.asarray(i)) for i in ids]
+  assert states.index(task.stop_table.complete) == len('42\nUser:') - 1
+  assert hash(task) == hash(make(**own, stop_strings=('\nUser:',)).make_task())

@@ -96,6 +96,7 @@ def make_branches(
     )
   sampling = {
     'eos_id': task.eos_id,
+    'stop_table': task.stop_table,
     'temperature': temperature,
     'top_p': top_p,
     'top_k': top_k,

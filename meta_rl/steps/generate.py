@@ -71,6 +71,7 @@ def make_generate(
       think_end_id=task.think_end_id,
       thinking_budget=thinking_budget,
       stop_ids=task.stop_ids,
+      stop_table=task.stop_table,
       observe_fn=observer(task, batch, group_size),
       min_thinking=min_thinking,
       wait_ids=wait_ids,

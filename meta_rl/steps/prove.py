@@ -191,6 +191,7 @@ class Prefixes:
       'max_answer_len': self.task.answer_length,
       'stop_ids': self.task.stop_ids,
       'eos_id': self.task.eos_id,
+      'stop_table': self.task.stop_table,
       'cache': self.cache,
       'row_offset': self.row_offset,
       **self.support,

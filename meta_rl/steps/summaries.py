@@ -70,6 +70,7 @@ def sample_summaries(
     max_answer_len=task.answer_length,
     stop_ids=task.stop_ids,
     eos_id=task.eos_id,
+    stop_table=task.stop_table,
     cache=cache,
     row_offset=row_offset,
     return_log_probs=True,

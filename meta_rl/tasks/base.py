@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from meta_rl.stops import StopTable
 from meta_rl.types import Array, Episodes
 
 SPLITS = ('train', 'validation', 'test')
@@ -61,6 +62,7 @@ class Task:
     segment: `(tokens i32[B,T], thinking_mask bool[B,T], *, max_episodes, start)
       -> Episodes`, traceable: where episodes of open-ended text end; None: its
       episodes end at delimiters or budgets alone.
+    stop_table: of the strings that end an answer as EOS does; None: EOS alone.
   """
 
   name: str
@@ -75,6 +77,7 @@ class Task:
   verify: Callable[[Array, Array, dict[str, Array]], Array]
   observe: Callable[[Array, Array, dict[str, Array]], Array] | None = None
   segment: Callable[..., Episodes] | None = None
+  stop_table: StopTable | None = None
 
 
 @dataclasses.dataclass(frozen=True)

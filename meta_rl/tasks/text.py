@@ -61,7 +61,8 @@ class TextOptions:
     spellings: how an accepted answer may be written; '{}', once in each, is the
       answer, and other braces are themselves: '\\boxed{{}}' is a box of it.
     answer_end: ends an accepted answer; '': end-of-text.
-    stop_strings: what ends an answer besides: not graded from there on.
+    stop_strings: what ends an answer besides: the token that completes one is
+      the last of its trace, and it is not graded from there on.
     delimiter: ends an episode of prover.boundaries='delimiters': every 'line'
       or every 'paragraph'.
     segments: options of `segments.split_ids`, for prover.boundaries='text'.
@@ -261,6 +262,7 @@ class _Encoder:
       answer_length=own.answer_length,
       verify=text_host.make_verify(words, self.grader, tuple(own.stop_strings)),
       segment=text_host.make_segment(words, **own.segments),
+      stop_table=words.stop_table(own.stop_strings),
     )
 
   def prompt(self, record: Mapping[str, Any]) -> list[int]:

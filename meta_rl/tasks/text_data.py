@@ -27,7 +27,9 @@ from meta_rl.tasks.base import SPLITS, split_of_key
 from meta_rl.tasks.text_files import Problem
 
 # Options of well-known data sets, to be given with `**`; with `path=...` and
-# `hub=''` those of a local copy.
+# `hub=''` those of a local copy. That the hub holds MATH under this name, with
+# these columns, is not verified here (its first home is no more): where the
+# cache holds another copy, give `path` or `hub` and the columns' names.
 DATASETS = {
   'gsm8k': {'hub': 'openai/gsm8k', 'subset': 'main', 'answer_format': 'gsm8k'},
   'math': {'hub': 'EleutherAI/hendrycks_math', 'answer_format': 'boxed'},

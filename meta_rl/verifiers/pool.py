@@ -12,6 +12,12 @@ memory. Each row has a deadline of its own; a row that fails costs itself alone:
 
 Only an 'ok' row has a value. Workers that were killed are replaced; rows that
 waited behind the one that failed go to another worker.
+
+The worst case is a batch of rows that hang: each takes one worker for the whole
+time limit, so that H of them among W workers cost about H / W times `timeout_s`
+(256 rows, 8 workers, 5 s: 160 s), and the replaced workers' starts on top. The
+batch still ends, but a step waits for it; a batch that lost more than a tenth
+of its rows says so as an error in the log, with its seconds.
 """
 
 import collections
@@ -39,6 +45,8 @@ _MESSAGE_S = 0.02
 _MAX_ROWS = 256
 _MAX_BYTES = 1 << 22
 _MAX_FAILED_STARTS = 3
+# A batch that loses a larger share of its rows is logged as an error.
+_MUCH = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -379,11 +387,17 @@ def _say(grades: Grades):
   counts = collections.Counter(grades.statuses)
   parts = [f'{counts[s]} {s}' for s in STATUSES[1:] if counts[s]]
   first = failed[0]
-  logging.warning(
-    'verifier: %d of %d answers not graded: %s; the first is row %d: %s',
+  much = len(failed) > _MUCH * len(grades.statuses)
+  logging.log(
+    logging.ERROR if much else logging.WARNING,
+    'verifier: %d of %d answers not graded: %s; the first is row %d: %s%s',
     len(failed),
     len(grades.statuses),
     ', '.join(parts),
     first,
     grades.details[first],
+    f' (more than {_MUCH:.0%} of a batch, in {grades.seconds:.1f} s: look at '
+    'the verifier and its timeout_s)'
+    if much
+    else '',
   )
