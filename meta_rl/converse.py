@@ -109,7 +109,7 @@ def reply(
   if options.get('thinking_budget') is not None:
     options['think_end_id'] = words.id_of(own.close)
     options['stop_ids'] = words.encode(own.forced_stop())
-  ids, shown = [], ''
+  ids, shown, ends = [], '', {words.eos_id, *words.end_ids}
   for new in streaming.stream(
     speaker.model,
     speaker.params,
@@ -118,13 +118,14 @@ def reply(
     eos_id=words.eos_id,
     **options,
   ):
-    ids += [i for i in new if i != words.eos_id]
+    last = next((n for n, i in enumerate(new) if i in ends), None)
+    ids += new[:last]
     text, ended = chat_template.cut(words.decode(ids), own.stop_strings)
-    if text.endswith('\ufffd') and not ended:
+    if text.endswith('\ufffd') and not ended and last is None:
       continue  # a character whose last byte is still to come
     yield text[len(shown) :]
     shown = text
-    if ended:
+    if ended or last is not None:
       return
 
 

@@ -1,5 +1,6 @@
 """Talking to a checkpoint: its template, a thought on a budget, the pieces."""
 
+import dataclasses
 import io
 
 import jax
@@ -103,3 +104,13 @@ def test_a_budget_that_cannot_end_a_thought_is_refused(folder):
   ):
     load(folder, thinking='plain')
   assert load(folder, thinking='plain', thinking_budget=None)
+
+
+def test_any_end_token_ends_an_answer(folder, monkeypatch):
+  words = dataclasses.replace(WORDS, end_ids=(WORDS.id_of('<eos>'),))
+  speaker = dataclasses.replace(load(folder, thinking_budget=None), words=words)
+  ids = [WORDS.encode('so'), WORDS.encode(' it<eos>no')]
+  monkeypatch.setattr(converse.streaming, 'stream', lambda *_, **__: iter(ids))
+  turns = [{'role': 'user', 'content': 'Hi'}]
+  pieces = list(converse.reply(speaker, turns, jax.random.key(0)))
+  assert pieces == ['so', ' it']

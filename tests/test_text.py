@@ -594,3 +594,27 @@ def test_a_stop_string_ends_a_trace_on_the_device(files):
   states = [state := task.stop_table.step(state, jnp.asarray(i)) for i in ids]
   assert states.index(task.stop_table.complete) == len('42\nUser:') - 1
   assert hash(task) == hash(make(**own, stop_strings=('\nUser:',)).make_task())
+
+
+def test_a_turn_ends_with_what_its_template_says(source, tmp_path):
+  """As Gemma's: the tokenizer's own end of text is another."""
+  pytest.importorskip('jinja2')
+  template = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>' }}"
+    '{% endfor %}'
+  )
+  folder = folder_of(
+    tmp_path / 'own', eos_token='<eos>', chat_template=template
+  )
+  eos, turn = WORDS.id_of('<eos>'), WORDS.id_of('<|im_end|>')
+  ends = json.dumps({'eos_token_id': [eos, turn]})
+  (tmp_path / 'own' / 'generation_config.json').write_text(ends)
+  words = text_tokenizer.load(folder)
+  assert (words.eos_id, words.end_ids) == (turn, (eos,))
+  assert words.special['eos_token'] == '<eos>'
+  kit = make(tokenizer=folder)
+  arrays, task = kit.record_arrays(source[0]), kit.make_task()
+  assert arrays['answers'][0][arrays['answer_mask'][0]][-1] == turn
+  assert (task.eos_id, task.stop_table.end_ids) == (turn, (eos,))
+  state = task.stop_table.step(jnp.zeros((), jnp.int32), jnp.asarray(eos))
+  assert state == task.stop_table.complete
