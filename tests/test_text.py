@@ -616,5 +616,6 @@ def test_a_turn_ends_with_what_its_template_says(source, tmp_path):
   arrays, task = kit.record_arrays(source[0]), kit.make_task()
   assert arrays['answers'][0][arrays['answer_mask'][0]][-1] == turn
   assert (task.eos_id, task.stop_table.end_ids) == (turn, (eos,))
+  assert task.end_ids == (turn, eos)
   state = task.stop_table.step(jnp.zeros((), jnp.int32), jnp.asarray(eos))
   assert state == task.stop_table.complete
