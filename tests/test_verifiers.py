@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from meta_rl import verifiers
 from meta_rl.verifiers import exact, extract, integers, pool
+from meta_rl.verifiers import math as mathematics
 
 # ---- which part of a text is its answer
 
@@ -294,6 +295,8 @@ GOLDEN = [
   # One answer, and not several of which math-verify takes the last.
   ('5', '4=5', 0),
   ('5', 'x=4=5', 0),
+  ('6', 'x=5, y=6', 0),
+  ('6', 'x=5 and y=6', 0),
   ('5', r'\frac{10}{2}=5', 1),
   ('5', r'S=a+b=2+3=5', 1),
   ('5', r'P(X=1)=5', 1),
@@ -335,6 +338,22 @@ GOLDEN = [
   ),
   (r'(-\infty,2]\cup[3,\infty)', r'(-\infty, 2] \cup [3, \infty)', 1),
 ]
+
+
+@pytest.mark.parametrize(
+  'text, expected',
+  [
+    (r'so \boxed{ 1{,}024 }', '1024'),
+    (r'\boxed{x = 5}', '5'),
+    (r'\boxed{\dfrac{1}{2}}', r'\frac{1}{2}'),
+    (r'\boxed{\frac 1 2} then', r'\frac1 2'),
+    (r'\boxed{ }', None),
+    (r'\boxed{5', None),
+    ('5', None),
+  ],
+)
+def test_votes_of_mathematics(text, expected):
+  assert mathematics.vote(text) == expected
 
 
 @pytest.fixture(scope='module')

@@ -135,7 +135,8 @@ def vote(answer: str) -> str | None:
   boxed = extract.extract_boxed(answer)
   if boxed is None or not boxed.strip():
     return None
-  return integers.normalize(boxed) or _plain(boxed)
+  last = _sides(boxed)[-1]  # of x = 5
+  return integers.normalize(last) or _plain(last) or _plain(boxed)
 
 
 def _plain(text: str) -> str:
@@ -157,7 +158,10 @@ def _one_answer(gold: str, target: str) -> list[str] | None:
   target = parts[0] if _is_number(parts[0]) else parts[-1]
   *others, last = _sides(target)
   asked = [side for side in others if _is_number(side)] + [last]
-  return None if any(_is_several(side, gold) for side in asked) else asked
+  if any(_is_several(side, gold) for side in asked):
+    return None
+  # The whole too: x = 5, y = 6 is not 6.
+  return [*asked, target] if others else asked
 
 
 def _sides(text: str) -> list[str]:
