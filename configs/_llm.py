@@ -1,5 +1,7 @@
 """What the configs of language models share (no config of its own)."""
 
+import dataclasses
+
 import ml_collections
 
 from meta_rl import chat_template
@@ -23,6 +25,10 @@ _TINY = {
     'local_rope_base': 1000.0,
   },
 }
+PLAIN = (
+  'Please reason step by step. Then write #### and your final answer within '
+  '\\boxed{}.'
+)
 MATH = 'Please reason step by step, and put your final answer within \\boxed{}.'
 
 
@@ -46,7 +52,12 @@ def make(
   tiny = arg == 'tiny'
   config = mrt_countdown.get_config(arg)
   config.init_from = ''  # what model.path holds; 'random' for fresh weights
-  how = chat_template.thinking(thinking)
+  how, instruction = chat_template.thinking(thinking), MATH
+  if thinking == 'plain':
+    # What ends a thought must be one token, as '####' is of Llama 3 and known
+    # from GSM8K. A tokenizer without it is refused at the start: choose another
+    # close, stop and instruction then.
+    how, instruction = dataclasses.replace(how, close='####'), PLAIN
   config.model = {
     # A folder in Hugging Face format: config.json, *.safetensors, tokenizer.
     'path': '' if tiny else '???',
@@ -68,15 +79,18 @@ def make(
     'tokenizer': 'bytes',
     'verifier': 'math',
     'timeout_s': 5.0,
-    'instruction': MATH,
+    'instruction': instruction,
+    # What templates that ask take for today: every prompt of a run has it.
+    'date': '2024-07-26',
     'open': how.open,
     'close': how.close,
-    # What the paper puts behind a prefix to have it answered at once; episodes
-    # end with the blank line that comes before it.
-    'stop': how.forced_stop().removesuffix(how.answer_prefix).lstrip('\n'),
+    # What the paper puts behind a prefix to have it answered at once, a blank
+    # line before it: the budget ends a thought anywhere, in a sentence too.
+    # Episodes end without it, where it is tokens of its own.
+    'stop': how.forced_stop().removesuffix(how.answer_prefix),
     'answer_prefix': how.answer_prefix,
     'stop_strings': how.stop_strings,
-    'segments': {'with_blank_line': True},
+    'segments': {'with_blank_line': False},
     'prompt_length': 1024,
     'answer_length': 512,
     'max_answers': 1,
@@ -138,7 +152,7 @@ def make_tiny(config: ml_collections.ConfigDict, architecture: str):
   )
   config.task.data = {'n': 3, 'high': 6, 'ops': '+-', 'max_answers': 4}
   # One token of the byte tokenizer, and few to force.
-  config.task.update({'close': '</think>', 'stop': 'Stop.\n</think>'})
+  config.task.update({'close': '</think>', 'stop': '\n\nStop.\n</think>'})
   config.task.answer_prefix = '\n' if config.task.answer_prefix else ''
   config.rollout.update({'num_prompts': 4, 'group_size': 4})
   config.rollout.thinking_budget = 32

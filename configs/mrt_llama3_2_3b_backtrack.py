@@ -35,9 +35,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   scale = 'tiny' if tiny else ''
   config = _llm.make(scale, architecture='llama', thinking='plain')
   config.task.delimiter = 'paragraph'
-  # The marker must be one token: Llama 3 has '####' as one.
   if not tiny:
-    config.task.update({'close': '####', 'stop': '####'})
     config.task.instruction = (
       'Solve it step by step. Where a step is wrong, write "Wait, going back '
       'to step N" and go on from there. Then write #### and the answer in '

@@ -51,7 +51,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'verifier': 'expression',
     'close': '</think>' if tiny else '####',
     'stop': '</think>' if tiny else '####',
-    'prompt_length': 128 if tiny else 48,
+    'prompt_length': 128 if tiny else 64,
     'answer_length': 16,
     'max_answers': 4,
   }

@@ -59,7 +59,7 @@ def load(path: str, *, thinking: str, dtype: str, **options) -> Speaker:
 
   Raises:
     ValueError: a checkpoint without a chat template, or one that cannot be
-      read.
+      read; a thinking budget where no token ends a thought.
   """
   words = text_tokenizer.load(path)
   if not words.chat_template:
@@ -67,10 +67,20 @@ def load(path: str, *, thinking: str, dtype: str, **options) -> Speaker:
       f'--model={path} has no chat template: it is a base model, which goes on '
       'with a text and does not answer; take an instruct model.'
     )
+  knows = words.tokenizer.token_to_id('</think>') is not None
+  how = chat_template.thinking(thinking or ('r1' if knows else 'plain'))
+  budget = options.get('thinking_budget')
+  if budget is not None:
+    try:
+      words.id_of(how.close)
+    except ValueError as error:
+      raise ValueError(
+        f'--thinking_budget={budget} with --thinking={how.name}: {error}; '
+        'leave it out'
+      ) from error
   config, params, _ = hf.load_model(
     path, tokenizer=False, dtype=dtype, param_dtype=dtype, scan_layers=True
   )
-  knows = words.tokenizer.token_to_id('</think>') is not None
   return Speaker(
     model=models.make_model(config),
     params=params,
@@ -78,7 +88,7 @@ def load(path: str, *, thinking: str, dtype: str, **options) -> Speaker:
     template=chat_template.ChatTemplate(
       words.chat_template, special_tokens=words.special
     ),
-    thinking=chat_template.thinking(thinking or ('r1' if knows else 'plain')),
+    thinking=how,
     options=options,
   )
 
@@ -96,13 +106,10 @@ def reply(
   own, words = speaker.thinking, speaker.words
   prompt = own.opened(speaker.template.render(turns))
   options = dict(speaker.options)
-  close = words.tokenizer.token_to_id(own.close)
-  if options.get('thinking_budget') is None or close is None:
-    options['thinking_budget'] = None
-  else:
-    options['think_end_id'] = close
+  if options.get('thinking_budget') is not None:
+    options['think_end_id'] = words.id_of(own.close)
     options['stop_ids'] = words.encode(own.forced_stop())
-  ids, shown = [], ''
+  ids, shown, ends = [], '', {words.eos_id, *words.end_ids}
   for new in streaming.stream(
     speaker.model,
     speaker.params,
@@ -111,13 +118,14 @@ def reply(
     eos_id=words.eos_id,
     **options,
   ):
-    ids += [i for i in new if i != words.eos_id]
+    last = next((n for n, i in enumerate(new) if i in ends), None)
+    ids += new[:last]
     text, ended = chat_template.cut(words.decode(ids), own.stop_strings)
-    if text.endswith('\ufffd') and not ended:
+    if text.endswith('\ufffd') and not ended and last is None:
       continue  # a character whose last byte is still to come
     yield text[len(shown) :]
     shown = text
-    if ended:
+    if ended or last is not None:
       return
 
 

@@ -188,6 +188,9 @@ def emit(
     to_wait = jnp.where(goes_on, to_wait + 1, -1)
   marker = own & s.thinking & (token == think_end_id)
   ended = own & (token == eos_id)
+  if stop_table is not None and stop_table.end_ids:
+    others = jnp.asarray(stop_table.end_ids, jnp.int32)
+    ended |= own & (token[:, None] == others).any(1)
   thought = own & s.thinking & ~marker & ~ended
   stop_state = s.stop_state
   if stop_table is not None:

@@ -49,12 +49,22 @@ FLAGS = flags.FLAGS
 
 
 def several_samples(
-  calls, params, source, key, *, kit, num_problems, samples, batch_size
+  calls,
+  params,
+  source,
+  key,
+  *,
+  kit,
+  num_problems,
+  samples,
+  batch_size,
+  stop_length=1,
 ) -> dict[str, dict[str, float]]:
   """Returns pass@k and maj@k over `samples` traces of each problem.
 
   A trace votes for what the kit's `vote` takes its answer to be; right answers
-  are one and the same, and an answer that is none votes for none.
+  are one and the same, and an answer that is none votes for none. It begins
+  behind the marker, or behind all `stop_length` tokens that the budget forced.
   """
   batches = held_out.problem_batches(
     source,
@@ -67,7 +77,8 @@ def several_samples(
   right = found['rewards'].reshape(num_problems, samples) >= 1
   votes = []
   for i, reward in enumerate(found['rewards']):
-    columns = slice(int(found['stop_index'][i]) + 1, None)
+    more = stop_length - 1 if found['forced'][i] else 0
+    columns = slice(int(found['stop_index'][i]) + 1 + more, None)
     answer = found['tokens'][i][columns][found['token_mask'][i][columns]]
     votes.append('right' if reward >= 1 else kit.vote(answer.tolist()))
   votes = np.asarray(votes, object).reshape(num_problems, samples)
@@ -235,6 +246,7 @@ def evaluate(
         num_problems=min(sample_problems, num_problems),
         samples=samples,
         batch_size=batch_size,
+        stop_length=len(task.stop_ids),
       ),
     },
     'per_problem': {

@@ -130,12 +130,14 @@ def export_hf(folder: str, out: str, *, which: str, dtype: str | None) -> dict:
     )
   step, params = found
   shape = setup_run.model_config(config)
+  source = hf.find(path)
   hf.save_checkpoint(
     out,
     lora.merge(params, shape),
     dataclasses.replace(shape, lora_rank=0),
     hf.hf_config_of(path),
-    tokenizer=hf.model_tokenizer(path),
+    # Of a folder its own files, which say more than what is read of them.
+    tokenizer=source if source.is_dir() else hf.model_tokenizer(path),
     dtype=dtype,
   )
   return {'step': str(step), 'scores': '{}'}

@@ -194,7 +194,7 @@ def text_batch(
     group_size: G.
     Arrays are read-only.
   """
-  real = traces.token_mask & (traces.tokens != task.eos_id)
+  real = traces.token_mask & ~np.isin(traces.tokens, task.end_ids)
   columns = np.arange(traces.tokens.shape[1])
   start = np.asarray(problems['prompts']).shape[1]
   more = np.where(traces.forced, len(task.stop_ids) - 1, 0)

@@ -114,8 +114,8 @@ def generate(
     min_thinking: tokens before thinking may end, int or i32[B], at most the
       budget; None: no budget forcing.
     wait_ids: the tokens that replace an early end, such as those of 'Wait'.
-    stop_table: of the stop strings (meta_rl/stops.py); None: EOS alone ends a
-      trace.
+    stop_table: of the stop strings, and of tokens that end a trace as EOS does,
+      in its thought too (meta_rl/stops.py); None: EOS alone ends one.
     pad_id: fills the columns after the end of a trace.
     row_offset: global index of the first trace, under `shard_map` and `pmap`.
     check_every: decode steps between two tests whether all rows are done.
@@ -167,6 +167,7 @@ def generate(
   )
   stop = stop_tokens(think_end_id, thinking_budget, stop_ids, max_new_tokens)
   ends = tuple(i for i in (think_end_id, eos_id) if i is not None)
+  ends += () if stop_table is None else stop_table.end_ids
   _check_waiting(min_thinking, wait_ids, ends, thinking_budget, max_new_tokens)
   budget = max_new_tokens if thinking_budget is None else thinking_budget
   emit = functools.partial(

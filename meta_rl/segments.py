@@ -45,7 +45,10 @@ def token_texts(
 
   Special tokens are text too. As in `decode`, bytes that are no UTF-8 become
   U+FFFD, and ids that the tokenizer lacks have no text: the vocabulary of a
-  model is often padded beyond that of its tokenizer.
+  model is often padded beyond that of its tokenizer. Of a vocabulary with byte
+  tokens ('<0x0A>', as SentencePiece has) the equation holds for UTF-8 alone:
+  `decode` gives a run of bytes with a mistake in it as one U+FFFD a byte, valid
+  ones too, which only the end of the run tells.
 
   Args:
     ids: token ids, >= 0.

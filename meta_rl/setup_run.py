@@ -322,6 +322,7 @@ def make_training_calls(config, model: Model, task: Task):
     task,
     thinking_budget=rollout.thinking_budget,
     max_episodes=config.prover.max_episodes,
+    boundaries=config.prover.boundaries,
     prefix_policy=config.algorithm.prefix_policy,
     **shared,
   )

@@ -36,10 +36,13 @@ class StopTable:
     next_state: i32[S+1,C], of a state and a class of tokens; state 0 begins a
       text, state S is that of a complete stop string.
     class_of: i32[V], of each token.
+    end_ids: tokens that end a trace as EOS does, in its thought too; in an
+      answer they complete a stop string.
   """
 
   next_state: np.ndarray
   class_of: np.ndarray
+  end_ids: tuple[int, ...] = ()
 
   @property
   def complete(self) -> int:
@@ -60,13 +63,16 @@ class StopTable:
 
 
 def make_table(
-  token_bytes: Sequence[bytes], stop_strings: Sequence[str]
+  token_bytes: Sequence[bytes],
+  stop_strings: Sequence[str],
+  end_ids: Sequence[int] = (),
 ) -> StopTable | None:
-  """Returns the table of stop strings, None where there are none.
+  """Returns the table of stop strings, None where nothing ends a text.
 
   Args:
     token_bytes: V texts in UTF-8, b'' for tokens without text.
     stop_strings: none of them empty.
+    end_ids: tokens that end a text whatever theirs is, besides EOS.
 
   Raises:
     ValueError: an empty stop string, which would end every answer.
@@ -75,7 +81,7 @@ def make_table(
     raise ValueError(
       f'stop_strings={stop_strings!r}: give a sequence of texts, none empty'
     )
-  if not stop_strings:
+  if not stop_strings and not end_ids:
     return None
   after = _automaton([text.encode() for text in stop_strings])
   states = np.repeat(np.arange(len(after))[:, None], len(token_bytes), axis=1)
@@ -85,10 +91,12 @@ def make_table(
     longer = order[: np.searchsorted(-lengths[order], -place)]
     byte = np.array([token_bytes[i][place] for i in longer])
     states[:, longer] = after[states[:, longer], byte]
+  states[:, list(end_ids)] = len(after) - 1
   columns, class_of = np.unique(states.T, axis=0, return_inverse=True)
   return StopTable(
     np.ascontiguousarray(columns.T).astype(np.int32),
     class_of.reshape(-1).astype(np.int32),
+    tuple(end_ids),
   )
 
 

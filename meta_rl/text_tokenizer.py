@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from meta_rl import hf, segments, stops
+from meta_rl import chat_template, hf, segments, stops
 
 BYTES = 'bytes'
 # Of the byte tokenizer; each is one token.
@@ -29,12 +29,14 @@ class TextTokenizer:
 
   Attributes:
     tokenizer: of HF `tokenizers`.
-    eos_id: what ends an answer.
+    eos_id: what ends an answer: the token that the chat template puts behind a
+      turn, where several end a text.
     pad_id: fills what is no token; any id will do.
     bos_id: what every prompt begins with, unless its template says so itself;
       None: nothing.
     chat_template: Jinja source, '' for a model without one.
     special: {name: text} of tokenizer_config.json, such as bos_token.
+    end_ids: tokens besides eos_id that end a text too.
   """
 
   tokenizer: tokenizers.Tokenizer
@@ -43,6 +45,7 @@ class TextTokenizer:
   bos_id: int | None = None
   chat_template: str = ''
   special: dict[str, str] = dataclasses.field(default_factory=dict)
+  end_ids: tuple[int, ...] = ()
 
   @property
   def vocab_size(self) -> int:
@@ -60,8 +63,8 @@ class TextTokenizer:
       ids: token ids; those of no token have no text.
       special: with the texts of special tokens, such as end-of-text.
     """
-    size = self.tokenizer.get_vocab_size(with_added_tokens=True)
-    known = [int(i) for i in ids if 0 <= int(i) < size]
+    # `tokenizers` passes over ids that it lacks; a vocabulary may have gaps.
+    known = [int(i) for i in ids if int(i) >= 0]
     return self.tokenizer.decode(known, skip_special_tokens=not special)
 
   def id_of(self, token: str) -> int:
@@ -91,15 +94,18 @@ class TextTokenizer:
     nothing early; it is cut off all the same before an answer is graded.
 
     Args:
-      stop_strings: none of them empty; (): None is returned.
+      stop_strings: none of them empty.
+
+    Returns:
+      The table, of `end_ids` too; None where there is neither.
     """
-    if not stop_strings:
+    if not stop_strings and not self.end_ids:
       return None
     special = self.tokenizer.get_added_tokens_decoder()
     dropped = {i for i, token in special.items() if token.special}
     texts = segments.token_bytes(self.tokenizer, self.vocab_size)
     texts = [b'' if i in dropped else text for i, text in enumerate(texts)]
-    return stops.make_table(texts, stop_strings)
+    return stops.make_table(texts, stop_strings, self.end_ids)
 
   def line_break_ids(self, count: int = 1) -> tuple[int, ...]:
     """Returns the tokens that hold at least `count` line breaks in a row."""
@@ -134,14 +140,43 @@ def load(path: str) -> TextTokenizer:
   ids = {'bos_token': info.bos_id, 'pad_token': info.pad_id}
   ids['eos_token'] = info.eos_ids[0]
   special = {key: name(i) for key, i in ids.items() if i is not None}
+  eos_id = _turn_end(info, special)
   return TextTokenizer(
     info.tokenizer,
-    eos_id=info.eos_ids[0],
+    eos_id=eos_id,
+    end_ids=tuple(i for i in info.eos_ids if i != eos_id),
     pad_id=info.pad_id or 0,
     bos_id=info.bos_id if _begins(info) else None,
     chat_template=info.chat_template or '',
     special=special,
   )
+
+
+def _turn_end(info, special) -> int:
+  """Returns which of the tokens that end a text ends a turn.
+
+  Gemma's tokenizer calls <eos> what ends a text, and its turns end with
+  <end_of_turn>: generation_config.json has both.
+  """
+  if len(info.eos_ids) < 2 or not info.chat_template:
+    return info.eos_ids[0]
+  said = 'The answer.'
+  turns = [{'role': 'user', 'content': '?'}]
+  turns += [{'role': 'assistant', 'content': said}]
+  try:
+    template = chat_template.ChatTemplate(
+      info.chat_template, special_tokens=special
+    )
+    text = template.render(turns, add_generation_prompt=False)
+  except chat_template.ChatTemplateError:
+    return info.eos_ids[0]  # the task says so where the template is used
+  _, _, behind = text.rpartition(said)
+  places = {}
+  for index in info.eos_ids:
+    place = behind.find(info.tokenizer.id_to_token(index) or '\0')
+    if place >= 0:
+      places.setdefault(place, index)
+  return places[min(places)] if places else info.eos_ids[0]
 
 
 def _begins(info) -> bool:

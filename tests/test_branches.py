@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from toys import SPECIAL
 
-from meta_rl import algorithms, models, sharding, steps, train_calls
+from meta_rl import algorithms, episodes, models, sharding, steps, train_calls
 from meta_rl.steps import branches
 from meta_rl.tasks import Task
 
@@ -193,6 +193,25 @@ def test_episodes_are_kept_uniformly():
   assert not counts[1::2].any()
   # Standard deviation √(1024·3/16) = 13.9.
   np.testing.assert_allclose(counts[::2], 256, atol=4 * 13.9)
+
+
+def test_prefixes_of_text_end_where_the_task_says():
+  """At PLAIN tokens here, and not at delimiters."""
+  segment = functools.partial(episodes.from_delimiters, delimiter_ids=(PLAIN,))
+  task = dataclasses.replace(TASK, segment=segment)
+  policy = table(SPECIAL=0.2, PLAIN=0.35, DELIMITER=0.35, MARKER=0.1)
+  options = {'group_size': 2, 'thinking_budget': BUDGET, 'max_episodes': 3}
+  options |= {'prefix_policy': 'current', 'boundaries': 'text'}
+  generate = steps.make_branches(MODEL, task, **options)
+  rollout, _ = jax.jit(generate)(policy, BATCH, KEY)
+  length = np.asarray(branches.given_length(rollout, 2))
+  tokens = np.asarray(rollout.tokens)[::2]
+  last = tokens[np.arange(PROMPTS), 1 + length][length > 0]
+  assert (last == PLAIN).any()
+  # A delimiter ends a whole stale trace alone.
+  assert (last == PLAIN).mean() > (last == DELIMITER).mean()
+  with pytest.raises(ValueError, match='which this task is not'):
+    steps.make_branches(MODEL, TASK, **options)
 
 
 def test_samples_do_not_depend_on_the_batch(traces):

@@ -1,5 +1,6 @@
 """Talking to a checkpoint: its template, a thought on a budget, the pieces."""
 
+import dataclasses
 import io
 
 import jax
@@ -95,3 +96,21 @@ def test_a_base_model_is_refused(folder, tmp_path):
     load(tmp_path)
   with pytest.raises(ValueError, match='neither a folder nor a .gguf'):
     load(tmp_path / 'none')
+
+
+def test_a_budget_that_cannot_end_a_thought_is_refused(folder):
+  with pytest.raises(
+    ValueError, match=r'--thinking_budget=8 with --thinking=plain: .* tokens'
+  ):
+    load(folder, thinking='plain')
+  assert load(folder, thinking='plain', thinking_budget=None)
+
+
+def test_any_end_token_ends_an_answer(folder, monkeypatch):
+  words = dataclasses.replace(WORDS, end_ids=(WORDS.id_of('<eos>'),))
+  speaker = dataclasses.replace(load(folder, thinking_budget=None), words=words)
+  ids = [WORDS.encode('so'), WORDS.encode(' it<eos>no')]
+  monkeypatch.setattr(converse.streaming, 'stream', lambda *_, **__: iter(ids))
+  turns = [{'role': 'user', 'content': 'Hi'}]
+  pieces = list(converse.reply(speaker, turns, jax.random.key(0)))
+  assert pieces == ['so', ' it']

@@ -514,6 +514,23 @@ def test_pass_and_majority_of_two_problems(trained, small, monkeypatch):
   # maj@4: 1/2 by the tie, and 1 since no answer has no vote.
   assert result['maj@k']['4'] == pytest.approx((1 / 2 + 1) / 2)
   assert result['maj@k']['1'] == pytest.approx((1 / 2 + 1 / 4) / 2)
+  # What was forced is no part of the answer, nor of its vote.
+  found['forced'] = np.array([False, False, True, True] + [False] * 4)
+  found['stop_index'][2:4] = last - 3
+  found['tokens'][2:4, last - 2 : last] = tokenizer.integer(7)
+  found['token_mask'][2:4, last - 2 : last] = True
+  forced = evaluate.several_samples(
+    None,
+    None,
+    source_of(trained),
+    jax.random.key(0),
+    kit=setup_run.task_kit(trained.config),
+    num_problems=2,
+    samples=4,
+    batch_size=8,
+    stop_length=3,
+  )
+  assert forced == result
 
 
 # ---- traces as text

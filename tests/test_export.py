@@ -4,10 +4,11 @@ import json
 import types
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 
-from meta_rl import export, setup_run, weights, workdir
+from meta_rl import export, models, setup_run, weights, workdir
 
 pytest_plugins = ['small_runs']
 
@@ -99,3 +100,27 @@ def test_a_run_without_a_checkpoint(small, tmp_path):
       tmp_path, str(tmp_path / 'x.safetensors'), which='last', dtype=None
     )
   assert not (tmp_path / 'x.safetensors').exists()
+
+
+def test_a_folder_of_hugging_face_keeps_its_tokenizer_files(
+  tmp_path, monkeypatch
+):
+  """They say more than what is read of them, such as how to sample."""
+  seen = []
+  config = ml_collections.ConfigDict({'model': {'path': str(tmp_path)}})
+  monkeypatch.setattr(export.command_line, 'run_config', lambda _: config)
+  shape = models.TransformerConfig(
+    vocab_size=4, num_layers=1, width=4, num_heads=1, ffn_width=4
+  )
+  for name in ('abstract_params', 'model_config'):
+    monkeypatch.setattr(export.setup_run, name, lambda _: shape)
+  monkeypatch.setattr(
+    export.checkpoint, 'restore_params', lambda *_, **__: (3, {})
+  )
+  monkeypatch.setattr(export.lora, 'merge', lambda params, _: params)
+  monkeypatch.setattr(export.hf, 'hf_config_of', lambda _: {})
+  monkeypatch.setattr(
+    export.hf, 'save_checkpoint', lambda *_, **more: seen.append(more)
+  )
+  export.export_hf('run', str(tmp_path / 'out'), which='last', dtype=None)
+  assert seen[0]['tokenizer'] == tmp_path

@@ -192,6 +192,28 @@ def overlap(folder):
   return rf'{SINGLE} has a damaged header: tensor .* is misplaced'
 
 
+def with_header(folder, header):
+  text = json.dumps(header).encode()
+  (folder / SINGLE).write_bytes(len(text).to_bytes(8, 'little') + text)
+
+
+def no_object(folder):
+  with_header(folder, [])
+  return rf'{SINGLE} is not a safetensors file \(its header is no object\)'
+
+
+def a_list_for_a_dtype(folder):
+  with_header(
+    folder, {DOWN: {'dtype': [], 'shape': [0], 'data_offsets': [0, 0]}}
+  )
+  return rf'{SINGLE} has a damaged header at tensor {DOWN}'
+
+
+def a_name_that_no_file_can_have(folder):
+  edit_json(folder / INDEX, weight_map={DOWN: 'a' * 400})
+  return rf'lacks file a*, which {INDEX} names for tensor {DOWN}'
+
+
 def a_head_that_is_not_tied(folder):
   embedding = hf_files.read(folder / SINGLE)[EMBED]
   rewrite(folder, **{'lm_head.weight': -embedding})
@@ -203,11 +225,12 @@ IN_SHARDS = [
   *(lose_a_shard, cut_a_shard, cut_in_the_header, empty_a_shard),
   *(pickle_in_disguise, reach_out_of_the_folder, no_index, broken_index),
   *(index_a_tensor_that_is_not_there, put_a_tensor_in_two_shards),
+  a_name_that_no_file_can_have,
 ]
 IN_ONE_FILE = [
   *(only_a_pickle, nothing, lose_a_tensor, extra_tensor, other_shape),
   *(integers, unknown_dtype, lie_about_a_shape, overlap),
-  a_head_that_is_not_tied,
+  *(a_head_that_is_not_tied, no_object, a_list_for_a_dtype),
 ]
 
 

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
 from meta_rl import (
   check_config,
@@ -71,11 +72,56 @@ def test_hyper_parameters_of_the_paper(module):
 
 def test_the_thought_is_stopped_as_in_the_paper():
   task = mrt_r1_distill_qwen_1p5b.get_config().task
-  assert task.stop.startswith('Time is up.\n\nGiven the time')
+  # Behind a blank line: a budget may end a thought in a sentence.
+  assert task.stop.startswith('\n\nTime is up.\n\nGiven the time')
   assert task.stop.endswith('already have.\n</think>')
   assert task.answer_prefix.startswith('\n\n**Step-by-Step Explanation')
-  # Episodes end with the blank line that comes before it.
-  assert task.segments.with_blank_line
+  assert not task.segments.with_blank_line
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+  """A folder with a BPE tokenizer in which '####' is a token, as in real ones.
+
+  Blank lines and full stops with them are tokens too.
+  """
+  folder = tmp_path_factory.mktemp('bpe')
+  letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+  merges = [('#', '#'), ('##', '##'), ('\u010a', '\u010a')]
+  merges += [('.', '\u010a\u010a'), ('a', 'n'), ('an', 's')]
+  words = [*letters, *(''.join(pair) for pair in merges)]
+  own = tokenizers.Tokenizer(
+    tokenizers.models.BPE({w: i for i, w in enumerate(words)}, merges)
+  )
+  own.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+    add_prefix_space=False
+  )
+  own.decoder = tokenizers.decoders.ByteLevel()
+  own.add_special_tokens(['<eos>', '<think>', '</think>'])
+  own.save(str(folder / 'tokenizer.json'))
+  template = '{{ messages[0].content }}'
+  settings = {'eos_token': '<eos>', 'chat_template': template}
+  (folder / 'tokenizer_config.json').write_text(json.dumps(settings))
+  rows = [{'question': f'{i} + {i}?', 'answer': 2 * i} for i in range(99)]
+  text = '\n'.join(map(json.dumps, rows))
+  (folder / 'problems.jsonl').write_text(text)
+  return folder
+
+
+@pytest.mark.parametrize('module', MATH)
+def test_a_task_of_full_size_can_be_made(module, checkpoint):
+  for extra in ('math_verify', 'jinja2'):
+    pytest.importorskip(extra, reason="needs pip install 'meta-rl[llm]'")
+  config = module.get_config()
+  with config.unlocked():
+    config.model.path = str(checkpoint)
+    config.task.data.path = str(checkpoint / 'problems.jsonl')
+  kit, task = setup_run.task_kit(config), setup_run.make_task(config)
+  assert task.stop_ids.count(task.think_end_id) == 1
+  assert kit.decode(task.stop_ids).startswith('\n\n')
+  # What ends a thought is what the prompt asks for, or the model's own mark.
+  close = config.task.close
+  assert close == '</think>' or close in config.task.instruction
 
 
 @pytest.mark.parametrize('architecture', _llm._TINY)

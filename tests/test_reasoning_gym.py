@@ -1,6 +1,7 @@
 """The adapter of reasoning-gym: on a stand-in, and (full) on the package."""
 
 import dataclasses
+import functools
 import importlib.util
 import itertools
 import json
@@ -11,6 +12,7 @@ import types
 
 import pytest
 
+from meta_rl.tasks import make_kit, text_sources
 from meta_rl.tasks import reasoning_gym as adapter
 from meta_rl.verifiers import reasoning_gym as scoring
 
@@ -71,6 +73,23 @@ class Broken(Add):
     return super().__getitem__(index)
 
 
+class Odd(Add):
+  """A task whose verifier wants what JSON does not keep."""
+
+  def __getitem__(self, index):
+    item = super().__getitem__(index)
+    numbers = tuple(item['metadata']['numbers'])
+    return item | {'metadata': {'numbers': numbers, 'of': {1: numbers}}}
+
+  def score_answer(self, answer, entry):
+    """Returns 1.0 where the numbers are a tuple by a number."""
+    found = entry['metadata']
+    right = isinstance(found['numbers'], tuple)
+    if self.config.high > 50:
+      right &= 1 in found['of']
+    return 1.0 if right and answer == entry['answer'] else 0.0
+
+
 @pytest.fixture
 def stand_in(monkeypatch):
   """Puts a package with a few tasks where reasoning_gym is imported from."""
@@ -79,6 +98,7 @@ def stand_in(monkeypatch):
     **dict.fromkeys(('countdown', 'simple_integration', 'n_queens'), Bare),
     'bare': Bare,
     'broken': Broken,
+    'odd': Odd,
   }
   factory = types.ModuleType('reasoning_gym.factory')
   factory.DATASETS = {k: (v, AddConfig) for k, v in registry.items()}
@@ -190,6 +210,34 @@ def test_without_the_package(monkeypatch):
   for call in (adapter.task_names, lambda: adapter.make_source('gcd', size=1)):
     with pytest.raises(ValueError, match=r"pip install 'meta-rl\[tasks\]'"):
       call()
+
+
+def test_a_verifier_that_wants_tuples_gets_them(stand_in):
+  load = functools.partial(
+    text_sources.load_reasoning_gym, None, 'train', task='odd', size=4
+  )
+  assert len(load()) == 4
+  with pytest.raises(ValueError, match='scores its own answer .* otherwise'):
+    load(high=99)
+
+
+def test_what_the_verifier_needs_has_room(stand_in):
+  kit = make_kit(
+    'text',
+    source='reasoning_gym',
+    data={'task': 'add', 'size': 8, 'high': 10**300},
+    tokenizer='bytes',
+    verifier='reasoning_gym',
+    prompt_length=2048,
+    answer_length=512,
+  )
+  sizes = {
+    len(kit.record_arrays(record)['gold'])
+    for split in ('train', 'test')
+    for record in kit.load_source(None, split)
+  }
+  assert len(sizes) == 1
+  assert min(sizes) > 1000
 
 
 def test_names_in_order(stand_in):

@@ -702,6 +702,39 @@ def test_a_stop_string_ends_an_answer_as_eos_does():
   )
 
 
+def test_another_end_token_ends_a_thought_and_an_answer():
+  script = np.array(
+    [
+      [10, 9, 11, 12, 13, 4, 20, 21],  # in the thought
+      [10, 4, 20, 9, 21, 22, 23, 24],  # in the answer
+      [9, 4, 20, 2, 1, 1, 1, 1],  # at once
+    ]
+  )
+  table = stops.make_table([b''] * 32, (), end_ids=(9,))
+  rollout = follow(script, 5, stop_table=table)
+  check_response(
+    rollout,
+    {
+      'tokens': [
+        [10, 9, 0, 0, 0, 0, 0, 0],
+        [10, 4, 20, 9, 0, 0, 0, 0],
+        [9, 0, 0, 0, 0, 0, 0, 0],
+      ],
+      'mask': [
+        [1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 0, 0, 0, 0, 0, 0, 0],
+      ],
+      'thinking_mask': [
+        [1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 0, 0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0],
+      ],
+      'truncated': [0, 0, 0],
+    },
+  )
+
+
 def test_a_stop_string_without_a_marker_ends_a_response():
   rollout, trace = follow(
     SCRIPT[:2],

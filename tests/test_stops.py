@@ -128,3 +128,12 @@ def test_bytes_and_spaces_of_sentencepiece():
   words = text_tokenizer.TextTokenizer(tokenizer, eos_id=0, pad_id=0)
   assert ended(words.stop_table(('\nQ:',)), [3, 1, 3, 4]) == 4
   assert ended(words.stop_table(('\n Q:',)), [3, 1, 2, 4]) == 4
+
+
+@pytest.mark.parametrize('stop_strings', [(), ('ab',)])
+def test_a_token_that_ends_every_text(stop_strings):
+  table = stops.make_table(TOKENS, stop_strings, end_ids=(2,))
+  assert table.end_ids == (2,)
+  assert ended(table, [0, 2, 1]) == 2
+  assert ended(table, [2]) == 1
+  assert ended(table, [0, 1]) == (2 if stop_strings else None)

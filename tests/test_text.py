@@ -1,16 +1,20 @@
 """Text tasks: prompts, accepted answers, forced ones, and what grades them."""
 
+import concurrent.futures
 import json
+import re
+import time
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 
 from meta_rl import tasks, text_tokenizer
 from meta_rl.steps import boundaries
-from meta_rl.tasks import text, text_countdown, verify
+from meta_rl.tasks import text, text_countdown, text_host, verify
 from meta_rl.tasks.expressions import expression_table
 
 COUNTDOWN = {'n': 3, 'high': 6, 'ops': '+-', 'max_answers': 4, 'orders': 2}
@@ -372,6 +376,208 @@ def test_a_tokenizer_of_a_folder(tmp_path):
     text_tokenizer.load(str(tmp_path))
 
 
+def folder_of(path, **settings):
+  """Writes the byte tokenizer as a checkpoint's, and returns its folder."""
+  path.mkdir(exist_ok=True)
+  WORDS.tokenizer.save(str(path / 'tokenizer.json'))
+  settings = {'eos_token': '<|im_end|>', 'pad_token': '<pad>'} | settings
+  (path / 'tokenizer_config.json').write_text(json.dumps(settings))
+  return str(path)
+
+
+@pytest.mark.parametrize(
+  'settings',
+  [
+    {
+      'truncation': {
+        'direction': 'Right',
+        'max_length': 8,
+        'strategy': 'LongestFirst',
+        'stride': 0,
+      }
+    },
+    {
+      'padding': {
+        'strategy': {'Fixed': 64},
+        'direction': 'Right',
+        'pad_to_multiple_of': None,
+        'pad_id': 0,
+        'pad_type_id': 0,
+        'pad_token': '<pad>',
+      }
+    },
+  ],
+)
+def test_no_text_is_cut_or_filled_as_tokenizer_json_says(settings, tmp_path):
+  folder = folder_of(tmp_path / 'own')
+  path = tmp_path / 'own' / 'tokenizer.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+  words = text_tokenizer.load(folder)
+  assert len(words.encode('x' * 20)) == 20
+  assert words.id_of('</think>') == WORDS.id_of('</think>')
+
+
+def test_a_vocabulary_with_gaps_is_decoded():
+  own = tokenizers.Tokenizer(
+    tokenizers.models.WordLevel({'a': 0, 'b': 1, 'c': 5, 'e': 9}, unk_token='a')
+  )
+  words = text_tokenizer.TextTokenizer(own, eos_id=9, pad_id=0)
+  assert words.decode([1, 5, 7, -1, 9, 12]).split() == ['b', 'c', 'e']
+
+
+@pytest.mark.parametrize(
+  'spelling, message',
+  [
+    ('\\boxed{}', r'would run .*boxed and the answer together'),
+    ('42', "must have '{}' once"),
+    ('{} or {}', "must have '{}' once"),
+    ('{{{}}}', 'not doubled'),
+    ('{answer}', "must have '{}' once"),
+  ],
+)
+def test_a_spelling_without_its_answer_is_refused(spelling, message):
+  with pytest.raises(ValueError, match=message):
+    make(spellings=('{}', spelling))
+
+
+def test_a_spelling_in_braces_has_the_answer(source):
+  kit = make(spellings=('\\boxed{{}}',), answer_length=32)
+  arrays = kit.record_arrays(source[0])
+  shown = kit.decode(arrays['answers'][0][arrays['answer_mask'][0]])
+  assert shown == f'\\boxed{{{source[0]["accepted"][0]}}}<|im_end|>'
+  with pytest.raises(ValueError, match='give a list of texts'):
+    make(spellings='{}')
+
+
+def test_prompts_do_not_change_with_the_day(source, tmp_path):
+  pytest.importorskip('jinja2')
+  template = (
+    '{{ strftime_now("%d %b %Y") }}: {{ messages[0].content }}'
+    '{% if add_generation_prompt %}!{% endif %}'
+  )
+  folder = folder_of(tmp_path / 'own', chat_template=template)
+  prompt = lambda **more: (kit := make(tokenizer=folder, **more)).decode(
+    real(kit.record_arrays(source[0]))
+  )
+  assert prompt().startswith('26 Jul 2024: Use each of')
+  assert prompt(date='2025-01-02').startswith('02 Jan 2025: Use each of')
+  with pytest.raises(ValueError, match="date='today' is no day"):
+    make(date='today')
+
+
+def test_a_checkpoint_without_a_template_is_refused(source, tmp_path):
+  folder = folder_of(tmp_path / 'base')
+  with pytest.raises(ValueError, match="template='chatml' or 'none'"):
+    make(tokenizer=folder)
+  kit = make(tokenizer=folder, template='chatml', system='Be brief.')
+  assert kit.decode(real(kit.record_arrays(source[0]))) == (
+    '<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n'
+    f'{source[0]["question"]}<|im_end|>\n<|im_start|>assistant\n'
+  )
+
+
+@pytest.mark.parametrize(
+  'verifier, prefix, texts, votes',
+  [
+    (
+      'integer',
+      '',
+      ['So 40+2. \\boxed{42}', 'Thus \\boxed{042}', 'none at all'],
+      ['42', '42', None],
+    ),
+    ('integer', '\\boxed{', ['42}', 'So it is \\boxed{42}.'], ['42', '42']),
+    ('text', '', ['Answer: Yes.', 'the answer is "yes"', ' '], ['yes'] * 2),
+    ('expression', '', ['3+(4-1)', '#### 6', '4+'], [6, 6, None]),
+    ('own_verifier:grade', '', ['Answer:  a  b', '', 'a b'], ['a b', None]),
+    ('own_verifier_too:grade', '', ['a', 'bb'], [1, 2]),
+  ],
+)
+def test_a_vote_is_the_answer_as_its_verifier_reads_it(
+  verifier, prefix, texts, votes, tmp_path, monkeypatch
+):
+  own = 'def grade(answer, record):\n  return 1.0\n'
+  (tmp_path / 'own_verifier.py').write_text(own)
+  (tmp_path / 'own_verifier_too.py').write_text(own + 'vote = len\n')
+  monkeypatch.syspath_prepend(str(tmp_path))
+  kit = make(verifier=verifier, answer_prefix=prefix)
+  found = [kit.vote(WORDS.encode(text)) for text in texts]
+  assert found[: len(votes)] == votes
+
+
+@pytest.mark.parametrize(
+  'verifier, message',
+  [('no_such_verifier', 'must be one of'), ('json:none', 'has no function')],
+)
+def test_a_wrong_verifier_is_refused_before_anything_is_made(verifier, message):
+  with pytest.raises(ValueError, match=message):
+    make(verifier=verifier)
+
+
+def test_one_long_problem_is_found_before_the_run(tmp_path, data_dir):
+  rows = [
+    {'question': f'What is {i} + {i}?', 'answer': str(2 * i)} for i in range(99)
+  ]
+  rows[40]['question'] += ' Think' * 40
+  path = tmp_path / 'problems.jsonl'
+  path.write_text('\n'.join(map(json.dumps, rows)))
+  kit = make(source='files', data={'path': str(path)}, verifier='integer')
+  message = (
+    r'problem \d+ of \w+: task.prompt_length=128: the prompt of '
+    r"'What is 40 \+ 40\? .*' has \d+ tokens; raise it or leave it out; 1 of "
+    r'\d+ are too long, the longest has \d+'
+  )
+  lines = []
+  for split in ('train', 'validation', 'test'):
+    try:
+      kit.load_source(data_dir, split)
+    except ValueError as error:
+      lines.append(str(error))
+  assert len(lines) == 1  # it belongs to one split
+  assert re.fullmatch(message, lines[0])
+
+
+def test_one_pool_for_all_devices(monkeypatch):
+  made = []
+
+  class Slow(text_host.pool.Pool):
+    def __init__(self, *args, **options):
+      made.append(1)
+      time.sleep(0.2)
+      super().__init__(*args, **options)
+
+  monkeypatch.setattr(text_host.pool, 'Pool', Slow)
+  grader = text_host.Grader('integer', workers=1)
+  with concurrent.futures.ThreadPoolExecutor(4) as threads:
+    asked = [[(str(i), b'{"answer":"1"}')] for i in range(4)]
+    assert list(threads.map(grader, asked)) == [[0.0], [1.0], [0.0], [0.0]]
+  assert len(made) == 1
+
+
+def test_what_a_verifier_is_told_keeps_its_tuples():
+  value = {'board': ((1, 2), (3, 4)), 'names': ['a', ('b',)], 'empty': ()}
+  data = text_host.to_json(value)
+  assert text_host.from_json(data + b'\0\0') == value
+  with pytest.raises(ValueError, match='is no JSON'):
+    text_host.to_json({'x': {1, 2}})
+
+
+def test_a_stop_whose_marker_is_lost_in_its_text(tmp_path):
+  """Of a vocabulary in which the marker is part of another token."""
+  vocabulary = WORDS.tokenizer.get_vocab() | {'##': 300, '#!': 301}
+  own = tokenizers.Tokenizer(
+    tokenizers.models.BPE(vocabulary, [('#', '!'), ('#', '#')])
+  )
+  own.pre_tokenizer = WORDS.tokenizer.pre_tokenizer
+  own.decoder = WORDS.tokenizer.decoder
+  own.save(str(tmp_path / 'tokenizer.json'))
+  settings = {'eos_token': '!', 'chat_template': '{{ messages[0].content }}'}
+  (tmp_path / 'tokenizer_config.json').write_text(json.dumps(settings))
+  options = {'tokenizer': str(tmp_path), 'close': '##'}
+  make(stop='##', **options)
+  with pytest.raises(ValueError, match='is another token than alone'):
+    make(stop='##!', **options)
+
+
 def test_chatml():
   turns = [{'role': 'user', 'content': 'a'}]
   assert text.chatml(turns) == (
@@ -388,3 +594,28 @@ def test_a_stop_string_ends_a_trace_on_the_device(files):
   states = [state := task.stop_table.step(state, jnp.asarray(i)) for i in ids]
   assert states.index(task.stop_table.complete) == len('42\nUser:') - 1
   assert hash(task) == hash(make(**own, stop_strings=('\nUser:',)).make_task())
+
+
+def test_a_turn_ends_with_what_its_template_says(source, tmp_path):
+  """As Gemma's: the tokenizer's own end of text is another."""
+  pytest.importorskip('jinja2')
+  template = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>' }}"
+    '{% endfor %}'
+  )
+  folder = folder_of(
+    tmp_path / 'own', eos_token='<eos>', chat_template=template
+  )
+  eos, turn = WORDS.id_of('<eos>'), WORDS.id_of('<|im_end|>')
+  ends = json.dumps({'eos_token_id': [eos, turn]})
+  (tmp_path / 'own' / 'generation_config.json').write_text(ends)
+  words = text_tokenizer.load(folder)
+  assert (words.eos_id, words.end_ids) == (turn, (eos,))
+  assert words.special['eos_token'] == '<eos>'
+  kit = make(tokenizer=folder)
+  arrays, task = kit.record_arrays(source[0]), kit.make_task()
+  assert arrays['answers'][0][arrays['answer_mask'][0]][-1] == turn
+  assert (task.eos_id, task.stop_table.end_ids) == (turn, (eos,))
+  assert task.end_ids == (turn, eos)
+  state = task.stop_table.step(jnp.zeros((), jnp.int32), jnp.asarray(eos))
+  assert state == task.stop_table.complete

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from meta_rl import verifiers
 from meta_rl.verifiers import exact, extract, integers, pool
+from meta_rl.verifiers import math as mathematics
 
 # ---- which part of a text is its answer
 
@@ -168,6 +169,15 @@ def test_normalized_integers(text, expected):
     ('42', 1.0),
     ('42.0', 1.0),
     ('It is 42 for sure', 0.0),
+    (r'\boxed {42}', 1.0),
+    (r'\fbox{42}', 1.0),
+    (r'\boxed{41} \fbox{42}', 1.0),
+    (r'\boxed{x=42}', 1.0),
+    (r'\boxed{x = $42$}', 1.0),
+    (r'\boxed{41=42}', 0.0),
+    (r'\boxed 42', 0.0),
+    ('#### 42 apples', 0.0),  # which number is meant is not guessed
+    ('The answer is 42, since 40+2=42.', 0.0),
     ('41 42', 0.0),
     ('', 0.0),
   ],
@@ -282,7 +292,68 @@ GOLDEN = [
   (r'\text{even}', r'\text{odd}', 0),
   (r'\text{even}', r'\text{even}', 1),
   ('1/2', 'import os', 0),
+  # One answer, and not several of which math-verify takes the last.
+  ('5', '4=5', 0),
+  ('5', 'x=4=5', 0),
+  ('6', 'x=5, y=6', 0),
+  ('6', 'x=5 and y=6', 0),
+  ('5', r'\frac{10}{2}=5', 1),
+  ('5', r'S=a+b=2+3=5', 1),
+  ('5', r'P(X=1)=5', 1),
+  ('5', r'4 \\ 5', 0),
+  ('5', r'4 \to 5', 0),
+  ('5', r'4 \lor 5', 0),
+  ('5', r'4 \mid 5', 0),
+  ('5', r'4 \cup 5', 0),
+  ('5', r'4 \hspace{1cm} 5', 0),
+  ('5', '4 & 5', 0),
+  ('5', '4\u21925', 0),
+  ('5', r'5 \approx 6', 0),
+  ('5', r'\pi \approx 5', 0),
+  (r'\pi', r'\pi \approx 3.14', 1),
+  ('3.14', r'x \approx 3.14', 1),
+  ('5', r'5\,\text{cm}', 1),
+  ('5', r'\lim_{x \to 0} f(x)=5', 1),
+  ('5', r'\log_2 32', 1),
+  ('5', '5_4', 0),
+  ('9', r'4 \quad 5', 0),
+  ('9', r'4\,5', 0),
+  ('9', '4\n\n5', 0),
+  ('9', '4 (5)', 0),
+  ('9', '{4}{5}', 0),
+  ('45', '4\n\n5', 0),
+  ('12', '1 2', 0),
+  ('3', '1 2', 0),
+  ('3/2', r'1 \frac{1}{2}', 1),
+  ('1024', r'1\,024', 1),
+  (r'\frac{1}{2}', r'\frac 1 2', 1),
+  (r'\frac{1}{2}', r'\frac1{2}', 1),
+  ('x=5', '4=5', 0),
+  ('x+1', r'x \to x+1', 0),
+  ('y=2x+1', '2x+1', 1),
+  (
+    r'\begin{pmatrix}1\\2\end{pmatrix}',
+    r'\begin{pmatrix} 1 \\ 2 \end{pmatrix}',
+    1,
+  ),
+  (r'(-\infty,2]\cup[3,\infty)', r'(-\infty, 2] \cup [3, \infty)', 1),
 ]
+
+
+@pytest.mark.parametrize(
+  'text, expected',
+  [
+    (r'so \boxed{ 1{,}024 }', '1024'),
+    (r'\boxed{x = 5}', '5'),
+    (r'\boxed{\dfrac{1}{2}}', r'\frac{1}{2}'),
+    (r'\boxed{\frac 1 2} then', r'\frac1 2'),
+    (r'\boxed{ }', None),
+    (r'\boxed{5', None),
+    ('5', None),
+  ],
+)
+def test_votes_of_mathematics(text, expected):
+  assert mathematics.vote(text) == expected
 
 
 @pytest.fixture(scope='module')

@@ -129,7 +129,7 @@ def _trace(row: Row, task: Task, prompt_length: int, length: int) -> dict:
     'mask': place(row.mask, False),
     'thinking_mask': place(np.arange(size) < thought, False),
     'behavior_log_probs': place(row.log_probs, 0),
-    'truncated': row.response[-1] != task.eos_id,
+    'truncated': row.response[-1] not in task.end_ids,
     'forced': forced,
     'rewards': np.float32(row.reward),
   }
@@ -146,7 +146,7 @@ def _thought(row: Row, task: Task) -> tuple[int, bool]:
     part = slice(i, i + len(stop))
     if row.response[part].tolist() == stop and not row.mask[part].any():
       return i, True
-    if token in (task.think_end_id, task.eos_id):
+    if token in (task.think_end_id, *task.end_ids):
       return i, False
   return len(row.response), False
 

@@ -6,6 +6,8 @@ translated or refused; a key that it does not read changes nothing here either.
 """
 
 import dataclasses
+import math
+import numbers
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -90,11 +92,12 @@ def config_from_hf(values: Mapping[str, Any], **overrides) -> TransformerConfig:
       compute; names the key and what is allowed.
   """
   kind = values.get('model_type')
-  if kind not in ARCHITECTURES:
+  if not isinstance(kind, str) or kind not in ARCHITECTURES:
     raise ValueError(
       f'model_type {kind!r} is not supported; allowed is '
       f'{", ".join(ARCHITECTURES)}'
     )
+  _check_types(values)
   for name in values.get('architectures') or ():
     if name != ARCHITECTURES[kind]:
       raise ValueError(
@@ -118,6 +121,94 @@ def config_from_hf(values: Mapping[str, Any], **overrides) -> TransformerConfig:
   return TransformerConfig(**fields | overrides)
 
 
+def _is_count(value) -> bool:
+  return type(value) is int and value >= 1
+
+
+def _is_positive(value) -> bool:
+  number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+  return number and 0 < value < math.inf
+
+
+def _is_names(value) -> bool:
+  return isinstance(value, list) and all(isinstance(x, str) for x in value)
+
+
+# (keys that are read, what they may be where they are there and not null, so
+# in words)
+_KINDS = (
+  (
+    (
+      *(*_SIZES, 'num_key_value_heads', 'head_dim', 'sliding_window'),
+      *('sliding_window_pattern', '_sliding_window_pattern'),
+      'max_position_embeddings',
+    ),
+    _is_count,
+    'a whole number >= 1',
+  ),
+  (
+    ('max_window_layers',),
+    lambda value: value == 0 or _is_count(value),
+    'a whole number >= 0',
+  ),
+  (
+    ('mscale', 'mscale_all_dim'),
+    lambda value: value == 0 or _is_positive(value),
+    'a number >= 0',
+  ),
+  (
+    (
+      *('rms_norm_eps', 'rope_theta', 'rope_local_base_freq', 'factor'),
+      *('query_pre_attn_scalar', 'final_logit_softcapping'),
+      *('low_freq_factor', 'high_freq_factor', 'beta_fast', 'beta_slow'),
+      *('attention_factor', 'original_max_position_embeddings'),
+    ),
+    _is_positive,
+    'a number > 0',
+  ),
+  (
+    ('rope_scaling', 'rope_parameters', 'full_attention', 'sliding_attention'),
+    lambda value: isinstance(value, Mapping),
+    'an object',
+  ),
+  (('architectures', 'layer_types'), _is_names, 'a list of names'),
+  (
+    ('hidden_act', 'hidden_activation', 'rope_type', 'type'),
+    lambda value: isinstance(value, str),
+    'a name',
+  ),
+  (
+    (
+      *('attention_bias', 'mlp_bias', 'use_sliding_window'),
+      *('tie_word_embeddings', 'truncate'),
+    ),
+    lambda value: isinstance(value, bool),
+    'true or false',
+  ),
+)
+_TYPES = {
+  key: (fits, allowed) for keys, fits, allowed in _KINDS for key in keys
+}
+# null is a value of its own only where transformers reads it as one.
+_NEVER_NULL = (*_SIZES, 'rms_norm_eps', 'rope_theta')
+
+
+def _check_types(values: Mapping[str, Any], inside: str = ''):
+  """Raises ValueError for a key whose value is of another kind."""
+  for key, (fits, allowed) in _TYPES.items():
+    if key not in values:
+      continue
+    given = values[key]
+    if given is None and key not in _NEVER_NULL:
+      continue
+    if not fits(given):
+      raise ValueError(
+        f'{inside}{key}={_short(given)} is not supported; allowed is {allowed}'
+      )
+    if isinstance(given, Mapping):
+      _check_types(given, f'{inside}{key}.')
+
+
 def _short(value) -> str:
   text = repr(value)
   return text if len(text) <= 60 else text[:59] + '…'
@@ -131,9 +222,6 @@ def _sizes(values, kind) -> dict:
     raise ValueError(f'lacks {", ".join(missing)}')
   fields = {ours: values[theirs] for theirs, ours in _SIZES.items()}
   fields['num_kv_heads'] = values.get('num_key_value_heads')
-  for name, value in fields.items():
-    if type(value) is not int and (name, value) != ('num_kv_heads', None):
-      raise ValueError(f'{name} is {value!r}, which is no integer')
   fixed = {'qwen3': 128, 'gemma3_text': 256}.get(kind)
   # Qwen2's own config has no head_dim, but the reference obeys one.
   fields['head_dim'] = values.get('head_dim', fixed)
@@ -172,6 +260,11 @@ def _plain(values, kind) -> dict:
   if kind == 'llama' or not values.get('use_sliding_window', False):
     window = None
   first = values.get('max_window_layers', 28)
+  if window is not None and first is None:
+    raise ValueError(
+      'max_window_layers=None is not supported with use_sliding_window; '
+      'allowed is a whole number >= 0'
+    )
   default = [
     'full_attention' if window is None or i < first else 'sliding_attention'
     for i in range(values['num_hidden_layers'])

@@ -122,7 +122,7 @@ def hf_config_of(path) -> dict[str, Any]:
 
 
 def _check_folder(path: Path):
-  if not path.is_dir():
+  if not os.path.isdir(path):
     raise WeightsError(
       f'checkpoint {path} is neither a folder nor a .gguf file'
     )

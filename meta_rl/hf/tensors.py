@@ -67,6 +67,8 @@ class TensorFile:
       raise self._error('is a folder') from None
     try:
       header = json.loads(text, object_pairs_hook=self._no_duplicates)
+      if not isinstance(header, dict):
+        raise ValueError('its header is no object')
       self.metadata = header.pop('__metadata__', {})
       self.tensors = {
         name: self._tensor(name, value, 8 + length)
@@ -74,7 +76,7 @@ class TensorFile:
       }
     except WeightsError:
       raise
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
       raise self._error(
         f'is not a safetensors file ({one_line(error)})'
       ) from None
@@ -97,7 +99,7 @@ class TensorFile:
       fits = all(type(n) is int and n >= 0 for n in (*shape, first, end))
     except (TypeError, KeyError, ValueError):
       fits = False
-    if not fits:
+    if not fits or not isinstance(dtype, str):
       raise self._error(f'has a damaged header at tensor {name}')
     if dtype not in DTYPES:
       raise self._error(
@@ -156,7 +158,8 @@ def open_folder(folder) -> dict[str, TensorFile]:
       tensor; a file that is damaged.
   """
   folder = Path(folder)
-  if not folder.is_dir():
+  # os.path's take a name that no file can have for one that is not there.
+  if not os.path.isdir(folder):
     raise WeightsError(f'checkpoint {folder} is not a folder')
   index = folder / INDEX_NAME
   if not index.exists():
@@ -171,7 +174,7 @@ def open_folder(folder) -> dict[str, TensorFile]:
         f'index {index} puts tensor {tensor} into {name!r}: a file of the same '
         'folder is allowed'
       )
-    if not (folder / name).is_file():
+    if not os.path.isfile(folder / name):
       raise WeightsError(
         f'checkpoint {folder} lacks file {name}, which {INDEX_NAME} names for '
         f'tensor {tensor}'

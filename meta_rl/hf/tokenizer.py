@@ -51,6 +51,9 @@ def read_tokenizer(folder) -> TokenizerInfo:
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
   except Exception as error:  # `tokenizers` raises bare Exception
     raise WeightsError(f'{path} cannot be read: {one_line(error)}') from None
+  # Settings of whoever saved the file, which would cut or fill every text.
+  tokenizer.no_truncation()
+  tokenizer.no_padding()
   optional = lambda name: (
     read_json(folder / name) if (folder / name).is_file() else {}
   )

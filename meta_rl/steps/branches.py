@@ -14,6 +14,7 @@ Axes: P prompts, G group, B = P * G traces, K episodes, T tokens.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -49,6 +50,7 @@ def make_branches(
   group_size: int,
   thinking_budget: int,
   max_episodes: int,
+  boundaries: str = 'delimiters',
   prefix_policy: str = 'reference',
   temperature: float = 1.0,
   top_p: float | None = None,
@@ -69,6 +71,8 @@ def make_branches(
     group_size: G = 2m, even.
     thinking_budget: tokens, the prefix's included.
     max_episodes: K; from the K-th on all of a stale trace is one episode.
+    boundaries: 'text' for the episodes that the task takes open-ended text for;
+      else those of its delimiters, with 'budgets' too.
     prefix_policy: 'reference' (params is then the pair (policy, reference), and
       the reference writes the prefixes: the offline form) or 'current'.
     temperature, top_p, top_k, check_every: as in `rollout.generate`, of both
@@ -80,6 +84,16 @@ def make_branches(
       f'{list(PREFIX_POLICIES)}.'
     )
   check_group(group_size)
+  if boundaries == 'text' and task.segment is None:
+    raise ValueError(
+      "boundaries='text' is of open-ended text, which this task is not: use "
+      "'delimiters' or 'budgets'."
+    )
+  find = task.segment
+  if boundaries != 'text':
+    find = functools.partial(
+      episodes.from_delimiters, delimiter_ids=task.delimiter_ids
+    )
   sampling = {
     'eos_id': task.eos_id,
     'stop_table': task.stop_table,
@@ -107,10 +121,9 @@ def make_branches(
       **sampling,
     )
     last = prompts.shape[1] - 1  # the column before the response
-    found = episodes.from_delimiters(
+    found = find(
       traces.tokens,
       traces.thinking_mask,
-      delimiter_ids=task.delimiter_ids,
       max_episodes=max_episodes,
       start=last,
     )

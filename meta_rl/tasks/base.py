@@ -79,6 +79,12 @@ class Task:
   segment: Callable[..., Episodes] | None = None
   stop_table: StopTable | None = None
 
+  @property
+  def end_ids(self) -> tuple[int, ...]:
+    """All tokens that end a trace, EOS first."""
+    others = () if self.stop_table is None else self.stop_table.end_ids
+    return (self.eos_id, *others)
+
 
 @dataclasses.dataclass(frozen=True)
 class TaskKit:

@@ -17,20 +17,24 @@ Axes: B traces, T tokens, S accepted answers, A answer length.
 """
 
 import dataclasses
+import datetime
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from meta_rl import chat_template, masked, text_tokenizer
+from meta_rl import chat_template, masked, text_tokenizer, verifiers
 from meta_rl.tasks import text_host
-from meta_rl.tasks.base import Task, TaskKit
+from meta_rl.tasks.base import SPLITS, Task, TaskKit
 from meta_rl.tasks.text_sources import SOURCES
+from meta_rl.text_tokenizer import BYTES
 
 DELIMITERS = ('line', 'paragraph')
 TEMPLATES = ('checkpoint', 'chatml', 'none')
+_GOLD_BYTES = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +48,18 @@ class TextOptions:
     verifier: as in `verifiers.path_of`.
     timeout_s: of the verifier for each answer, seconds.
     workers: processes that grade; None: one a core, at most 8.
-    template: the 'checkpoint''s own chat template, 'chatml', or 'none': the
-      question alone.
+    template: the 'checkpoint''s own chat template (of 'bytes': ChatML),
+      'chatml', or 'none': the question alone.
+    date: 'YYYY-MM-DD', what templates that ask take for today (Llama 3 puts it
+      into every prompt): fixed, or a run would go on with other prompts.
     system: text of a system turn; '': none.
     instruction: put behind each question, on a line of its own.
     open: begins the thought, behind a prompt that does not end with it already.
     close: ends the thought; one token.
     stop: forced at the budget, `close` in it.
     answer_prefix: forced behind `stop`.
-    spellings: how an accepted answer may be written, '{}' for the answer.
+    spellings: how an accepted answer may be written; '{}', once in each, is the
+      answer, and other braces are themselves: '\\boxed{{}}' is a box of it.
     answer_end: ends an accepted answer; '': end-of-text.
     stop_strings: what ends an answer besides: the token that completes one is
       the last of its trace, and it is not graded from there on.
@@ -62,7 +69,8 @@ class TextOptions:
     prompt_length: tokens; longer prompts are refused.
     answer_length: tokens of an answer, its end included.
     max_answers: accepted answers that are listed, S.
-    gold_bytes: of what the verifier is told of a problem, as JSON.
+    gold_bytes: of what the verifier is told of a problem, as JSON; None: 512,
+      or with reasoning_gym what its longest problem needs.
   """
 
   source: str
@@ -72,6 +80,7 @@ class TextOptions:
   timeout_s: float = 5.0
   workers: int | None = None
   template: str = 'checkpoint'
+  date: str = '2024-07-26'
   system: str = ''
   instruction: str = ''
   open: str = ''
@@ -86,7 +95,7 @@ class TextOptions:
   prompt_length: int = 64
   answer_length: int = 16
   max_answers: int = 8
-  gold_bytes: int = 512
+  gold_bytes: int | None = None
 
 
 def make_kit(**options) -> TaskKit:
@@ -105,7 +114,14 @@ def make_kit(**options) -> TaskKit:
 def _make_kit(text: str) -> TaskKit:
   own = _parse(json.loads(text))
   source, words = SOURCES[own.source], text_tokenizer.load(own.tokenizer)
-  encoded = _Encoder(own, words)
+  encoded, checked = _Encoder(own, words), set()
+
+  def load_source(data_dir, split, **_):
+    problems = source.load(data_dir, split, **own.data)
+    if (str(data_dir), split) not in checked:
+      encoded.check_all(problems, split)
+      checked.add((str(data_dir), split))
+    return problems
 
   def sample_traces(problems, rng, count, **trace_options):
     drawn = rng.integers(len(problems), size=count)
@@ -136,16 +152,14 @@ def _make_kit(text: str) -> TaskKit:
 
   return TaskKit(
     make_task=lambda **_: encoded.task,
-    load_source=lambda data_dir, split, **_: source.load(
-      data_dir, split, **own.data
-    ),
+    load_source=load_source,
     record_arrays=encoded.arrays,
     cluster_key=lambda record: record['key'],
     trace_problems=lambda records, shown=None, **_: records,
     sample_traces=sample_traces,
     max_trace_length=max_trace_length,
     decode=words.decode,
-    vote=lambda ids: source.vote(words.decode(ids, special=False)),
+    vote=encoded.vote,
     tokenizer=words.tokenizer,
     metrics=encoded.grader.metrics,
   )
@@ -163,14 +177,42 @@ def _parse(options: dict) -> TextOptions:
   masked.check_choice('delimiter', own.delimiter, DELIMITERS)
   masked.check_choice('template', own.template, TEMPLATES)
   for name in ('prompt_length', 'answer_length', 'max_answers', 'gold_bytes'):
-    masked.check_count(name, getattr(own, name))
+    if (name, getattr(own, name)) != ('gold_bytes', None):
+      masked.check_count(name, getattr(own, name))
   masked.check_range('timeout_s', own.timeout_s, above=0)
+  _check_spellings(own.spellings)
+  try:
+    datetime.date.fromisoformat(own.date)
+  except (TypeError, ValueError) as error:
+    raise ValueError(
+      f"date={own.date!r} is no day: give one as '2024-07-26'"
+    ) from error
   if own.close not in own.stop:
     raise ValueError(
       f'stop={own.stop!r} lacks close={own.close!r}, which ends thinking: put '
       'it in'
     )
+  # Here, and not when the first answer comes: after a rollout was compiled.
+  verifiers.resolve(own.verifier)
   return own
+
+
+def _check_spellings(spellings):
+  if isinstance(spellings, str) or not spellings:
+    raise ValueError(
+      f"spellings={spellings!r}: give a list of texts, such as ['{{}}']"
+    )
+  for text in spellings:
+    if not isinstance(text, str) or text.count('{}') != 1 or '{{{}}}' in text:
+      raise ValueError(
+        f"spellings: {text!r} must have '{{}}' once, where the answer goes; "
+        'other braces are themselves and not doubled'
+      )
+    if command := re.search(r'(\\[A-Za-z]+){}', text):
+      raise ValueError(
+        f'spellings: {text!r} would run {command[1]} and the answer together; '
+        f"write '{command[1]}{{{{}}}}' for its braces around the answer"
+      )
 
 
 class _Encoder:
@@ -188,17 +230,32 @@ class _Encoder:
       words.encode(own.answer_end) if own.answer_end else [words.eos_id]
     )
     stop = words.encode(own.stop + own.answer_prefix)
+    close = words.id_of(own.close)
+    if close not in stop:
+      raise ValueError(
+        f'stop={own.stop!r}: in front of or behind other text close='
+        f'{own.close!r} is another token than alone; put a line break there'
+      )
+    self._vote = verifiers.vote_of(own.verifier)
     self._template = None
     if own.template == 'checkpoint' and words.chat_template:
+      day = datetime.date.fromisoformat(own.date)
       self._template = chat_template.ChatTemplate(
-        words.chat_template, special_tokens=words.special
+        words.chat_template,
+        special_tokens=words.special,
+        now=datetime.datetime.combine(day, datetime.time()),
+      )
+    elif own.template == 'checkpoint' and own.tokenizer != BYTES:
+      raise ValueError(
+        f"template='checkpoint': {own.tokenizer} has no chat template; say how "
+        "prompts are written: template='chatml' or 'none'"
       )
     self.task = Task(
       name=f'text_{own.source}',
       vocab_size=words.vocab_size,
       pad_id=words.pad_id,
       eos_id=words.eos_id,
-      think_end_id=words.id_of(own.close),
+      think_end_id=close,
       stop_ids=tuple(stop),
       delimiter_ids=words.line_break_ids(1 + (own.delimiter == 'paragraph')),
       episode_length=1,
@@ -229,41 +286,112 @@ class _Encoder:
     bos = [] if words.bos_id is None else [words.bos_id]
     return ids if ids[:1] == bos else bos + ids
 
+  @functools.cached_property
+  def gold_bytes(self) -> int:
+    """Bytes of what the verifier is told of a problem; in every split alike."""
+    own = self._own
+    if own.gold_bytes is not None:
+      return own.gold_bytes
+    if own.source != 'reasoning_gym':
+      return _GOLD_BYTES
+    load = functools.partial(SOURCES[own.source].load, None, **own.data)
+    sizes = (
+      len(text_host.to_json(record['gold']))
+      for split in SPLITS
+      for record in load(split=split)
+    )
+    return max(_GOLD_BYTES, *sizes)
+
   def arrays(self, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Returns the arrays of `TaskKit.record_arrays`, and gold u8[N]."""
     own = self._own
-    ids = self.prompt(record)
-    if len(ids) > own.prompt_length:
-      raise ValueError(
-        f'task.prompt_length={own.prompt_length}: the prompt of '
-        f'{record["question"][:40]!r} has {len(ids)} tokens; raise it'
-      )
+    ids, accepted, gold = parts = self._encode(record)
+    for name, size in self._sizes(parts).items():
+      if size > self._limit(name):
+        raise ValueError(self._too_long(name, record, size))
     prompts = np.full(own.prompt_length, self._words.pad_id, np.int32)
     prompts[own.prompt_length - len(ids) :] = ids
     answers = np.zeros((own.max_answers, own.answer_length), np.int32)
     mask = np.zeros(answers.shape, bool)
-    spelled = dict.fromkeys(
-      spelling.format(text)
-      for text in record['accepted']
-      for spelling in own.spellings
-    )
-    for row, text in enumerate(list(spelled)[: own.max_answers]):
-      ids_ = self._words.encode(text) + self._end
-      if len(ids_) > own.answer_length:
-        raise ValueError(
-          f'task.answer_length={own.answer_length}: the accepted answer '
-          f'{text[:40]!r} has {len(ids_)} tokens; raise it'
-        )
-      answers[row, : len(ids_)] = ids_
-      mask[row, : len(ids_)] = True
+    for row, each in enumerate(accepted):
+      answers[row, : len(each)] = each
+      mask[row, : len(each)] = True
     return {
       'prompts': prompts,
       'prompt_mask': np.arange(own.prompt_length)
       >= own.prompt_length - len(ids),
       'answers': answers,
       'answer_mask': mask,
-      'gold': text_host.pack_json(record['gold'], own.gold_bytes),
+      'gold': np.frombuffer(gold.ljust(self.gold_bytes, b'\0'), np.uint8),
     }
+
+  def check_all(self, problems: Sequence[Mapping[str, Any]], split: str):
+    """Raises ValueError for problems that do not fit, before a run begins.
+
+    Args:
+      problems: of a split, each of which is looked at once.
+      split: its name, for the message.
+    """
+    longest, over = {}, {}
+    for number, record in enumerate(problems, start=1):
+      for name, size in self._sizes(self._encode(record)).items():
+        longest[name] = max(size, longest.get(name, 0))
+        if size > self._limit(name):
+          over.setdefault(name, []).append((number, size))
+    for name, found in over.items():
+      number, size = found[0]
+      raise ValueError(
+        f'problem {number} of {split}: '
+        f'{self._too_long(name, problems[number - 1], size)} or leave it out; '
+        f'{len(found)} of {len(problems)} are too long, the longest has '
+        f'{longest[name]}'
+      )
+
+  def vote(self, ids: Sequence[int]):
+    """Returns what an answer votes for, as `TaskKit.vote`."""
+    own = self._own
+    text = self._words.decode(ids, special=False)
+    text = chat_template.cut(text, own.stop_strings)[0]
+    # As in text_host.Grader: it may go on from the prefix or have its own.
+    votes = (self._vote(start + text) for start in (own.answer_prefix, ''))
+    return next((vote for vote in votes if vote is not None), None)
+
+  def _encode(self, record):
+    """Returns the ids of prompt and accepted answers, and the gold's JSON."""
+    own = self._own
+    spelled = dict.fromkeys(
+      spelling.replace('{}', text)
+      for text in record['accepted']
+      for spelling in own.spellings
+    )
+    answers = [
+      self._words.encode(text) + self._end
+      for text in list(spelled)[: own.max_answers]
+    ]
+    return self.prompt(record), answers, text_host.to_json(record['gold'])
+
+  def _sizes(self, parts) -> dict[str, int]:
+    prompt, answers, gold = parts
+    return {
+      'prompt_length': len(prompt),
+      'answer_length': max(map(len, answers), default=0),
+      'gold_bytes': len(gold),
+    }
+
+  def _limit(self, name: str) -> int:
+    return self.gold_bytes if name == 'gold_bytes' else getattr(self._own, name)
+
+  def _too_long(self, name: str, record, size: int) -> str:
+    what = {
+      'prompt_length': ('the prompt', 'tokens'),
+      'answer_length': ('the accepted answer', 'tokens'),
+      'gold_bytes': ('what the verifier needs', 'bytes'),
+    }
+    part, unit = what[name]
+    return (
+      f'task.{name}={self._limit(name)}: {part} of '
+      f'{record["question"][:40]!r} has {size} {unit}; raise it'
+    )
 
   def trace(self, record, thought: str, answer: str):
     """Returns (tokens i32[T], start) of a whole trace."""

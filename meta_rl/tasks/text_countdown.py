@@ -94,9 +94,3 @@ def attempts(tokens: np.ndarray) -> Iterator[str]:
         steps.append(f'{left}{sign}{right}={number}')
         sign = None
       stack.append(number)
-
-
-def vote(answer: str):
-  """Returns what an answer votes for: its value, None for what has none."""
-  found = verify.expression.tokenize(answer.strip())
-  return verify.expression.value(found) if found else None

@@ -197,9 +197,10 @@ def after_hashes(text: str) -> str:
 def boxed_answer(text: str) -> str:
   r"""Returns the answer of a solution of MATH: the last `\boxed{}`.
 
-  A few of them have `\boxed 5` or `\fbox{5}`.
+  A few of them have `\fbox{5}`, or `\boxed 5`, which is no answer of a model:
+  it may be words about the box.
   """
-  answer = extract_boxed(text.replace(r'\fbox{', r'\boxed{'))
+  answer = extract_boxed(text)
   if answer is None:
     found = re.findall(r'\\boxed\s+([^\s$.]+)', text)
     if not found:

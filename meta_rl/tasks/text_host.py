@@ -7,6 +7,7 @@ prover, mesh and fused step takes a text task as it takes any other.
 
 import collections
 import json
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,9 +16,47 @@ import jax.numpy as jnp
 import numpy as np
 
 from meta_rl import chat_template, segments
+from meta_rl.files import one_line
 from meta_rl.text_tokenizer import TextTokenizer
 from meta_rl.types import Episodes
 from meta_rl.verifiers import pool
+
+_TUPLE = '__tuple__'
+
+
+def to_json(value: Any) -> bytes:
+  """Returns a value as JSON that `from_json` reads, tuples as such.
+
+  Raises:
+    ValueError: it is no JSON value.
+  """
+  try:
+    text = json.dumps(_tagged(value), ensure_ascii=False, separators=(',', ':'))
+    return text.encode()
+  except (TypeError, ValueError, RecursionError) as error:
+    raise ValueError(
+      f'what the verifier needs of {str(value)[:40]!r} is no JSON '
+      f'({one_line(error)}): take another task or verifier'
+    ) from error
+
+
+def from_json(data: bytes) -> Any:
+  """Returns the value of `to_json`; zeros behind it are no part of it."""
+  return json.loads(data.rstrip(b'\0'), object_hook=_untagged)
+
+
+def _tagged(value):
+  if isinstance(value, tuple):
+    return {_TUPLE: [_tagged(each) for each in value]}
+  if isinstance(value, list):
+    return [_tagged(each) for each in value]
+  if isinstance(value, dict):
+    return {key: _tagged(each) for key, each in value.items()}
+  return value
+
+
+def _untagged(found: dict):
+  return tuple(found[_TUPLE]) if found.keys() == {_TUPLE} else found
 
 
 def pack_json(value: Any, size: int) -> np.ndarray:
@@ -26,7 +65,7 @@ def pack_json(value: Any, size: int) -> np.ndarray:
   Raises:
     ValueError: it is longer.
   """
-  data = json.dumps(value, ensure_ascii=False, separators=(',', ':')).encode()
+  data = to_json(value)
   if len(data) > size:
     raise ValueError(
       f'task.gold_bytes={size}: what the verifier needs of {data[:40]!r} has '
@@ -83,6 +122,8 @@ class Grader:
     self._options = {'verifier': verifier, **options}
     self._prefix, self._pool = answer_prefix, None
     self._counts = collections.Counter()
+    # Each device of a mesh calls from a thread of its own.
+    self._lock = threading.Lock()
 
   def __call__(self, asked: Sequence[tuple[str, bytes]]) -> list[float]:
     """Returns 0.0 or 1.0 of each (text, record as JSON).
@@ -90,23 +131,26 @@ class Grader:
     Where the prefix was forced the text goes on from it, and where it was not
     the model may have written its own: both readings count.
     """
-    if self._pool is None:
-      self._pool = pool.Pool(**self._options)
-    records = [json.loads(gold.rstrip(b'\0')) for _, gold in asked]
+    with self._lock:
+      if self._pool is None:
+        self._pool = pool.Pool(**self._options)
+    records = [from_json(gold) for _, gold in asked]
     texts = [text for text, _ in asked]
     if self._prefix:
       texts += [self._prefix + text for text in texts]
       records += records
     grades = self._pool.grade(texts, records)
-    self._counts.update(grades.statuses)
-    self._counts['restarts'] += grades.restarts
-    self._counts['seconds'] += grades.seconds
+    with self._lock:
+      self._counts.update(grades.statuses)
+      self._counts['restarts'] += grades.restarts
+      self._counts['seconds'] += grades.seconds
     scores, size = grades.scores(), len(asked)
     return [max(scores[i::size]) for i in range(size)]
 
   def metrics(self) -> dict[str, float]:
     """Returns shares of what could not be graded since the last call."""
-    counts, self._counts = self._counts, collections.Counter()
+    with self._lock:
+      counts, self._counts = self._counts, collections.Counter()
     total = sum(counts[status] for status in pool.STATUSES)
     if not total:
       return {}

@@ -10,10 +10,17 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from meta_rl.tasks import reasoning_gym, text_countdown, text_data
+from meta_rl.tasks import (
+  reasoning_gym,
+  text_countdown,
+  text_data,
+  text_host,
+)
 
 # Problems of a split of reasoning-gym where its options give no `size`.
 _SIZE = {'train': 1000, 'validation': 200, 'test': 500}
+# Problems whose own answer is graded when they are loaded.
+_CHECKED = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +31,10 @@ class Source:
     load: `(data_dir, split, **options) -> Sequence[record]`.
     sample_trace: `(record, rng, **options) -> (thought, answer)` for a warm
       start; None: the source shows none.
-    vote: `answer text -> hashable | None`, as `TaskKit.vote`.
   """
 
   load: Callable[..., Sequence[Mapping[str, Any]]]
   sample_trace: Callable[..., tuple[str, str]] | None = None
-  vote: Callable[[str], Any] = lambda answer: ' '.join(answer.split()) or None
 
 
 class Records(Sequence):
@@ -83,11 +88,25 @@ def load_reasoning_gym(
     task: its name there.
     size: problems of each split; None: 1,000, 200 and 500.
     **options: of the task; `seed` too.
+
+  Raises:
+    ValueError: as `reasoning_gym.make_source`, or a task whose verifier would
+      not take its own answers, once its problems were sent to it as JSON.
   """
   del data_dir
   source = reasoning_gym.make_source(
     task, size=size or _SIZE[split], split=split, **options
   )
+  shown = [r for r in source if isinstance(r['answer'], str)]
+  for record in shown[:_CHECKED]:
+    sent = text_host.from_json(text_host.to_json(dict(record)))
+    own = source.score(record['answer'], record)
+    if source.score(sent['answer'], sent) != own:
+      raise ValueError(
+        f'reasoning-gym task {task!r}: its verifier scores its own answer '
+        f'{record["answer"][:40]!r} otherwise once the problem was sent to it '
+        'as JSON; take another task'
+      )
 
   def make(record):
     answer = record['answer']
@@ -117,6 +136,5 @@ SOURCES = {
   'countdown': Source(
     load_countdown,
     sample_trace=text_countdown.sample_trace,
-    vote=text_countdown.vote,
   ),
 }

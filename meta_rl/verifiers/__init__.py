@@ -8,14 +8,15 @@ A verifier is one function, `grade(answer, record) -> 0.0 or 1.0`, where record
 holds the right answer under 'answer'. It runs in a worker process (pool.py),
 because what a model writes may make it hang, crash or eat all memory. A new one
 is a module with such a function and a row in VERIFIERS; anybody's own is named
-by its path, 'package.module:function'.
+by its path, 'package.module:function'. The module may also have a function
+`vote(answer)`, what an answer votes for under maj@k: see `vote_of`.
 
 This package is what a worker imports: nothing heavy may be imported here.
 """
 
 import difflib
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 Record = Mapping[str, Any]
@@ -93,3 +94,29 @@ def resolve(verifier: str) -> Grade:
       f'verifier {verifier!r}: {module_name!r} has no function {name!r}'
     )
   return found
+
+
+def vote_of(verifier: str) -> Callable[[str], Hashable | None]:
+  """Returns `vote(answer)`: what an answer votes for, of its verifier's module.
+
+  It is the final answer alone, in a normal form: equal for answers that are
+  one, whatever is written around them, and None where there is none. Of a
+  module without such a function it is `extract.final_answer`, its white space
+  made alike.
+
+  Args:
+    verifier: as in `path_of`.
+
+  Raises:
+    VerifierError: as `resolve`.
+  """
+  resolve(verifier)
+  module = importlib.import_module(path_of(verifier).partition(':')[0])
+  return getattr(module, 'vote', _vote)
+
+
+def _vote(answer: str) -> str | None:
+  from meta_rl.verifiers import extract  # it imports this package
+
+  found = extract.final_answer(answer)
+  return ' '.join(found.split()) or None if found else None

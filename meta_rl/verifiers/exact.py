@@ -19,6 +19,16 @@ def normalize(text: str) -> str:
   return text.removesuffix('.').strip('$*`"\' ')
 
 
+def vote(answer: str) -> str | None:
+  """Returns the normal form of the final answer, None without one.
+
+  Args:
+    answer: what comes after the thought.
+  """
+  found = extract.final_answer(answer)
+  return normalize(found) or None if found else None
+
+
 def grade(answer: str, record: Record) -> float:
   """Returns 1.0 if an answer is the record's text, else 0.0.
 

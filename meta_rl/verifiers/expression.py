@@ -120,6 +120,17 @@ def _reduce(values: list, pending: list[str], precedence: int) -> bool:
   return True
 
 
+def vote(answer: str) -> fractions.Fraction | None:
+  """Returns the value of an answer, None for what has none.
+
+  Args:
+    answer: what comes after the thought.
+  """
+  found = (extract.final_answer(answer) or '').strip()
+  tokens = tokenize(found) if len(found) <= MAX_LENGTH else None
+  return value(tokens) if tokens else None
+
+
 def grade(answer: str, record: Record) -> float:
   """Returns 1.0 if an answer reaches the record's target, else 0.0.
 

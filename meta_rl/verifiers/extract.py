@@ -6,7 +6,8 @@ is written by a model that is rewarded for what is found.
 
 import re
 
-_BOXED = '\\boxed{'
+# TeX allows spaces in between, and \fbox is a box too.
+_BOXED = re.compile(r'\\(?:boxed|fbox)\s*\{')
 _BRACES = re.compile(r'\\.|[{}]', re.DOTALL)
 # 'answer: 42', '**Final answer** is 42', '#### 42'; what follows is the answer.
 _ANSWER = re.compile(
@@ -33,7 +34,7 @@ def after(text: str, stop: str) -> str | None:
 
 
 def extract_boxed(text: str) -> str | None:
-  r"""Returns what the last `\boxed{` of a text holds, or None.
+  r"""Returns what the last `\boxed{` or `\fbox{` of a text holds, or None.
 
   Braces are counted, so `\boxed{\frac{1}{\sqrt{2}}}` gives
   `\frac{1}{\sqrt{2}}`; an escaped brace (`\{`) is a character, not a group.
@@ -48,10 +49,11 @@ def extract_boxed(text: str) -> str | None:
     The content as it stands, '' for `\boxed{}`; None without a box or if the
     last one is not closed.
   """
-  start = text.rfind(_BOXED)
+  start = -1
+  for match in _BOXED.finditer(text):
+    start = match.end()
   if start < 0:
     return None
-  start += len(_BOXED)
   depth = 1
   for match in _BRACES.finditer(text, start):
     depth += (match[0] == '{') - (match[0] == '}')
@@ -89,7 +91,7 @@ def final_answer(text: str) -> str | None:
   Args:
     text: what comes after the thought.
   """
-  if _BOXED in text:
+  if _BOXED.search(text):
     return extract_boxed(text)
   line = answer_line(text)
   return text.strip() if line is None else line

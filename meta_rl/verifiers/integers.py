@@ -16,6 +16,7 @@ _INTEGER = re.compile(
 # What LaTeX, Markdown and prose put around a number or between its groups.
 _SPACES = re.compile(r'\\[,;:! ]|~|[ \t\r\n\u00a0\u202f\u2009]')
 _AROUND = '$*`"\' '
+_NAMED = re.compile(r'\A\s*[A-Za-z]\s*=')
 _WRAPPED = re.compile(
   r'\\(?:text|textbf|mathrm|mathbf|boldsymbol)\{([^{}]*)\}', re.DOTALL
 )
@@ -55,17 +56,30 @@ def normalize(text: str) -> str | None:
 def find_integer(text: str, *, boxed_only: bool = False) -> str | None:
   r"""Returns the integer that a text gives as its answer, or None.
 
-  A `\boxed{}` decides where there is one. Otherwise it is the last line that
-  names its answer ('answer: 42'), or the whole text if that is an integer.
+  A `\boxed{}` decides where there is one; in it a name may be in front, as in
+  x = 42. Otherwise it is the last line that names its answer ('answer: 42'), or
+  the whole text if that is an integer. Words behind the number ('42 apples',
+  '42, since 40 + 2 = 42') make it none: which number is meant is not guessed.
 
   Args:
     text: what comes after the thought.
     boxed_only: only a box counts.
   """
   found = extract.extract_boxed(text)
-  if found is None and not boxed_only:
+  if found is not None:
+    found = _NAMED.sub('', found)
+  elif not boxed_only:
     found = extract.final_answer(text)
   return None if found is None else normalize(found)
+
+
+def vote(answer: str) -> str | None:
+  """Returns the integer that an answer gives, None without one.
+
+  Args:
+    answer: what comes after the thought.
+  """
+  return find_integer(answer)
 
 
 def grade(answer: str, record: Record) -> float:

@@ -10,10 +10,38 @@ process is killed instead (pool.py).
 """
 
 import functools
+import re
 
 from meta_rl.verifiers import Record, TooLong, VerifierError, extract, integers
 
 MAX_CHARS = 2000  # the longest answer of MATH has 159
+
+# What may stand in an answer where the right one is a number. math-verify reads
+# on behind what it does not know and takes the last part: 4 \to 5, 4 \\ 5 and
+# 4 \lor 5 would all be 5, and any new command would be another way to hedge.
+_COMMANDS = frozenset(
+  'frac dfrac tfrac cfrac sqrt pi cdot times div left right big Big bigg Bigg '
+  'bigl bigr Bigl Bigr lfloor rfloor lceil rceil text textbf textit textrm '
+  'mathrm mathbf mathit mathsf mathbb boldsymbol bf rm mbox displaystyle '
+  'textstyle circ degree binom dbinom tbinom log ln lg exp sin cos tan cot sec '
+  'csc arcsin arccos arctan infty dollar percent boxed operatorname'.split()
+)
+_SIGNS = frozenset('%$,;:! (){}[]')  # behind a backslash
+_LETTERS = frozenset('\u03c0\u221a\u00d7\u00b7\u00f7\u2212\u2013\u00b0\u221e')
+# The same where the right answer is something else: what may never come new.
+_SEPARATORS = re.compile(
+  r'\\\\|\\(?:lor|vee|land|wedge|to|(?:long|Long)?(?:[rR]ight|[lL]eft)+arrow|'
+  r'implies|iff|mid|q?quad|approx|therefore|newline|hspace|cup)(?![A-Za-z])'
+)
+_WORDS = re.compile(r'\\(?:text\w*|mathrm|mbox|operatorname)\{[^{}]*\}')
+_COMMAND = re.compile(r'\\([A-Za-z]+|.)', re.DOTALL)
+_GAP = r'(?:\s|~|\\[,;:! ]|\{\}|\\(?:text|mathrm|mbox)\{\s*\})'
+# Two numbers side by side: math-verify adds them, as in 1 \frac{1}{2}.
+_TWO_NUMBERS = re.compile(
+  rf'\d{_GAP}+[\d.]|\d{_GAP}*(?:\\left)?(?:[(\[]|\{{\d)|'
+  rf'(?:^|[^\w}}\]^]){_GAP}*\{{\d[^{{}}]*\}}{_GAP}*[\d({{]'
+)
+_LITERAL = re.compile(r'[\s$+-]*[\d.,]+[\s$]*')
 
 
 def check_installed():
@@ -33,9 +61,11 @@ def check_installed():
 
 
 def is_equal(gold: str, target: str) -> bool:
-  """Returns whether two LaTeX expressions are equal as mathematics.
+  r"""Returns whether two LaTeX expressions are equal as mathematics.
 
   Not symmetric: where gold is 5, x = 5 is right; where gold is x = 5, so is 5.
+  Where gold is a number, each number of a chain must be it (10/2 = 5 is right,
+  4 = 5 is wrong), and what names several numbers is wrong: 4 \to 5, 4 \\ 5.
 
   Args:
     gold: the right answer, without $ or box.
@@ -52,6 +82,13 @@ def is_equal(gold: str, target: str) -> bool:
   integer = integers.normalize(target)
   if integer is not None and integers.normalize(gold) is not None:
     return integer == integers.normalize(gold)
+  target = _one_answer(gold, target)
+  if target is None:
+    return False
+  return all(_verify(gold, side) for side in target)
+
+
+def _verify(gold: str, target: str) -> bool:
   from math_verify import verify
 
   try:
@@ -89,8 +126,87 @@ def grade(answer: str, record: Record) -> float:
   return float(is_equal(gold, boxed))
 
 
+def vote(answer: str) -> str | None:
+  """Returns the normal form of the last box, None without one.
+
+  Args:
+    answer: what comes after the thought.
+  """
+  boxed = extract.extract_boxed(answer)
+  if boxed is None or not boxed.strip():
+    return None
+  last = _sides(boxed)[-1]  # of x = 5
+  return integers.normalize(last) or _plain(last) or _plain(boxed)
+
+
 def _plain(text: str) -> str:
-  return ''.join(text.replace('dfrac', 'frac').replace('$', '').split())
+  """Returns a text without white space, but for that between two digits."""
+  text = ' '.join(text.replace('dfrac', 'frac').replace('$', '').split())
+  return re.sub(r'(?<!\d) | (?!\d)', '', text)
+
+
+def _one_answer(gold: str, target: str) -> list[str] | None:
+  """Returns what must be equal to gold, each of it; None: several answers."""
+  number = _sides(gold)[-1]
+  if not _is_number(number):
+    new = {found[0] for found in _SEPARATORS.finditer(target)}
+    return [target] if all(each in gold for each in new) else None
+  parts = [part for part in re.split(r'\\approx(?![A-Za-z])', target)]
+  if len(parts) > 2 or (len(parts) == 2 and _LITERAL.fullmatch(parts[0])):
+    return None
+  # pi ≈ 3.14 says pi, and x ≈ 3.14 says 3.14.
+  target = parts[0] if _is_number(parts[0]) else parts[-1]
+  *others, last = _sides(target)
+  asked = [side for side in others if _is_number(side)] + [last]
+  if any(_is_several(side, gold) for side in asked):
+    return None
+  # The whole too: x = 5, y = 6 is not 6.
+  return [*asked, target] if others else asked
+
+
+def _sides(text: str) -> list[str]:
+  """Returns what stands between the equality signs outside of brackets."""
+  sides, depth = [''], 0
+  for char in text:
+    depth += (char in '([{') - (char in ')]}')
+    if char == '=' and depth <= 0:
+      sides.append('')
+    else:
+      sides[-1] += char
+  return sides
+
+
+def _is_number(text: str) -> bool:
+  """Returns whether a text has digits or constants and nothing unknown."""
+  plain = _WORDS.sub('', text)
+  known = set(re.findall(r'\\([A-Za-z]+)', plain)) <= _COMMANDS
+  plain = re.sub(r'\\[A-Za-z]+', ' ', plain.replace(r'\pi', '3'))
+  plain = plain.replace('{,}', '')
+  return (
+    known
+    and bool(re.search(r'[\d\u03c0]', plain))
+    and not re.search(r'[A-Za-z=<>|&]|\\\\', plain)
+    and not re.search(r',(?!\d{3})', plain)
+  )
+
+
+def _is_several(side: str, gold: str) -> bool:
+  """Returns whether a text may name more than one number."""
+  for command in _COMMAND.findall(side):
+    if command not in _COMMANDS and command not in _SIGNS:
+      return True
+  if '&' in side.replace(r'\&', '') or '|' in side:
+    return True
+  if any(not c.isascii() and c not in _LETTERS and c not in gold for c in side):
+    return True
+  if '_' in side and '_' not in gold and r'\log' not in side:
+    return True
+  # \frac12 and \frac 1 2 are \frac{1}{2}.
+  first = r'(\\(?:[dtc]?frac|[dt]?binom|sqrt))\s*(\d)'
+  second = r'(\\(?:[dtc]?frac|[dt]?binom)\{[^{}]*\})\s*(\d)'
+  side = re.sub(second, r'\1{\2}', re.sub(first, r'\1{\2}', side))
+  side = re.sub(r'_\s*(?:\d|\{[^{}]*\})', '', side.replace('{,}', ','))
+  return bool(_TWO_NUMBERS.search(side))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -71,6 +71,15 @@ def grade(answer: str, record: Record) -> float:
   return score(key[0], _DATASETS[key], answer, record)
 
 
+def vote(answer: str) -> str | None:
+  """Returns an answer, which is all of the text, its white space made alike.
+
+  Args:
+    answer: what comes after the thought.
+  """
+  return ' '.join(answer.split()) or None
+
+
 def score(name: str, dataset: Any, answer: str, record: Record) -> float:
   """Returns 1.0 if an answer is right by a task's own verifier, else 0.0.
 
