@@ -127,8 +127,9 @@ def test_files_of_a_run(trained):
 
 def test_each_call_is_traced_once(trained):
   names = ['generate', 'prove', 'update', 'eval_generate', 'eval_prove']
-  # Training has no KL term, and doesn't evaluate at token budgets.
-  none = {'score': 0, 'eval_prove_budgets': 0}
+  # Training has no KL term, doesn't evaluate at token budgets, and compares no
+  # provers.
+  none = {'score': 0, 'eval_prove_budgets': 0, 'eval_prove_sampled': 0}
   assert none | trained.traces == none | dict.fromkeys(names, 1)
   # generate, prove, update, summarize
   # Evaluation adds its own two calls at step 2.
