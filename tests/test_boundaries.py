@@ -181,7 +181,7 @@ def test_held_out_problems_are_measured_at_delimiters(small, monkeypatch):
   task = setup_run.make_task(config)
   monkeypatch.setattr(steps, 'make_prove', make_prove)
   held_out.make_calls(config, setup_run.make_model(config, task), task)
-  assert [options['kind'] for options in seen] == ['exact', 'sampled']
+  assert {options['kind'] for options in seen} == {'exact', 'sampled'}
   for options in seen:
     assert (options['boundaries'], options['budgets']) == ('delimiters', None)
   assert config.prover.budgets == (5, 27)
