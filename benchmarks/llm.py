@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from absl import app, flags, logging
 
 from meta_rl import env, hf, models, rollout, scoring
+from meta_rl.models.layers import product
 
 FLAGS = flags.FLAGS
 BATCH, PROMPT, NEW = 16, 32, 128
@@ -75,11 +76,11 @@ def limits(config, rows: int, rounds: int, *, backward: bool) -> dict:
   for fan_in, fan_out, number in products(config):
     x, y = jnp.ones((rows, fan_in), dtype), jnp.ones((rows, fan_out), dtype)
     w = jnp.ones((fan_in, fan_out), dtype)
-    calls = [(jax.jit(lambda a, b: a @ b), x, w)]
+    calls = [(jax.jit(product), x, w)]
     if backward:
       calls += [
-        (jax.jit(lambda a, b: a @ b.T), y, w),
-        (jax.jit(lambda a, b: a.T @ b), x, y),
+        (jax.jit(lambda a, b: product(a, b.T)), y, w),
+        (jax.jit(lambda a, b: product(a.T, b)), x, y),
       ]
     for fn, a, b in calls:
       spent += number * median(functools.partial(fn, a, b), rounds)
@@ -97,7 +98,7 @@ def run(path: str, rounds: int, dtype: str) -> dict:
   """Returns what was measured."""
   found = {'machine': env.machine_description(), 'model': path}
   load = lambda: hf.load_model(
-    path, scan_layers=True, dtype=dtype, param_dtype=dtype
+    path, scan_layers=False, dtype=dtype, param_dtype=dtype
   )
   times = []
   for _ in range(2):

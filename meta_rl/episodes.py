@@ -139,7 +139,8 @@ def from_delimiters(
   Args:
     tokens: i32[B,T].
     thinking_mask: bool[B,T], one contiguous run a row.
-    delimiter_ids: token ids that end an episode, e.g. `(5,)`.
+    delimiter_ids: token ids that end an episode, e.g. `(5,)`; () where none
+      does, and the whole thought is one episode.
     max_episodes: K, at least 1.
     start: int or i32[B], `ends` of rows without a thinking token, e.g. the
       last token of the prompt.
@@ -159,7 +160,7 @@ def from_delimiters(
     delimiter_ids = (delimiter_ids,)
   elif getattr(delimiter_ids, 'ndim', 1) == 0:
     delimiter_ids = delimiter_ids[None]
-  masked.check_ids('delimiter_ids', delimiter_ids)
+  masked.check_ids('delimiter_ids', delimiter_ids, empty=True)
   delimiter_ids = jnp.asarray(delimiter_ids, jnp.int32)
 
   is_end = mask & jnp.any(tokens[..., None] == delimiter_ids, axis=-1)

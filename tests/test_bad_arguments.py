@@ -462,7 +462,8 @@ def test_token_ids(function, argument):
     return  # an array
   wrong = [5.7, -5, (-5,), (1.5,), ('a',), 'ab', {}, (10**12,), (True,)]
   wrong += [np.ones(2), np.ones((2, 2), int), jnp.ones(2), (None,), KEY]
-  wrong += [] if argument in ('wait_ids', 'length_buckets') else [()]
+  may_be_none = ('wait_ids', 'length_buckets', 'delimiter_ids')
+  wrong += [] if argument in may_be_none else [()]
   refused(function, argument, *wrong)
 
 
