@@ -15,7 +15,7 @@ Three credits of progress that are easily confused (r = progress, w = weights):
 import jax
 import jax.numpy as jnp
 
-from meta_rl import masked
+from meta_rl import checks, masked
 
 Array = jax.Array
 
@@ -55,10 +55,10 @@ def group_normalize(
 
   Source: DeepSeekMath (arXiv 2402.03300); Dr. GRPO (arXiv 2503.20783).
   """
-  rewards = masked.as_array('rewards', rewards, 'float[P,G]')
-  masked.check_choice('scale', scale, SCALES)
-  ddof = masked.check_count('ddof', ddof, low=0, high=1)
-  masked.check_scalar('eps', eps, low=0)
+  rewards = checks.as_array('rewards', rewards, 'float[P,G]')
+  checks.check_choice('scale', scale, SCALES)
+  ddof = checks.check_count('ddof', ddof, low=0, high=1)
+  checks.check_scalar('eps', eps, low=0)
   _check_group('rewards', rewards, axis=1)
   centred, size, constant = _centre(rewards, valid)
   if scale == 'std':
@@ -91,7 +91,7 @@ def leave_one_out(rewards: Array, *, valid: Array | None = None) -> Array:
 
   Source: Ahmadian et al. 2024 (arXiv 2402.14740).
   """
-  rewards = masked.as_array('rewards', rewards, 'float[P,G]')
+  rewards = checks.as_array('rewards', rewards, 'float[P,G]')
   _check_group('rewards', rewards, axis=1)
   centred, size, constant = _centre(rewards, valid)
   centred = centred * size / jnp.maximum(size - 1, 1)
@@ -123,10 +123,10 @@ def brpo(scores: Array, prior: Array) -> Array:
   Source: AnytimeReasoner (arXiv 2505.13438), section 3.
   """
   dims = {}
-  scores = masked.as_array('scores', scores, 'float[P,G,S]', dims)
+  scores = checks.as_array('scores', scores, 'float[P,G,S]', dims)
   _check_group('scores', scores, axis=1)
-  masked.check_filled('scores', scores)
-  prior = masked.as_array('prior', prior, 'float[S]', dims)
+  checks.check_filled('scores', scores)
+  prior = checks.as_array('prior', prior, 'float[S]', dims)
 
   num = dims['S']
   s = jnp.arange(num, dtype=scores.dtype)
@@ -162,9 +162,9 @@ def episode_weights(
   Raises:
     ValueError: wrong shape or dtype, horizon <= 0, or ρ outside [0, 1].
   """
-  ends = masked.as_array('ends', ends, 'int[B,K+1]')
-  masked.check_scalar('horizon', horizon, above=0)
-  masked.check_scalar('outcome_mass', outcome_mass, low=0, high=1)
+  ends = checks.as_array('ends', ends, 'int[B,K+1]')
+  checks.check_scalar('horizon', horizon, above=0)
+  checks.check_scalar('outcome_mass', outcome_mass, low=0, high=1)
   left = jnp.maximum(0.0, 1.0 - (ends[:, 1:] - ends[:, :1]) / horizon)
   return (1.0 - outcome_mass) * left + outcome_mass
 
@@ -193,9 +193,9 @@ def episode_credit(
   Source: arXiv 2503.07572, section 6.
   """
   dims = {}
-  progress = masked.as_array('progress', progress, 'float[B,K]', dims)
-  weights = masked.as_array('weights', weights, 'float[B,K]', dims)
-  masked.check_choice('kind', kind, KINDS)
+  progress = checks.as_array('progress', progress, 'float[B,K]', dims)
+  weights = checks.as_array('weights', weights, 'float[B,K]', dims)
+  checks.check_choice('kind', kind, KINDS)
   credit = progress * weights
   return credit if kind == 'immediate' else masked.reverse_cumsum(credit)
 
@@ -231,12 +231,12 @@ def returns(
     ValueError: wrong shape or dtype, price < 0, or horizon <= 0.
   """
   dims = {}
-  progress = masked.as_array('progress', progress, 'float[B,K]', dims)
-  weights = masked.as_array('weights', weights, 'float[B,K]', dims)
-  lengths = masked.as_array('lengths', lengths, 'int[B,K]', dims)
-  count = masked.as_array('count', count, 'int[B]', dims)
-  masked.check_scalar('price', price, low=0)
-  masked.check_scalar('horizon', horizon, above=0)
+  progress = checks.as_array('progress', progress, 'float[B,K]', dims)
+  weights = checks.as_array('weights', weights, 'float[B,K]', dims)
+  lengths = checks.as_array('lengths', lengths, 'int[B,K]', dims)
+  count = checks.as_array('count', count, 'int[B]', dims)
+  checks.check_scalar('price', price, low=0)
+  checks.check_scalar('horizon', horizon, above=0)
   gain = progress * weights - price * lengths / horizon
   inside = jnp.arange(dims['K']) < count[:, None]
   total = masked.reverse_cumsum(masked.select(inside, gain))
@@ -293,13 +293,13 @@ def prover_baseline(
       'continuing' with `inside`, or an axis that is not mapped here.
   """
   dims = {}
-  returns = masked.as_array('returns', returns, 'float[B,K+1]', dims)
-  success = masked.as_array('success', success, 'float[B,K+1]', dims)
-  count = masked.as_array('count', count, 'int[B]', dims)
-  masked.check_scalar('ridge', ridge, above=0)
-  masked.check_counts('min_rows', min_rows, low=1)
-  masked.check_choice('rows', rows, BASELINE_ROWS)
-  masked.check_axis('axis_name', axis_name)
+  returns = checks.as_array('returns', returns, 'float[B,K+1]', dims)
+  success = checks.as_array('success', success, 'float[B,K+1]', dims)
+  count = checks.as_array('count', count, 'int[B]', dims)
+  checks.check_scalar('ridge', ridge, above=0)
+  checks.check_counts('min_rows', min_rows, low=1)
+  checks.check_choice('rows', rows, BASELINE_ROWS)
+  checks.check_axis('axis_name', axis_name)
   if inside is not None and rows != 'reaching':
     raise ValueError(
       f'inside must be None with rows={rows!r}, which leave out what stands at '
@@ -309,10 +309,10 @@ def prover_baseline(
   index = jnp.arange(dims['K'] + 1)
   last = count if rows == 'reaching' else count - 1
   if inside is not None:
-    last = last - masked.as_array('inside', inside, 'bool[B]', dims)
+    last = last - checks.as_array('inside', inside, 'bool[B]', dims)
   reached = index <= last[:, None]
   if valid is not None:
-    reached &= masked.as_array('valid', valid, 'bool[B]', dims)[:, None]
+    reached &= checks.as_array('valid', valid, 'bool[B]', dims)[:, None]
 
   def total(x):
     x = masked.masked_sum(x, reached, axis=0)
@@ -368,10 +368,10 @@ def bootstrapped(
   Source: GAE (arXiv 1506.02438), equation 16.
   """
   dims = {}
-  returns = masked.as_array('returns', returns, 'float[B,K+1]', dims)
-  baseline = masked.as_array('baseline', baseline, 'float[B,K+1]', dims)
-  count = masked.as_array('count', count, 'int[B]', dims)
-  masked.check_scalar('decay', decay, low=0, high=1)
+  returns = checks.as_array('returns', returns, 'float[B,K+1]', dims)
+  baseline = checks.as_array('baseline', baseline, 'float[B,K+1]', dims)
+  count = checks.as_array('count', count, 'int[B]', dims)
+  checks.check_scalar('decay', decay, low=0, high=1)
   index = jnp.arange(dims['K'] + 1)
   goes_on = index < count[:, None]
   later = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
@@ -422,15 +422,15 @@ def gae(
   Source: Schulman et al. 2016 (arXiv 1506.02438).
   """
   dims = {}
-  mask = masked.as_array('mask', mask, 'bool[B,T]', dims)
-  rewards = masked.as_array('rewards', rewards, 'float[B,T]', dims)
+  mask = checks.as_array('mask', mask, 'bool[B,T]', dims)
+  rewards = checks.as_array('rewards', rewards, 'float[B,T]', dims)
   rows, length = mask.shape
-  values = masked.to_array('values', values)
+  values = checks.to_array('values', values)
   bootstrap = values.shape[-1:] == (length + 1,)
   spec = f'float[B,{length + 1}]' if bootstrap else 'float[B,T]'
-  values = masked.as_array('values', values, spec, dims)
-  masked.check_scalar('discount', discount, low=0, high=1)
-  masked.check_scalar('decay', decay, low=0, high=1)
+  values = checks.as_array('values', values, spec, dims)
+  checks.check_scalar('discount', discount, low=0, high=1)
+  checks.check_scalar('decay', decay, low=0, high=1)
 
   rewards = masked.select(mask, rewards)
   final = values[:, length] if bootstrap else jnp.zeros(rows, values.dtype)
@@ -470,8 +470,8 @@ def terminal_rewards(rewards: Array, mask: Array) -> Array:
     ValueError: wrong shape or dtype.
   """
   dims = {}
-  rewards = masked.as_array('rewards', rewards, 'float[B]', dims)
-  mask = masked.as_array('mask', mask, 'bool[B,T]', dims)
+  rewards = checks.as_array('rewards', rewards, 'float[B]', dims)
+  mask = checks.as_array('mask', mask, 'bool[B,T]', dims)
   last = masked.last_true_index(mask, axis=1)[:, None]
   return jnp.where(jnp.arange(dims['T']) == last, rewards[:, None], 0.0)
 
@@ -502,12 +502,12 @@ def to_tokens(
     ValueError: wrong shape or dtype, or stop without stop_index.
   """
   dims = {}
-  advantages = masked.as_array(
+  advantages = checks.as_array(
     'episode_advantages', episode_advantages, 'float[B,K]', dims
   )
-  ids = masked.as_array('episode_ids', episode_ids, 'int[B,T]', dims)
-  rest = masked.as_array('rest', rest, 'float[B]', dims)
-  masked.check_filled('episode_advantages', advantages)
+  ids = checks.as_array('episode_ids', episode_ids, 'int[B,T]', dims)
+  rest = checks.as_array('rest', rest, 'float[B]', dims)
+  checks.check_filled('episode_advantages', advantages)
   if stop is not None and stop_index is None:
     raise ValueError('stop needs stop_index, the index of the answer marker')
 
@@ -515,9 +515,9 @@ def to_tokens(
   result = jnp.where(ids >= 0, spread, rest[:, None])
   if stop_index is None:
     return result
-  stop_index = masked.as_array('stop_index', stop_index, 'int[B]', dims)
+  stop_index = checks.as_array('stop_index', stop_index, 'int[B]', dims)
   stop = (
-    rest if stop is None else masked.as_array('stop', stop, 'float[B]', dims)
+    rest if stop is None else checks.as_array('stop', stop, 'float[B]', dims)
   )
   is_stop = jnp.arange(ids.shape[1]) == stop_index[:, None]
   return jnp.where(is_stop, stop[:, None], result)
@@ -553,7 +553,7 @@ def _centre(
     high = jnp.max(rewards, axis=1, keepdims=True)
     return centred, rewards.shape[1], low == high
   dims = {'P': rewards.shape[0], 'G': rewards.shape[1]}
-  valid = masked.as_array('valid', valid, 'bool[P,G]', dims)
+  valid = checks.as_array('valid', valid, 'bool[P,G]', dims)
   size = jnp.sum(valid, axis=1, keepdims=True, dtype=rewards.dtype)
   mean = masked.masked_mean(rewards, valid, axis=1)[:, None]
   centred = masked.select(valid, rewards - mean)

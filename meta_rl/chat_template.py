@@ -21,7 +21,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from meta_rl import masked
+from meta_rl import checks
 from meta_rl.files import one_line
 
 _TOKENS = ('bos_token', 'eos_token', 'pad_token', 'unk_token')
@@ -338,7 +338,7 @@ def thinking(kind: str, **changes: Any) -> Thinking:
   Raises:
     ValueError: no such kind or field, or a field that cannot be so.
   """
-  masked.check_choice('thinking', kind, THINKING)
+  checks.check_choice('thinking', kind, THINKING)
   known = [field.name for field in dataclasses.fields(Thinking)]
   unknown = sorted(set(changes) - set(known))
   if unknown:

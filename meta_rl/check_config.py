@@ -13,10 +13,10 @@ import ml_collections
 
 from meta_rl import (
   algorithms,
+  checks,
   config_keys,
   dynamic_sampling,
   losses,
-  masked,
   setup_own,
   setup_run,
   sharding,
@@ -58,9 +58,9 @@ _NOT_NEGATIVE = (
   'optimizer.warmup_steps',
 )
 _SHARE = {'low': 0, 'high': 1}
-# Bounds of `masked.check_range`, for keys that a config has.
+# Bounds of `checks.check_range`, for keys that a config has.
 _RANGES = {
-  'seed': masked.SEEDS,
+  'seed': checks.SEEDS,
   'model.rope_base': {'above': 0},
   'loss.clip_low': _SHARE,
   'loss.clip_high': {'low': 0},
@@ -103,7 +103,7 @@ def check(config: ml_collections.ConfigDict):
   check_algorithm(config)
   for name, allowed in _CHOICES.items():
     if name in values:
-      masked.check_choice(name, values[name], allowed)
+      checks.check_choice(name, values[name], allowed)
   for name in ('loss.chunk', 'rollout.top_k'):
     size = values.get(name)
     if size is not None and not (isinstance(size, int) and size >= 1):
@@ -160,7 +160,7 @@ def check_lora(config: ml_collections.ConfigDict):
 def check_machine(config: ml_collections.ConfigDict):
   """Raises ValueError, in one line, if the devices here don't fit a config."""
   kind = config.parallel.kind
-  masked.check_choice('parallel.kind', kind, sharding.KINDS)
+  checks.check_choice('parallel.kind', kind, sharding.KINDS)
   if kind == 'none':
     return
   if config.algorithm.name == 'sft':
@@ -214,10 +214,10 @@ def check_numbers(values: dict):
     if name in _NOT_NEGATIVE and given < 0:
       raise ValueError(f'{name}={given} is given; allowed is >= 0.')
     if name in _RANGES:
-      masked.check_range(name, given, **_RANGES[name])
+      checks.check_range(name, given, **_RANGES[name])
     section, _, last = name.rpartition('.')
     if section.startswith('data.') and last in _DATA_SHARES:
-      masked.check_range(name, given, **_SHARE)
+      checks.check_range(name, given, **_SHARE)
 
 
 def check_algorithm(config: ml_collections.ConfigDict):
@@ -420,7 +420,7 @@ def check_pathwise(config: ml_collections.ConfigDict):
       f"{where} differentiates the exact prover: set prover.kind='exact', not "
       f'{config.prover.kind!r}.'
     )
-  masked.check_range('loss.pathwise.coef', given.coef, above=0)
+  checks.check_range('loss.pathwise.coef', given.coef, above=0)
 
 
 def check_brpo(config: ml_collections.ConfigDict):

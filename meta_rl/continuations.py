@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from meta_rl import costs, masked, probes, prover, rollout, sampling
+from meta_rl import checks, costs, probes, prover, rollout, sampling
 from meta_rl.stops import StopTable
 from meta_rl.types import Array, Model, Params, TraceCache
 
@@ -78,8 +78,8 @@ def continued(
   Source: VinePPO, Kazemnejad et al. 2024, arXiv 2410.01679, section 4. Departs
   from it in that values of one's own stop and answer are sampled too.
   """
-  masked.check_key('continuations: key', key)
-  masked.check_callable('continuations: verify_fn', verify_fn)
+  checks.check_key('continuations: key', key)
+  checks.check_callable('continuations: verify_fn', verify_fn)
   go_key, stop_key = jax.random.split(key)
   shared = {
     'num_branches': num_branches,
@@ -179,8 +179,8 @@ def sample_continuations(
     ValueError: shapes, dtypes, a number outside its range, or a token that the
       model does not have.
   """
-  masked.check_model(model)
-  masked.check_key('continuations: key', key)
+  checks.check_model(model)
+  checks.check_key('continuations: key', key)
   tokens, token_mask, ends = probes.traces_of(
     tokens, token_mask, ends, stop_ids
   )
@@ -190,12 +190,12 @@ def sample_continuations(
     ('max_answer_len', max_answer_len),
     ('block_rows', block_rows),
   ):
-    masked.check_count(f'continuations: {name}', value)
+    checks.check_count(f'continuations: {name}', value)
   for name, value in (('think_end_id', think_end_id), ('eos_id', eos_id)):
-    masked.check_count(f'continuations: {name}', value, low=0)
-  row_offset = masked.check_counts('continuations: row_offset', row_offset)
+    checks.check_count(f'continuations: {name}', value, low=0)
+  row_offset = checks.check_counts('continuations: row_offset', row_offset)
   sampling.check_truncation('continuations: ', temperature, top_k, top_p)
-  masked.check_callable('continuations: observe_fn', observe_fn, optional=True)
+  checks.check_callable('continuations: observe_fn', observe_fn, optional=True)
   rows, width = ends.shape
   pairs = rows * width
   block_rows = min(block_rows, pairs)

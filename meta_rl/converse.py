@@ -17,8 +17,8 @@ import jax
 
 from meta_rl import (
   chat_template,
+  checks,
   hf,
-  masked,
   models,
   streaming,
   text_tokenizer,
@@ -139,7 +139,7 @@ def converse(speaker: Speaker, *, prompt: str = '', system: str, seed: int):
     seed: of the sampling.
   """
   turns = [{'role': 'system', 'content': system}] if system else []
-  masked.check_range('seed', seed, **masked.SEEDS)
+  checks.check_range('seed', seed, **checks.SEEDS)
   key = jax.random.key(seed)
   while True:
     if not prompt and sys.stdin.isatty():

@@ -36,7 +36,7 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
-from meta_rl import masked
+from meta_rl import checks
 from meta_rl.types import Array
 
 BACKWARD = 3  # a token that is trained on costs as much as three forward ones
@@ -63,9 +63,9 @@ def exact_tokens(count: Array, answer_mask: Array, stop_length: int) -> Array:
     i32[B], tokens.
   """
   dims = {}
-  count = masked.as_array('count', count, 'int[B]', dims)
-  lengths = masked.as_array('answer_mask', answer_mask, 'bool[B,S,A]', dims)
-  masked.check_range('stop_length', stop_length, low=1)
+  count = checks.as_array('count', count, 'int[B]', dims)
+  lengths = checks.as_array('answer_mask', answer_mask, 'bool[B,S,A]', dims)
+  checks.check_range('stop_length', stop_length, low=1)
   lengths = lengths.sum(-1)
   fed = jnp.where(lengths > 0, stop_length + lengths - 1, 0).sum(-1)
   return ((count + 1) * fed).astype(jnp.int32)
@@ -86,8 +86,8 @@ def sampled_tokens(branch_mask: Array, stop_length: int) -> Array:
   Returns:
     i32[B], tokens.
   """
-  drawn = masked.as_array('branch_mask', branch_mask, 'bool[...,A]').sum(-1)
-  masked.check_range('stop_length', stop_length, low=1)
+  drawn = checks.as_array('branch_mask', branch_mask, 'bool[...,A]').sum(-1)
+  checks.check_range('stop_length', stop_length, low=1)
   fed = jnp.where(drawn > 0, stop_length + drawn - 1, 0)
   return fed.reshape(fed.shape[0], -1).sum(1).astype(jnp.int32)
 
@@ -129,26 +129,26 @@ def step_costs(
     ValueError: shapes, or rows that are no whole groups.
   """
   dims = {}
-  mask = masked.as_array('token_mask', token_mask, 'bool[B,T]', dims)
+  mask = checks.as_array('token_mask', token_mask, 'bool[B,T]', dims)
   if dims['B'] % group_size:
     raise ValueError(
       f'token_mask has {dims["B"]} rows: give whole groups of {group_size}'
     )
-  ends = masked.as_array('prompt_ends', prompt_ends, 'int[B]', dims)
+  ends = checks.as_array('prompt_ends', prompt_ends, 'int[B]', dims)
   prompt = mask & (jnp.arange(mask.shape[1]) <= ends[:, None])
   proved = 0
   if prover_tokens is not None:
-    proved = masked.as_array('prover_tokens', prover_tokens, 'int[B]', dims)
+    proved = checks.as_array('prover_tokens', prover_tokens, 'int[B]', dims)
     proved = proved.sum()
   again = 0
   if differentiated is not None:
-    probed = masked.as_array('differentiated', differentiated, 'int[B]', dims)
+    probed = checks.as_array('differentiated', differentiated, 'int[B]', dims)
     again = BACKWARD * epochs * jnp.where(probed > 0, mask.sum(1) + probed, 0)
     again = again.sum()
   prompts = prompt[::group_size].sum()
   side = 0
   if side_tokens is not None:
-    side = masked.as_array('side_tokens', side_tokens, 'int[B]', dims)
+    side = checks.as_array('side_tokens', side_tokens, 'int[B]', dims)
     side = side.sum() + prompts
   costs = {
     'cost/generate': mask.sum() - prompt.sum() + prompts + side,
@@ -179,7 +179,7 @@ class Meter:
     self._budgets = {'total_cost': total_cost, 'total_tokens': total_tokens}
     for name, budget in self._budgets.items():
       if budget is not None:
-        masked.check_range(name, budget, above=0)
+        checks.check_range(name, budget, above=0)
     self.state = {
       name: float((state or {}).get(name, 0.0)) for name in METER_STATE
     }

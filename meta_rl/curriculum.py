@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from meta_rl import masked
+from meta_rl import checks, masked
 
 Array = jax.Array
 
@@ -41,10 +41,10 @@ def choose(success: Array, doubled: Array, *, kappa: float) -> Array:
   resort.
   """
   dims = {}
-  success = masked.as_array('success', success, 'float[N]', dims)
-  doubled = masked.as_array('doubled', doubled, 'float[N]', dims)
-  masked.check_scalar('kappa', kappa, above=1)
-  masked.check_filled('success', success)
+  success = checks.as_array('success', success, 'float[N]', dims)
+  doubled = checks.as_array('doubled', doubled, 'float[N]', dims)
+  checks.check_scalar('kappa', kappa, above=1)
+  checks.check_filled('success', success)
   enough = (doubled <= kappa * success).at[-1].set(True)
   return masked.first_true_index(enough, axis=0).astype(jnp.int32)
 
@@ -75,8 +75,8 @@ class Curriculum:
     """
     self.budgets = tuple(budgets)
     _check_budgets(self.budgets)
-    masked.check_range('curriculum.kappa', kappa, above=1)
-    masked.check_range('curriculum.every', every, low=1)
+    checks.check_range('curriculum.kappa', kappa, above=1)
+    checks.check_range('curriculum.every', every, low=1)
     self._kappa, self._every = kappa, every
     several = len(self.budgets) > 1
     twice = {2 * budget for budget in self.budgets[:-1]}

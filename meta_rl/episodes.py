@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from meta_rl import masked
+from meta_rl import checks, masked
 from meta_rl.types import Episodes
 
 Array = jax.Array
@@ -69,10 +69,10 @@ def split_spans(
   Source: MRT, section 6 and its public segmentation (arXiv 2503.07572).
   """
   if not isinstance(text, str):
-    raise ValueError(f'text must be a str, got {masked.show(text)}')
-  masked.check_texts('markers', markers)
-  masked.check_count('min_paragraphs', min_paragraphs)
-  masked.check_count('max_cuts', max_cuts, low=0)
+    raise ValueError(f'text must be a str, got {checks.show(text)}')
+  checks.check_texts('markers', markers)
+  checks.check_count('min_paragraphs', min_paragraphs)
+  checks.check_count('max_cuts', max_cuts, low=0)
   markers = tuple(markers)
   starts, position, paragraphs = [0], 0, 0
   for paragraph in text.split(_BLANK_LINE):
@@ -113,8 +113,8 @@ def merge(episodes: Sequence[str], group_size: int) -> list[str]:
   Raises:
     ValueError: `episodes` that are no list of texts, or `group_size` < 1.
   """
-  masked.check_texts('episodes', episodes)
-  masked.check_count('group_size', group_size)
+  checks.check_texts('episodes', episodes)
+  checks.check_count('group_size', group_size)
   return [
     _BLANK_LINE.join(episodes[i : i + group_size])
     for i in range(0, len(episodes), group_size)
@@ -153,14 +153,14 @@ def from_delimiters(
       number >= 0, or `max_episodes` < 1.
   """
   dims = {}
-  tokens = masked.as_array('tokens', tokens, 'int[B,T]', dims)
-  mask = masked.as_array('thinking_mask', thinking_mask, 'bool[B,T]', dims)
-  max_episodes = masked.check_count('max_episodes', max_episodes)
+  tokens = checks.as_array('tokens', tokens, 'int[B,T]', dims)
+  mask = checks.as_array('thinking_mask', thinking_mask, 'bool[B,T]', dims)
+  max_episodes = checks.check_count('max_episodes', max_episodes)
   if isinstance(delimiter_ids, numbers.Number):
     delimiter_ids = (delimiter_ids,)
   elif getattr(delimiter_ids, 'ndim', 1) == 0:
     delimiter_ids = delimiter_ids[None]
-  masked.check_ids('delimiter_ids', delimiter_ids, empty=True)
+  checks.check_ids('delimiter_ids', delimiter_ids, empty=True)
   delimiter_ids = jnp.asarray(delimiter_ids, jnp.int32)
 
   is_end = mask & jnp.any(tokens[..., None] == delimiter_ids, axis=-1)
@@ -203,9 +203,9 @@ def from_budgets(
 
   Source: AnytimeReasoner (arXiv 2505.13438).
   """
-  mask = masked.as_array('thinking_mask', thinking_mask, 'bool[B,T]')
+  mask = checks.as_array('thinking_mask', thinking_mask, 'bool[B,T]')
   check_budgets(budgets)
-  budgets = masked.as_array('budgets', budgets, 'int[S]').astype(jnp.int32)
+  budgets = checks.as_array('budgets', budgets, 'int[S]').astype(jnp.int32)
 
   length = jnp.sum(mask, axis=1, dtype=jnp.int32)[:, None]
   first = _before_thinking(mask, start)[:, None]
@@ -227,8 +227,8 @@ def equal_budgets(total: int, num: int) -> tuple[int, ...]:
   Raises:
     ValueError: `num` < 1 or `total` < `num`.
   """
-  num = masked.check_count('num', num)
-  total = masked.check_count('total', total, low=num)
+  num = checks.check_count('num', num)
+  total = checks.check_count('total', total, low=num)
   return tuple(round(total * (s + 1) / num) for s in range(num))
 
 
@@ -249,11 +249,11 @@ def token_ids(episodes: Episodes, length: int) -> Array:
     ValueError: no episodes, wrong shape or dtype, or `length` < 0.
   """
   if not hasattr(episodes, 'ends') or not hasattr(episodes, 'count'):
-    raise ValueError(f'episodes must be Episodes, got {masked.show(episodes)}')
-  length = masked.check_count('length', length, low=0)
+    raise ValueError(f'episodes must be Episodes, got {checks.show(episodes)}')
+  length = checks.check_count('length', length, low=0)
   dims = {}
-  ends = masked.as_array('episodes.ends', episodes.ends, 'int[B,K+1]', dims)
-  masked.as_array('episodes.count', episodes.count, 'int[B]', dims)
+  ends = checks.as_array('episodes.ends', episodes.ends, 'int[B,K+1]', dims)
+  checks.as_array('episodes.count', episodes.count, 'int[B]', dims)
   position = jnp.arange(length, dtype=jnp.int32)[None, :]
   past = position[..., None] > ends[:, None, 1:]
   ids = jnp.sum(past, axis=-1, dtype=jnp.int32)
@@ -263,10 +263,10 @@ def token_ids(episodes: Episodes, length: int) -> Array:
 
 def _before_thinking(mask: Array, start: int | Array) -> Array:
   """Returns i32[B], the index before the first True, or `start`."""
-  start = masked.to_array('start', start)
-  masked.check_dtype('start', start, 'int')
+  start = checks.to_array('start', start)
+  checks.check_dtype('start', start, 'int')
   if start.ndim:
-    masked.check_shape('start', start, (mask.shape[0],))
+    checks.check_shape('start', start, (mask.shape[0],))
   first = masked.first_true_index(mask)
   return jnp.where(first < 0, start.astype(jnp.int32), first - 1)
 
@@ -274,7 +274,7 @@ def _before_thinking(mask: Array, start: int | Array) -> Array:
 def check_budgets(budgets: Sequence[int] | Array) -> None:
   """Raises ValueError unless the budgets are positive and increasing."""
   if isinstance(budgets, jax.Array):
-    masked.as_array('budgets', budgets, 'int[S]')
+    checks.as_array('budgets', budgets, 'int[S]')
     fits = budgets.shape[0] > 0
   else:
     fits = isinstance(budgets, Sequence) or getattr(budgets, 'ndim', 0) == 1
@@ -285,7 +285,7 @@ def check_budgets(budgets: Sequence[int] | Array) -> None:
   if not fits:
     raise ValueError(
       f'budgets must be at least one token count, positive and increasing, '
-      f'got {masked.show(budgets)}'
+      f'got {checks.show(budgets)}'
     )
 
 

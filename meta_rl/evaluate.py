@@ -24,11 +24,11 @@ from ml_collections import config_flags
 from meta_rl import (
   check_config,
   checkpoint,
+  checks,
   command_line,
   env,
   eval_figures,
   held_out,
-  masked,
   metrics,
   setup_run,
   signals,
@@ -144,7 +144,7 @@ def evaluate(
     compare_provers: problems on which the exact prover is compared with one
       that samples `prover.num_branches` answers and asks the verifier; 0: none.
   """
-  masked.check_count('compare_provers', compare_provers, low=0)
+  checks.check_count('compare_provers', compare_provers, low=0)
   check_factors(extrapolate, extrapolate_problems)
   kit = setup_run.task_kit(config)
   task = setup_run.make_task(config)

@@ -24,13 +24,13 @@ from ml_collections import config_flags
 from meta_rl import (
   check_config,
   checkpoint,
+  checks,
   command_line,
   converse,
   env,
   external,
   files,
   held_out,
-  masked,
   setup_run,
   signals,
   weights,
@@ -87,9 +87,9 @@ def sample(
   Raises:
     ValueError: a size out of range, or an unknown split.
   """
-  masked.check_count('group_size', group_size)
-  masked.check_count('batch_size', batch_size)
-  masked.check_range('seed', seed, **masked.SEEDS)
+  checks.check_count('group_size', group_size)
+  checks.check_count('batch_size', batch_size)
+  checks.check_range('seed', seed, **checks.SEEDS)
   source = setup_run.load_problems(config, split)
   if not 1 <= num_prompts <= len(source):
     raise ValueError(

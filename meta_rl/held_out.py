@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from meta_rl import (
+  checks,
   costs,
   episodes,
-  masked,
   prover,
   setup_run,
   statistics,
@@ -48,8 +48,8 @@ def problem_batches(
     batch_size: rows of each batch.
     repeats: rows of each problem, one after the other, for pass@k.
   """
-  masked.check_count('batch_size', batch_size)
-  masked.check_count('repeats', repeats)
+  checks.check_count('batch_size', batch_size)
+  checks.check_count('repeats', repeats)
   if not 1 <= num_problems <= len(source):
     raise ValueError(
       f'num_problems={num_problems}: the split holds {len(source)} problems; '

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from meta_rl import masked, models
+from meta_rl import checks, models
 from meta_rl.types import Array, Params
 
 NAMES = ('lora_a', 'lora_b')
@@ -36,7 +36,7 @@ def split(
   Raises:
     ValueError: params that are no dict, or trainable that is no function.
   """
-  masked.check_callable('trainable', trainable)
+  checks.check_callable('trainable', trainable)
   own, frozen = {}, {}
   for path, leaf in _flatten(params).items():
     (own if trainable(path) else frozen)[path] = leaf
@@ -45,8 +45,8 @@ def split(
 
 def join(own: Params, frozen: Params) -> Params:
   """Returns the params that `split` cut in two."""
-  masked.check_dict('own', own)
-  masked.check_dict('frozen', frozen)
+  checks.check_dict('own', own)
+  checks.check_dict('frozen', frozen)
   return _unflatten({**_flatten(frozen), **_flatten(own)})
 
 
@@ -62,7 +62,7 @@ def add(params: Params, config: models.TransformerConfig, key: Array) -> Params:
     ValueError: params that are no dict, another config, or no key.
   """
   _check_config(config)
-  masked.check_key('key', key)
+  checks.check_key('key', key)
   abstract = jax.eval_shape(lambda: models.init_params(config, key))
   flat = _flatten(params)
   for index, (path, leaf) in enumerate(sorted(_flatten(abstract).items())):
@@ -124,12 +124,12 @@ def merge(params: Params, config: models.TransformerConfig) -> Params:
 def _check_config(config: models.TransformerConfig) -> None:
   if not isinstance(config, models.TransformerConfig):
     raise ValueError(
-      f'config must be a TransformerConfig, got {masked.show(config)}'
+      f'config must be a TransformerConfig, got {checks.show(config)}'
     )
 
 
 def _flatten(tree: Mapping, prefix: str = '') -> dict[str, Array]:
-  masked.check_dict('params', tree)
+  checks.check_dict('params', tree)
   flat = {}
   for name, value in tree.items():
     if isinstance(value, Mapping):

@@ -11,7 +11,7 @@ before any arithmetic, so that neither values nor gradients see them.
 import jax
 import jax.numpy as jnp
 
-from meta_rl import masked
+from meta_rl import checks, masked
 from meta_rl.types import WeightedSum
 
 Array = jax.Array
@@ -64,8 +64,8 @@ def aggregate_tokens(
   Source: DAPO (arXiv 2503.14476); Dr. GRPO (arXiv 2503.20783).
   """
   dims = {}
-  per_token = masked.as_array('per_token', per_token, 'float[B,T]', dims)
-  mask = masked.as_array('mask', mask, 'bool[B,T]', dims)
+  per_token = checks.as_array('per_token', per_token, 'float[B,T]', dims)
+  mask = checks.as_array('mask', mask, 'bool[B,T]', dims)
   _check_aggregate(aggregate, constant)
   if aggregate == 'sequence_mean':
     total = jnp.sum(masked.masked_mean(per_token, mask, axis=1))
@@ -131,14 +131,14 @@ def policy_gradient(
   2507.18071).
   """
   dims = {}
-  mask = masked.as_array('mask', mask, 'bool[B,T]', dims)
+  mask = checks.as_array('mask', mask, 'bool[B,T]', dims)
   log_probs = _tokens('log_probs', log_probs, mask, dims)
   behavior = _tokens('behavior_log_probs', behavior_log_probs, mask, dims)
   advantages = _tokens('advantages', advantages, mask, dims)
-  masked.check_choice('surrogate', surrogate, SURROGATES)
-  masked.check_choice('ratio', ratio, RATIOS)
-  masked.check_scalar('clip_low', clip_low, low=0, high=1)
-  masked.check_scalar('clip_high', clip_high, low=0)
+  checks.check_choice('surrogate', surrogate, SURROGATES)
+  checks.check_choice('ratio', ratio, RATIOS)
+  checks.check_scalar('clip_low', clip_low, low=0, high=1)
+  checks.check_scalar('clip_high', clip_high, low=0)
 
   advantages = jax.lax.stop_gradient(advantages)
   log_ratio = log_probs - behavior
@@ -203,7 +203,7 @@ def truncated_importance_weights(
   """
   _, log_ratio, mask = _mismatch(trainer_log_probs, behavior_log_probs, mask)
   log_weights, _ = _log_weights(log_ratio, mask, level)
-  masked.check_scalar('cap', cap, above=0)
+  checks.check_scalar('cap', cap, above=0)
   # The smaller exponent, not the smaller power: exp never overflows.
   weights = jnp.exp(jnp.minimum(log_weights, jnp.log(cap)))
   return jax.lax.stop_gradient(jnp.where(mask, weights, 1.0))
@@ -229,7 +229,7 @@ def importance_metrics(
   """
   gap, log_ratio, mask = _mismatch(trainer_log_probs, behavior_log_probs, mask)
   log_weights, counts = _log_weights(log_ratio, mask, level)
-  masked.check_scalar('cap', cap, above=0)
+  checks.check_scalar('cap', cap, above=0)
   share = lambda x: masked.masked_mean(x.astype(gap.dtype), counts)
   # ess does not change if all weights are scaled: by their largest, so that
   # none overflows.
@@ -284,10 +284,10 @@ def kl_penalty(
   2402.03300).
   """
   dims = {}
-  mask = masked.as_array('mask', mask, 'bool[B,T]', dims)
+  mask = checks.as_array('mask', mask, 'bool[B,T]', dims)
   log_probs = _tokens('log_probs', log_probs, mask, dims)
   reference = _tokens('ref_log_probs', ref_log_probs, mask, dims)
-  masked.check_choice('estimator', estimator, KL_ESTIMATORS)
+  checks.check_choice('estimator', estimator, KL_ESTIMATORS)
   values = {k: f(reference - log_probs) for k, f in KL_ESTIMATORS.items()}
   penalty = aggregate_tokens(
     values[estimator], mask, aggregate=aggregate, constant=constant
@@ -338,7 +338,7 @@ def value_loss(
   code.
   """
   dims = {}
-  mask = masked.as_array('mask', mask, 'bool[B,T]', dims)
+  mask = checks.as_array('mask', mask, 'bool[B,T]', dims)
   values = _tokens('values', values, mask, dims)
   targets = jax.lax.stop_gradient(_tokens('targets', targets, mask, dims))
   square = (values - targets) ** 2
@@ -346,10 +346,10 @@ def value_loss(
   if clip is None and old_values is not None:
     raise ValueError(
       'old_values must be None without a clip, which alone looks at them, got '
-      f'{masked.show(old_values)}'
+      f'{checks.show(old_values)}'
     )
   if clip is not None:
-    masked.check_scalar('clip', clip, above=0)
+    checks.check_scalar('clip', clip, above=0)
     if old_values is None:
       raise ValueError('clip needs old_values, the values before the update')
     old = jax.lax.stop_gradient(_tokens('old_values', old_values, mask, dims))
@@ -390,7 +390,7 @@ def entropy_bonus(
       range, constant missing.
   """
   dims = {}
-  mask = masked.as_array('mask', mask, 'bool[B,T]', dims)
+  mask = checks.as_array('mask', mask, 'bool[B,T]', dims)
   entropy = _tokens('entropy', entropy, mask, dims)
   loss = aggregate_tokens(
     -entropy, mask, aggregate=aggregate, constant=constant
@@ -401,7 +401,7 @@ def entropy_bonus(
 def _mismatch(trainer, behavior, mask) -> tuple[Array, Array, Array]:
   """Returns |log ratio|, the log ratio, 0 where masked, and the mask."""
   dims = {}
-  mask = masked.as_array('mask', mask, 'bool[B,T]', dims)
+  mask = checks.as_array('mask', mask, 'bool[B,T]', dims)
   trainer = _tokens('trainer_log_probs', trainer, mask, dims)
   behavior = _tokens('behavior_log_probs', behavior, mask, dims)
   log_ratio = jax.lax.stop_gradient(trainer - behavior)
@@ -410,7 +410,7 @@ def _mismatch(trainer, behavior, mask) -> tuple[Array, Array, Array]:
 
 def _log_weights(log_ratio, mask, level) -> tuple[Array, Array]:
   """Returns the log weights, [B,T] or [B,1], and which of them exist."""
-  masked.check_choice('level', level, LEVELS)
+  checks.check_choice('level', level, LEVELS)
   if level == 'token':
     return log_ratio, mask
   total = jnp.sum(log_ratio, axis=1, keepdims=True)
@@ -428,7 +428,7 @@ def _ratio(log_probs: Array, log_ratio: Array, mask: Array, kind: str) -> Array:
 
 def _tokens(name: str, x: Array, mask: Array, dims: dict[str, int]) -> Array:
   """Returns x, checked, with 0 where the mask is False."""
-  return masked.select(mask, masked.as_array(name, x, 'float[B,T]', dims))
+  return masked.select(mask, checks.as_array(name, x, 'float[B,T]', dims))
 
 
 def _metric(x: Array, mask: Array) -> WeightedSum:
@@ -440,9 +440,9 @@ def _metric(x: Array, mask: Array) -> WeightedSum:
 def _check_aggregate(
   aggregate: str, constant: int | float | Array | None
 ) -> None:
-  masked.check_choice('aggregate', aggregate, AGGREGATES)
+  checks.check_choice('aggregate', aggregate, AGGREGATES)
   if constant is not None:
-    masked.check_scalar('constant', constant, above=0)
+    checks.check_scalar('constant', constant, above=0)
   elif aggregate == 'constant':
     raise ValueError(
       "aggregate 'constant' needs constant, the tokens a sequence is divided "

@@ -17,7 +17,7 @@ slots.
 import jax
 import jax.numpy as jnp
 
-from meta_rl import masked
+from meta_rl import checks
 from meta_rl.scoring import log_softmax_at, positions_of
 from meta_rl.types import Array, TraceCache
 
@@ -103,7 +103,7 @@ def decode_branches(
   def draw(t, features):
     logits = unembed(model, params, features)
     for name, ids in (('stop_ids', stop), ('eos_id', eos_id)):
-      masked.check_vocabulary(f'prover: {name}', ids, logits.shape[-1])
+      checks.check_vocabulary(f'prover: {name}', ids, logits.shape[-1])
     logits = truncate(logits)
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))
     tokens = jax.vmap(jax.vmap(jax.random.categorical))(fold(keys, t), logits)
@@ -198,22 +198,22 @@ def unembed(model, params, features):
 def traces_of(tokens, token_mask, ends, stop_ids):
   """Returns tokens i32[B,T], their mask and ends i32[B,K+1], all checked."""
   dims = {}
-  tokens = masked.as_array('prover: tokens', tokens, 'int[B,T]', dims)
-  masked.check_filled('prover: tokens', tokens)
-  token_mask = masked.as_array(
+  tokens = checks.as_array('prover: tokens', tokens, 'int[B,T]', dims)
+  checks.check_filled('prover: tokens', tokens)
+  token_mask = checks.as_array(
     'prover: token_mask', token_mask, 'bool[B,T]', dims
   )
-  ends = masked.as_array('prover: ends', ends, 'int[B,K+1]', dims)
-  masked.check_ids('prover: stop_ids', stop_ids)
+  ends = checks.as_array('prover: ends', ends, 'int[B,K+1]', dims)
+  checks.check_ids('prover: stop_ids', stop_ids)
   return tokens, token_mask, ends
 
 
 def answers_of(tokens, answers, answer_mask):
   """Returns the accepted answers i32[B,S,A] and their mask, checked."""
   dims = {'B': len(tokens)}
-  answers = masked.as_array('prover: answers', answers, 'int[B,S,A]', dims)
-  masked.check_filled('prover: answers', answers)
-  return answers, masked.as_array(
+  answers = checks.as_array('prover: answers', answers, 'int[B,S,A]', dims)
+  checks.check_filled('prover: answers', answers)
+  return answers, checks.as_array(
     'prover: answer_mask', answer_mask, 'bool[B,S,A]', dims
   )
 
@@ -225,21 +225,21 @@ def cache_of(cache, model, params, tokens, token_mask) -> TraceCache:
   if not isinstance(cache, TraceCache):
     raise ValueError(
       'prover: cache must be a TraceCache, as generate(return_cache=True) '
-      f'gives it, or None, got {masked.show(cache)}'
+      f'gives it, or None, got {checks.show(cache)}'
     )
   wanted = jax.eval_shape(lambda: model.init_cache(*tokens.shape))
   shapes = lambda tree: [jnp.shape(x) for x in jax.tree.leaves(tree)]
   if shapes(cache.cache) != shapes(wanted):
     raise ValueError(
       'prover: cache must hold these traces of this model, '
-      f'{list(tokens.shape)}, got shapes {masked.show(shapes(cache.cache))}'
+      f'{list(tokens.shape)}, got shapes {checks.show(shapes(cache.cache))}'
     )
   return cache
 
 
 def rewards_of(verify_fn, answers, mask) -> Array:
   """Returns f32[B,K+1,M], what a verifier says of answers, checked."""
-  rewards = masked.to_array('what verify_fn returned', verify_fn(answers, mask))
+  rewards = checks.to_array('what verify_fn returned', verify_fn(answers, mask))
   if rewards.shape != answers.shape[:3]:
     raise ValueError(
       f'verify_fn returned shape {rewards.shape}, expected [B,K+1,M] = '

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from meta_rl import cache as caches
-from meta_rl import masked, probes, sampling
+from meta_rl import checks, probes, sampling
 from meta_rl.scoring import log_softmax_at
 from meta_rl.stops import StopTable
 from meta_rl.types import Array, Model, Params, TraceCache
@@ -81,13 +81,13 @@ def exact(
     ValueError: shapes or dtypes, a number outside its range, or a token that
       the model does not have.
   """
-  masked.check_model(model)
+  checks.check_model(model)
   tokens, token_mask, ends = probes.traces_of(
     tokens, token_mask, ends, stop_ids
   )
   answers, answer_mask = probes.answers_of(tokens, answers, answer_mask)
-  masked.check_count('prover: block_rows', block_rows)
-  masked.check_count('prover: block_pairs', block_pairs)
+  checks.check_count('prover: block_rows', block_rows)
+  checks.check_count('prover: block_pairs', block_pairs)
   sampling.check_truncation('prover: ', temperature, top_k, top_p, greedy=False)
   rows, width = ends.shape
   num_answers, length = answers.shape[1:]
@@ -132,7 +132,7 @@ def exact(
     )
     features = features.reshape(*pair.shape, query, -1)[:, :, len(stop) - 1 :]
     logits = probes.unembed(model, params, features)
-    masked.check_vocabulary('prover: stop_ids', stop_ids, logits.shape[-1])
+    checks.check_vocabulary('prover: stop_ids', stop_ids, logits.shape[-1])
     logits = truncate(logits)
     log_probs, _ = log_softmax_at(logits, answer)
     total = jnp.where(scored, log_probs, 0.0).sum(-1)
@@ -199,8 +199,8 @@ def sampled(
   Raises:
     ValueError: as in `sample_answers`; rewards of another shape.
   """
-  masked.check_callable('prover: verify_fn', verify_fn)
-  masked.check_flag('prover: return_mask', return_mask)
+  checks.check_callable('prover: verify_fn', verify_fn)
+  checks.check_flag('prover: return_mask', return_mask)
   found, mask = sample_answers(
     model,
     params,
@@ -271,17 +271,17 @@ def control_variate(
   Raises:
     ValueError: shapes, n outside 0..S, or max_answer_len below A.
   """
-  masked.check_model(model)
+  checks.check_model(model)
   tokens, token_mask, ends = probes.traces_of(
     tokens, token_mask, ends, stop_ids
   )
   answers, answer_mask = probes.answers_of(tokens, answers, answer_mask)
-  masked.check_callable('prover: verify_fn', verify_fn)
-  masked.check_flag('prover: return_mask', return_mask)
+  checks.check_callable('prover: verify_fn', verify_fn)
+  checks.check_flag('prover: return_mask', return_mask)
   number, length = answers.shape[1:]
   listed = number
   if num_enumerated is not None:
-    listed = masked.check_count(
+    listed = checks.check_count(
       'prover: num_enumerated', num_enumerated, low=0, high=number
     )
   row_offset = _check_draws(
@@ -391,7 +391,7 @@ def sample_answers(
     ValueError: shapes or dtypes, a number outside its range, or a token that
       the model does not have.
   """
-  masked.check_model(model)
+  checks.check_model(model)
   tokens, token_mask, ends = probes.traces_of(
     tokens, token_mask, ends, stop_ids
   )
@@ -404,7 +404,7 @@ def sample_answers(
     block_rows=block_rows,
   )
   sampling.check_truncation('prover: ', temperature, top_k, top_p)
-  masked.check_flag('prover: return_log_probs', return_log_probs)
+  checks.check_flag('prover: return_log_probs', return_log_probs)
   rows, width = ends.shape
   branches = width * num_branches
   stop = tuple(stop_ids)
@@ -455,8 +455,8 @@ def sample_answers(
 
 def _check_draws(key, eos_id, row_offset, **at_least_one) -> int | Array:
   """Returns row_offset; raises ValueError for what draws no answers."""
-  masked.check_key('prover: key', key)
+  checks.check_key('prover: key', key)
   for name, value in at_least_one.items():
-    masked.check_count(f'prover: {name}', value)
-  masked.check_count('prover: eos_id', eos_id, low=0)
-  return masked.check_counts('prover: row_offset', row_offset)
+    checks.check_count(f'prover: {name}', value)
+  checks.check_count('prover: eos_id', eos_id, low=0)
+  return checks.check_counts('prover: row_offset', row_offset)

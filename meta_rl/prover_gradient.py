@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from meta_rl import masked, probes
+from meta_rl import checks, probes
 from meta_rl.scoring import log_softmax_at, positions_of
 from meta_rl.types import Array, Model, Params
 
@@ -65,15 +65,15 @@ def differentiable(
     ValueError: shapes, dtypes, a number outside its range, or a token that the
       model does not have.
   """
-  masked.check_model(model)
+  checks.check_model(model)
   tokens, token_mask, ends = probes.traces_of(
     tokens, token_mask, ends, stop_ids
   )
   answers, answer_mask = probes.answers_of(tokens, answers, answer_mask)
-  masked.check_scalar('temperature', temperature, above=0, below=math.inf)
-  masked.check_count('block_pairs', block_pairs)
-  weights = masked.as_array('boundary_weights', boundary_weights, 'float[B,K]')
-  masked.check_shape('boundary_weights', weights, ends.shape)
+  checks.check_scalar('temperature', temperature, above=0, below=math.inf)
+  checks.check_count('block_pairs', block_pairs)
+  weights = checks.as_array('boundary_weights', boundary_weights, 'float[B,K]')
+  checks.check_shape('boundary_weights', weights, ends.shape)
 
   rows, width = ends.shape
   num_answers, length = answers.shape[1:]
@@ -119,7 +119,7 @@ def differentiable(
     )
     features = features[:, columns:].reshape(*pair.shape, query, -1)
     logits = probes.unembed(model, params, features[:, :, len(stop) - 1 :])
-    masked.check_vocabulary('prover: stop_ids', stop_ids, logits.shape[-1])
+    checks.check_vocabulary('prover: stop_ids', stop_ids, logits.shape[-1])
     log_probs, _ = log_softmax_at(logits / temperature, answer)
     chance = jnp.exp(jnp.where(scored, log_probs, 0.0).sum(-1))
     weight = jnp.take_along_axis(weights, boundary, 1)

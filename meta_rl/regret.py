@@ -12,7 +12,7 @@ arXiv 2503.07572), Definitions 4.1 and 6.1.
 import jax
 import jax.numpy as jnp
 
-from meta_rl import masked
+from meta_rl import checks, masked
 
 Array = jax.Array
 
@@ -103,8 +103,8 @@ def token_weighted(
     ValueError: wrong shape or dtype, or horizon <= 0.
   """
   dims = {}
-  success = masked.as_array('success', success, 'float[B,K+1]', dims)
-  ends = masked.as_array('ends', ends, 'int[B,K+1]', dims)
+  success = checks.as_array('success', success, 'float[B,K+1]', dims)
+  ends = checks.as_array('ends', ends, 'int[B,K+1]', dims)
 
   gap = _comparator(comparator, success) - success
   return jnp.sum(shares(ends, horizon=horizon) * gap, axis=1)
@@ -128,8 +128,8 @@ def shares(ends: Array, *, horizon: int | float | Array) -> Array:
   Raises:
     ValueError: wrong shape or dtype, or horizon <= 0.
   """
-  ends = masked.as_array('ends', ends, 'int[B,K+1]')
-  masked.check_scalar('horizon', horizon, above=0)
+  ends = checks.as_array('ends', ends, 'int[B,K+1]')
+  checks.check_scalar('horizon', horizon, above=0)
   elapsed = jnp.minimum((ends - ends[:, :1]) / horizon, 1.0)
   horizon_end = jnp.ones_like(elapsed[:, :1])
   return jnp.diff(jnp.concatenate([elapsed, horizon_end], axis=1), axis=1)
@@ -172,18 +172,18 @@ def normalized(
   Source: arXiv 2503.07572, section 8 and its public notebooks.
   """
   dims = {}
-  accuracy = masked.as_array('accuracy', accuracy, 'float[...,N]', dims)
-  tokens = masked.as_array('tokens', tokens, 'number[...,N]', dims)
-  masked.check_scalar('horizon', horizon, above=0)
-  masked.check_choice('form', form, FORMS)
+  accuracy = checks.as_array('accuracy', accuracy, 'float[...,N]', dims)
+  tokens = checks.as_array('tokens', tokens, 'number[...,N]', dims)
+  checks.check_scalar('horizon', horizon, above=0)
+  checks.check_choice('form', form, FORMS)
   if dims['N'] == 0:
     raise ValueError('accuracy must hold at least one point, got none')
 
   curve = _is_curve(comparator)
   if curve:
-    comparator = masked.as_array('comparator', comparator, 'float[...,N]', dims)
-    masked.check_together('comparator', comparator, 'tokens', tokens)
-  masked.check_together('tokens', tokens, 'accuracy', accuracy)
+    comparator = checks.as_array('comparator', comparator, 'float[...,N]', dims)
+    checks.check_together('comparator', comparator, 'tokens', tokens)
+  checks.check_together('tokens', tokens, 'accuracy', accuracy)
 
   times = jnp.maximum(tokens / horizon, 0.0)
   times = jax.lax.cummax(times, axis=times.ndim - 1)
@@ -220,16 +220,16 @@ def _area(times: Array, values: Array, origin: Array, form: str) -> Array:
 
 def _check(success: Array, count: Array) -> tuple[Array, Array]:
   dims = {}
-  success = masked.as_array('success', success, 'float[B,K+1]', dims)
-  return success, masked.as_array('count', count, 'int[B]', dims)
+  success = checks.as_array('success', success, 'float[B,K+1]', dims)
+  return success, checks.as_array('count', count, 'int[B]', dims)
 
 
 def _comparator(comparator: float | Array, success: Array) -> Array:
   """Returns the comparator, a scalar or an array of the shape of `success`."""
   if not _is_curve(comparator):
     return jnp.asarray(comparator)
-  comparator = masked.as_array('comparator', comparator, 'float[...]')
-  masked.check_shape('comparator', comparator, success.shape)
+  comparator = checks.as_array('comparator', comparator, 'float[...]')
+  checks.check_shape('comparator', comparator, success.shape)
   return comparator
 
 
@@ -237,5 +237,5 @@ def _is_curve(comparator: float | Array) -> bool:
   """Returns whether there is a comparator for each point, or one number."""
   if isinstance(comparator, list | tuple) or getattr(comparator, 'ndim', 0):
     return True
-  masked.check_scalar('comparator', comparator)
+  checks.check_scalar('comparator', comparator)
   return False

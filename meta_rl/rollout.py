@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from meta_rl import decode, masked, sampling
+from meta_rl import checks, decode, sampling
 from meta_rl.stops import StopTable
 from meta_rl.types import Array, Model, Params, Rollout, TraceCache
 
@@ -128,13 +128,13 @@ def generate(
   Raises:
     ValueError: shapes, or numbers outside their ranges.
   """
-  masked.check_model(model)
-  masked.check_key('generate: key', key)
-  masked.check_flag('generate: return_cache', return_cache)
+  checks.check_model(model)
+  checks.check_key('generate: key', key)
+  checks.check_flag('generate: return_cache', return_cache)
   dims = {}
-  prompts = masked.as_array('generate: prompts', prompts, 'int[P,Tp]', dims)
-  masked.check_filled('generate: prompts', prompts)
-  prompt_mask = masked.as_array(
+  prompts = checks.as_array('generate: prompts', prompts, 'int[P,Tp]', dims)
+  checks.check_filled('generate: prompts', prompts)
+  prompt_mask = checks.as_array(
     'generate: prompt_mask', prompt_mask, 'bool[P,Tp]', dims
   )
   check(
@@ -157,7 +157,7 @@ def generate(
   num_prompts, prompt_length = prompts.shape
   rows = num_prompts * group_size
   of_rows = lambda name, value: (
-    None if value is None else masked.check_counts(name, value, rows)
+    None if value is None else checks.check_counts(name, value, rows)
   )
   thinking_budget = of_rows('generate: thinking_budget', thinking_budget)
   min_thinking = of_rows('generate: min_thinking', min_thinking)
@@ -201,7 +201,7 @@ def generate(
     ('wait_ids', wait_ids),
     ('pad_id', pad_id),
   ):
-    masked.check_vocabulary(f'generate: {name}', ids, logits.shape[-1])
+    checks.check_vocabulary(f'generate: {name}', ids, logits.shape[-1])
   state = emit(state, logits)
   some = functools.partial(
     decode.decode_some, model, params, emit=emit, most=check_every
@@ -239,10 +239,10 @@ def answers_of(
     ValueError: no traces, wrong shape or dtype, or length < 1.
   """
   if not isinstance(traces, Rollout):
-    raise ValueError(f'traces must be a Rollout, got {masked.show(traces)}')
+    raise ValueError(f'traces must be a Rollout, got {checks.show(traces)}')
   dims = {'B': traces.tokens.shape[0]}
-  stop_index = masked.as_array('stop_index', stop_index, 'int[B]', dims)
-  length = masked.check_count('length', length)
+  stop_index = checks.as_array('stop_index', stop_index, 'int[B]', dims)
+  length = checks.check_count('length', length)
   columns = stop_index[:, None] + 1 + jnp.arange(length)
   inside = columns < traces.tokens.shape[1]
   columns = jnp.minimum(columns, traces.tokens.shape[1] - 1)
@@ -268,18 +268,18 @@ def check(
   if isinstance(temperature, jax.core.Tracer):
     raise ValueError(
       'generate: temperature must be a number that is known when compiling, '
-      f'got {masked.show(temperature)}'
+      f'got {checks.show(temperature)}'
     )
-  masked.check_count('generate: eos_id', eos_id, low=0)
-  masked.check_count('generate: pad_id', pad_id, low=0)
+  checks.check_count('generate: eos_id', eos_id, low=0)
+  checks.check_count('generate: pad_id', pad_id, low=0)
   if think_end_id is not None:
-    masked.check_count('generate: think_end_id', think_end_id, low=0)
+    checks.check_count('generate: think_end_id', think_end_id, low=0)
   if stop_ids is not None:
-    masked.check_ids('generate: stop_ids', stop_ids)
-  masked.check_ids('generate: wait_ids', wait_ids, empty=True)
-  masked.check_callable('generate: observe_fn', observe_fn, optional=True)
+    checks.check_ids('generate: stop_ids', stop_ids)
+  checks.check_ids('generate: wait_ids', wait_ids, empty=True)
+  checks.check_callable('generate: observe_fn', observe_fn, optional=True)
   for name, value in at_least_one.items():
-    masked.check_count(f'generate: {name}', value)
+    checks.check_count(f'generate: {name}', value)
 
 
 def _check_prefix(prefix, prefix_length, rows, max_new_tokens):
@@ -291,13 +291,13 @@ def _check_prefix(prefix, prefix_length, rows, max_new_tokens):
       'generate: prefix and prefix_length are given together, or neither.'
     )
   dims = {'B': rows}
-  prefix = masked.as_array('generate: prefix', prefix, 'int[B,N]', dims)
+  prefix = checks.as_array('generate: prefix', prefix, 'int[B,N]', dims)
   if not 1 <= dims['N'] <= max_new_tokens:
     raise ValueError(
       f'generate: prefix holds {dims["N"]} columns; allowed are 1..'
       f'max_new_tokens={max_new_tokens}.'
     )
-  return prefix, masked.as_array(
+  return prefix, checks.as_array(
     'generate: prefix_length', prefix_length, 'int[B]', dims
   )
 
@@ -309,7 +309,7 @@ def _observer(observe_fn, rows):
 
   def observe(last, thinking):
     token = observe_fn(last, thinking, jnp.arange(rows))
-    token = masked.to_array('generate: what observe_fn returned', token)
+    token = checks.to_array('generate: what observe_fn returned', token)
     if token.shape != (rows,) or not jnp.issubdtype(token.dtype, jnp.integer):
       raise ValueError(
         f'generate: observe_fn returned {token.dtype}{list(token.shape)}, '

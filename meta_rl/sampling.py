@@ -15,7 +15,7 @@ import numbers
 import jax
 import jax.numpy as jnp
 
-from meta_rl import masked
+from meta_rl import checks, masked
 
 Array = jax.Array
 
@@ -41,7 +41,7 @@ def apply_temperature(logits: Array, temperature: float | Array) -> Array:
     ValueError: wrong shape or dtype, or a temperature that is none.
   """
   logits = _logits(logits)
-  masked.check_spread('temperature', temperature, logits.shape, **_TEMPERATURE)
+  checks.check_spread('temperature', temperature, logits.shape, **_TEMPERATURE)
   if isinstance(temperature, numbers.Real):
     return logits / temperature if temperature else _greedy(logits)
   warm = temperature != 0
@@ -64,7 +64,7 @@ def top_k_mask(logits: Array, top_k: int) -> Array:
     ValueError: wrong shape or dtype, or top_k < 1.
   """
   logits = _logits(logits)
-  top_k = masked.check_count('top_k', top_k)
+  top_k = checks.check_count('top_k', top_k)
   if top_k >= logits.shape[-1]:
     return jnp.ones(logits.shape, bool)
   return logits >= jax.lax.top_k(logits, top_k)[0][..., -1:]
@@ -88,7 +88,7 @@ def top_p_mask(logits: Array, top_p: float | Array) -> Array:
     ValueError: wrong shape or dtype, or top_p outside (0, 1].
   """
   logits = _logits(logits)
-  masked.check_spread('top_p', top_p, logits.shape, **_TOP_P)
+  checks.check_spread('top_p', top_p, logits.shape, **_TOP_P)
   probs = jax.nn.softmax(logits)
   ordered = -jnp.sort(-probs, axis=-1)
   kept = masked.exclusive_cumsum(ordered) < top_p
@@ -142,9 +142,9 @@ def row_keys(key: Array, rows: Array, step: int | Array) -> Array:
   Raises:
     ValueError: no key, wrong shape or dtype.
   """
-  masked.check_key('key', key)
-  masked.check_counts('step', step)
-  rows = masked.as_array('rows', rows, 'int[B]')
+  checks.check_key('key', key)
+  checks.check_counts('step', step)
+  rows = checks.as_array('rows', rows, 'int[B]')
   fold_in = jax.random.fold_in
   return jax.vmap(lambda row: fold_in(fold_in(key, row), step))(rows)
 
@@ -163,13 +163,13 @@ def sample(key_per_row: Array, logits: Array) -> Array:
     ValueError: wrong shape or dtype, or not one key a row.
   """
   dims = {}
-  logits = masked.as_array('logits', logits, 'float[B,V]', dims)
-  masked.check_filled('logits', logits)
+  logits = checks.as_array('logits', logits, 'float[B,V]', dims)
+  checks.check_filled('logits', logits)
   shape = getattr(key_per_row, 'shape', ())
   if shape[:1] != logits.shape[:1] or not _are_keys(key_per_row):
     raise ValueError(
       f'key_per_row must hold one key for each of the B={dims["B"]} rows of '
-      f'logits, got {masked.show(key_per_row)}: use row_keys'
+      f'logits, got {checks.show(key_per_row)}: use row_keys'
     )
   return jax.vmap(jax.random.categorical)(key_per_row, logits).astype(jnp.int32)
 
@@ -192,8 +192,8 @@ def token_log_probs(logits: Array, tokens: Array) -> Array:
     ValueError: wrong shape or dtype.
   """
   logits = _logits(logits)
-  tokens = masked.as_array('tokens', tokens, 'int[...]')
-  masked.check_shape('tokens', tokens, logits.shape[:-1])
+  tokens = checks.as_array('tokens', tokens, 'int[...]')
+  checks.check_shape('tokens', tokens, logits.shape[:-1])
   chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
   return chosen - jax.nn.logsumexp(logits, axis=-1)
 
@@ -237,18 +237,18 @@ def check_truncation(
     greedy: whether the temperature may be 0.
   """
   bounds = _TEMPERATURE if greedy else {'above': 0, 'below': math.inf}
-  masked.check_scalar(f'{prefix}temperature', temperature, **bounds)
+  checks.check_scalar(f'{prefix}temperature', temperature, **bounds)
   if top_k is not None:
-    masked.check_count(f'{prefix}top_k', top_k)
+    checks.check_count(f'{prefix}top_k', top_k)
   if top_p is not None:
-    masked.check_scalar(f'{prefix}top_p', top_p, **_TOP_P)
+    checks.check_scalar(f'{prefix}top_p', top_p, **_TOP_P)
 
 
 def _logits(logits: Array) -> Array:
   """Returns f32[...,V], checked."""
-  logits = masked.as_array('logits', logits, 'float[...,V]')
+  logits = checks.as_array('logits', logits, 'float[...,V]')
   if not logits.shape[-1]:
-    masked.check_filled('logits', logits)
+    checks.check_filled('logits', logits)
   return logits
 
 

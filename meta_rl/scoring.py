@@ -10,13 +10,13 @@ import math
 import jax
 import jax.numpy as jnp
 
-from meta_rl import masked
+from meta_rl import checks
 from meta_rl.types import Array, Model, Params
 
 
 def positions_of(token_mask: Array) -> Array:
   """Returns i32[B,T]: 0, 1, 2 … over the True of each row, -1 elsewhere."""
-  token_mask = masked.as_array('token_mask', token_mask, 'bool[...,T]')
+  token_mask = checks.as_array('token_mask', token_mask, 'bool[...,T]')
   count = jnp.cumsum(token_mask.astype(jnp.int32), axis=-1)
   return jnp.where(token_mask, count - 1, -1)
 
@@ -28,12 +28,12 @@ def log_softmax_at(logits: Array, targets: Array) -> tuple[Array, Array]:
   with an iota, which fuses with the reduction and, unlike a gather, has no
   scatter in its gradient.
   """
-  logits = masked.to_array('logits', logits)
-  masked.check_dtype('logits', logits, 'float')
-  masked.check_shape('logits', logits, '...,V')
-  masked.check_filled('logits', logits)
-  targets = masked.as_array('targets', targets, 'int[...]')
-  masked.check_shape('targets', targets, logits.shape[:-1])
+  logits = checks.to_array('logits', logits)
+  checks.check_dtype('logits', logits, 'float')
+  checks.check_shape('logits', logits, '...,V')
+  checks.check_filled('logits', logits)
+  targets = checks.as_array('targets', targets, 'int[...]')
+  checks.check_shape('targets', targets, logits.shape[:-1])
   ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
   top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
   shifted = logits - top
@@ -87,28 +87,28 @@ def score(
     ValueError: wrong shape or dtype, a number outside its range, or features
       for a model that has none.
   """
-  masked.check_model(model)
+  checks.check_model(model)
   dims = {}
-  tokens = masked.as_array('tokens', tokens, 'int[B,T]', dims)
-  masked.check_filled('tokens', tokens)
-  token_mask = masked.as_array('token_mask', token_mask, 'bool[B,T]', dims)
-  masked.check_scalar('temperature', temperature, above=0, below=math.inf)
+  tokens = checks.as_array('tokens', tokens, 'int[B,T]', dims)
+  checks.check_filled('tokens', tokens)
+  token_mask = checks.as_array('token_mask', token_mask, 'bool[B,T]', dims)
+  checks.check_scalar('temperature', temperature, above=0, below=math.inf)
   if chunk is not None:
-    chunk = masked.check_count('chunk', chunk)
+    chunk = checks.check_count('chunk', chunk)
   if mask is not None:
-    mask = masked.as_array('mask', mask, 'bool[B,T,T]', dims)
+    mask = checks.as_array('mask', mask, 'bool[B,T,T]', dims)
   if positions is None:
     positions = positions_of(token_mask)
-  positions = masked.as_array('positions', positions, 'int[B,T]', dims)
+  positions = checks.as_array('positions', positions, 'int[B,T]', dims)
   if features is not None:
     if model.features_fn is None:
       raise ValueError(
         'features must be None for a model without features_fn, got '
-        f'{masked.show(features)}'
+        f'{checks.show(features)}'
       )
-    features = masked.to_array('features', features)  # of any float dtype
-    masked.check_dtype('features', features, 'float')
-    masked.check_shape('features', features, 'B,T,D', dims)
+    features = checks.to_array('features', features)  # of any float dtype
+    checks.check_dtype('features', features, 'float')
+    checks.check_shape('features', features, 'B,T,D', dims)
   # Features at t predict token t + 1; shifting the targets, not the features,
   # keeps T a round number.
   targets = jnp.roll(tokens, -1, axis=1)

@@ -25,7 +25,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders
 
-from meta_rl import masked
+from meta_rl import checks
 from meta_rl.episodes import R1_MARKERS, split_spans
 from meta_rl.types import Episodes
 
@@ -59,7 +59,7 @@ def token_texts(
   """
   if not isinstance(tokenizer, tokenizers.Tokenizer):
     raise ValueError(
-      f'tokenizer must be a tokenizers.Tokenizer, got {masked.show(tokenizer)}'
+      f'tokenizer must be a tokenizers.Tokenizer, got {checks.show(tokenizer)}'
     )
   ids = _id_list(ids)
   if isinstance(tokenizer.decoder, decoders.ByteLevel):
@@ -121,9 +121,9 @@ def split_ids(
   Raises:
     ValueError: an option out of its range.
   """
-  masked.check_count('max_episodes', max_episodes)
-  masked.check_count('group_size', group_size)
-  masked.check_flag('with_blank_line', with_blank_line)
+  checks.check_count('max_episodes', max_episodes)
+  checks.check_count('group_size', group_size)
+  checks.check_flag('with_blank_line', with_blank_line)
   texts = token_texts(ids, tokenizer)
   if not texts:
     return []
@@ -178,17 +178,17 @@ def from_text(
   Raises:
     ValueError: shapes that do not fit, a mask with a gap, or as `split_ids`.
   """
-  tokens = masked.to_array('tokens', tokens, np.asarray)
-  mask = masked.to_array('thinking_mask', thinking_mask, np.asarray)
-  dims = masked.check_shape('tokens', tokens, 'B,T')
-  masked.check_dtype('tokens', tokens, 'int')
-  masked.check_shape('thinking_mask', mask, 'B,T', dims)
-  masked.check_dtype('thinking_mask', mask, 'bool')
-  masked.check_count('max_episodes', max_episodes)
-  start = masked.to_array('start', start, np.asarray)
-  masked.check_dtype('start', start, 'int')
+  tokens = checks.to_array('tokens', tokens, np.asarray)
+  mask = checks.to_array('thinking_mask', thinking_mask, np.asarray)
+  dims = checks.check_shape('tokens', tokens, 'B,T')
+  checks.check_dtype('tokens', tokens, 'int')
+  checks.check_shape('thinking_mask', mask, 'B,T', dims)
+  checks.check_dtype('thinking_mask', mask, 'bool')
+  checks.check_count('max_episodes', max_episodes)
+  start = checks.to_array('start', start, np.asarray)
+  checks.check_dtype('start', start, 'int')
   if start.ndim:
-    masked.check_shape('start', start, 'B', dims)
+    checks.check_shape('start', start, 'B', dims)
   start = np.broadcast_to(start, len(tokens))
   ends = np.tile(start[:, None], (1, max_episodes + 1)).astype(np.int32)
   count = np.zeros(len(tokens), np.int32)
@@ -220,11 +220,11 @@ def from_text(
 
 def _id_list(ids: Sequence[int]) -> list[int]:
   """Returns token ids as Python numbers, checked."""
-  array = masked.to_array('ids', ids, np.asarray)
+  array = checks.to_array('ids', ids, np.asarray)
   whole = array.dtype.kind in 'iu' or not array.size
   if array.ndim != 1 or not whole or (array < 0).any():
     raise ValueError(
-      f'ids must be a list of whole numbers >= 0, got {masked.show(ids)}'
+      f'ids must be a list of whole numbers >= 0, got {checks.show(ids)}'
     )
   return array.tolist()
 

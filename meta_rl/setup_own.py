@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from meta_rl import external, files, masked, rewards, setup_run, steps
+from meta_rl import checks, external, files, rewards, setup_run, steps
 from meta_rl.compiled import CountedJit
 from meta_rl.tasks.base import Task
 from meta_rl.types import Model
@@ -122,7 +122,7 @@ def check_rewards(config: ml_collections.ConfigDict):
   Their functions are imported here, before anything is compiled.
   """
   name, weight = config.algorithm.name, config.outcome_weight
-  masked.check_choice('reward_errors', config.reward_errors, rewards.ERRORS)
+  checks.check_choice('reward_errors', config.reward_errors, rewards.ERRORS)
   if not config.rewards:
     if weight != 1.0 or config.reward_errors != 'raise':
       raise ValueError(
@@ -209,8 +209,8 @@ def check_external(config: ml_collections.ConfigDict):
       '--config=external_countdown.'
     )
   options = config.external
-  masked.check_choice('external.reward', options.reward, REWARD_SOURCES)
-  masked.check_choice(
+  checks.check_choice('external.reward', options.reward, REWARD_SOURCES)
+  checks.check_choice(
     'external.correction', options.correction, steps.CORRECTIONS
   )
   for key in ('cap', 'max_mismatch'):

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from meta_rl import masked
+from meta_rl import checks, masked
 
 Array = jax.Array
 
@@ -72,8 +72,8 @@ def lcpo_exact(
   Source: L1 (Aggarwal and Welleck 2025, arXiv 2503.04697), section 3.
   """
   rewards, lengths = _check(rewards, lengths)
-  masked.check_spread('target_length', target_length, rewards.shape, low=0)
-  masked.check_scalar('alpha', alpha, low=0)
+  checks.check_spread('target_length', target_length, rewards.shape, low=0)
+  checks.check_scalar('alpha', alpha, low=0)
   return rewards - alpha * jnp.abs(target_length - lengths)
 
 
@@ -111,8 +111,8 @@ def lcpo_max(
   code published with it.
   """
   rewards, lengths = _check(rewards, lengths)
-  masked.check_spread('max_length', max_length, rewards.shape, low=0)
-  masked.check_scalar('alpha', alpha, low=0)
+  checks.check_spread('max_length', max_length, rewards.shape, low=0)
+  checks.check_scalar('alpha', alpha, low=0)
   slope = jnp.clip(alpha * (max_length - lengths), -1.0, 1.0)
   return rewards * (slope + 1) / 2
 
@@ -143,7 +143,7 @@ def length_penalty(rewards: Array, lengths: Array, *, alpha: float) -> Array:
   Source: Arora and Zanette 2025 (arXiv 2502.04463), section 4.
   """
   rewards, lengths = _check(rewards, lengths)
-  masked.check_scalar('alpha', alpha, low=0, high=1)
+  checks.check_scalar('alpha', alpha, low=0, high=1)
   right = rewards > 0
   mean = masked.masked_mean(lengths, right, axis=1)[:, None]
   centred = masked.select(right, lengths - mean)
@@ -190,8 +190,8 @@ def overlong(
   Source: DAPO (Yu et al. 2025, arXiv 2503.14476), equation 13.
   """
   rewards, lengths = _check(rewards, lengths)
-  masked.check_scalar('cache_length', cache_length, above=0)
-  masked.check_scalar('max_length', max_length, low=cache_length)
+  checks.check_scalar('cache_length', cache_length, above=0)
+  checks.check_scalar('max_length', max_length, low=cache_length)
   over = (lengths - (max_length - cache_length)) / cache_length
   return rewards - jnp.clip(over, 0.0, 1.0)
 
@@ -223,7 +223,7 @@ def shape(
     ValueError: an unknown kind, an option that this kind has no use for, or one
       that it cannot do without.
   """
-  masked.check_choice('shaping', kind, SHAPINGS)
+  checks.check_choice('shaping', kind, SHAPINGS)
   known = {
     name: parameter.default is parameter.empty
     for name, parameter in inspect.signature(SHAPINGS[kind]).parameters.items()
@@ -244,6 +244,6 @@ def shape(
 def _check(rewards: Array, lengths: Array) -> tuple[Array, Array]:
   """Returns both as f32[P,G], checked."""
   dims = {}
-  rewards = masked.as_array('rewards', rewards, 'float[P,G]', dims)
-  lengths = masked.as_array('lengths', lengths, 'int[P,G]', dims)
+  rewards = checks.as_array('rewards', rewards, 'float[P,G]', dims)
+  lengths = checks.as_array('lengths', lengths, 'int[P,G]', dims)
   return rewards, lengths.astype(rewards.dtype)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 
-from meta_rl import decode, masked, rollout
+from meta_rl import checks, decode, rollout
 from meta_rl.types import Array, Model, Params
 
 
@@ -47,11 +47,11 @@ def stream(
   Raises:
     ValueError: as in `generate`; an empty prompt.
   """
-  masked.check_model(model)
-  masked.check_key('stream: key', key)
-  masked.check_ids('stream: prompt', prompt)
-  masked.check_count('stream: every', every)
-  masked.check_count('stream: bucket', bucket)
+  checks.check_model(model)
+  checks.check_key('stream: key', key)
+  checks.check_ids('stream: prompt', prompt)
+  checks.check_count('stream: every', every)
+  checks.check_count('stream: bucket', bucket)
   rollout.check(
     temperature=temperature,
     top_k=top_k,
@@ -62,7 +62,7 @@ def stream(
     max_new_tokens=max_new_tokens,
   )
   if thinking_budget is not None:
-    masked.check_count('stream: thinking_budget', thinking_budget, low=0)
+    checks.check_count('stream: thinking_budget', thinking_budget, low=0)
   up = lambda n: -(-n // bucket) * bucket
   length = up(len(prompt))
   tokens = jnp.zeros((1, length), jnp.int32)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from meta_rl import masked, study_cells, study_files
+from meta_rl import checks, study_cells, study_files
 from meta_rl import study_statistics as stats
 from meta_rl.statistics import Interval
 from meta_rl.study_cells import Key
@@ -80,7 +80,7 @@ KEPT = {
 def check_figures(study):
   """Raises ValueError if a prediction is about no figure of a cell."""
   for name, entry in study.predictions.items():
-    masked.check_choice(f'predictions.{name}.figure', entry.figure, FIGURES)
+    checks.check_choice(f'predictions.{name}.figure', entry.figure, FIGURES)
 
 
 class Results(NamedTuple):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from meta_rl import lora, masked
+from meta_rl import checks, lora
 from meta_rl.types import Array, Params, WeightedSum
 
 Metrics = dict[str, WeightedSum]
@@ -58,8 +58,8 @@ def init_state(
     ValueError: an argument of another kind.
   """
   _check_optimizer(optimizer)
-  masked.check_callable('trainable', trainable, optional=True)
-  seed = masked.check_counts('seed', seed, high=2**32 - 1)
+  checks.check_callable('trainable', trainable, optional=True)
+  seed = checks.check_counts('seed', seed, high=2**32 - 1)
   own = params if trainable is None else lora.split(params, trainable)[0]
   return TrainState(
     params=params,
@@ -78,11 +78,11 @@ def split_batch(batch: dict, parts: int) -> dict:
     ValueError: a batch without rows or of several lengths, or parts that do not
       divide it.
   """
-  masked.check_count('parts', parts)
+  checks.check_count('parts', parts)
   shapes = [jnp.shape(x) for x in jax.tree.leaves(batch)]
   if not shapes or () in shapes:
     raise ValueError(
-      f'batch must hold arrays with B rows each, got {masked.show(batch)}'
+      f'batch must hold arrays with B rows each, got {checks.show(batch)}'
     )
   rows = {shape[0] for shape in shapes}
   if len(rows) != 1 or (size := rows.pop()) % parts:
@@ -128,11 +128,11 @@ def gradients(
     ValueError: an argument of another kind, a batch that cannot be cut, or an
       axis that is not mapped here.
   """
-  masked.check_callable('loss_fn', loss_fn)
-  masked.check_callable('trainable', trainable, optional=True)
-  masked.check_count('micro_batches', micro_batches)
-  masked.check_ids('length_buckets', length_buckets, empty=True)
-  masked.check_axis('axis_name', axis_name)
+  checks.check_callable('loss_fn', loss_fn)
+  checks.check_callable('trainable', trainable, optional=True)
+  checks.check_count('micro_batches', micro_batches)
+  checks.check_ids('length_buckets', length_buckets, empty=True)
+  checks.check_axis('axis_name', axis_name)
   if len(length_buckets) and 'token_mask' not in batch:
     raise ValueError(
       f'batch must hold token_mask with length_buckets={length_buckets}, got '
@@ -320,8 +320,8 @@ def update(
     ValueError: as in `gradients`.
   """
   _check_state(state)
-  masked.check_count('mini_batches', mini_batches)
-  masked.check_count('epochs', epochs)
+  checks.check_count('mini_batches', mini_batches)
+  checks.check_count('epochs', epochs)
 
   def step(carry, part):
     return optimizer_step(
@@ -349,14 +349,14 @@ def update(
 def _check_state(state):
   if not isinstance(state, TrainState):
     raise ValueError(
-      f'state must be a TrainState, of init_state, got {masked.show(state)}'
+      f'state must be a TrainState, of init_state, got {checks.show(state)}'
     )
 
 
 def _check_optimizer(optimizer):
   if not hasattr(optimizer, 'init') or not hasattr(optimizer, 'update'):
     raise ValueError(
-      f'optimizer must be an optax one, got {masked.show(optimizer)}'
+      f'optimizer must be an optax one, got {checks.show(optimizer)}'
     )
 
 

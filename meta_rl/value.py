@@ -11,7 +11,7 @@ Axes: B traces, T tokens, D width.
 
 import jax.numpy as jnp
 
-from meta_rl import masked
+from meta_rl import checks
 from meta_rl.scoring import positions_of
 from meta_rl.types import Array, Model, Params
 
@@ -27,20 +27,20 @@ def init_head(width: int) -> Params:
   Raises:
     ValueError: width < 1.
   """
-  masked.check_count('width', width)
+  checks.check_count('width', width)
   return {'kernel': jnp.zeros(width), 'bias': jnp.zeros(())}
 
 
 def with_head(params: Params, head: Params) -> Params:
   """Returns the policy's parameters with a value head beside them."""
-  masked.check_dict('params', params)
-  masked.check_dict('head', head)
+  checks.check_dict('params', params)
+  checks.check_dict('head', head)
   return {**params, NAME: head}
 
 
 def without_head(params: Params) -> Params:
   """Returns the policy's parameters alone."""
-  masked.check_dict('params', params)
+  checks.check_dict('params', params)
   return {name: leaf for name, leaf in params.items() if name != NAME}
 
 
@@ -52,15 +52,15 @@ def features(
   Raises:
     ValueError: a model without `features_fn`, wrong shape or dtype.
   """
-  masked.check_model(model)
+  checks.check_model(model)
   if model.features_fn is None:
     raise ValueError(
       'a value head reads features and this model has no features_fn: give it '
       'one, or use an algorithm without a critic.'
     )
   dims = {}
-  tokens = masked.as_array('tokens', tokens, 'int[B,T]', dims)
-  token_mask = masked.as_array('token_mask', token_mask, 'bool[B,T]', dims)
+  tokens = checks.as_array('tokens', tokens, 'int[B,T]', dims)
+  token_mask = checks.as_array('token_mask', token_mask, 'bool[B,T]', dims)
   positions = positions_of(token_mask)
   return model.features_fn(params, tokens, positions, None, None)[0]
 
@@ -82,7 +82,7 @@ def read_out(params: Params, features: Array, token_mask: Array) -> Array:
   Raises:
     ValueError: parameters without a value head, wrong shape or dtype.
   """
-  masked.check_dict('params', params)
+  checks.check_dict('params', params)
   if NAME not in params:
     raise ValueError(
       f'the parameters have no {NAME!r}: add one with value.with_head, as '
@@ -90,8 +90,8 @@ def read_out(params: Params, features: Array, token_mask: Array) -> Array:
     )
   head = params[NAME]
   dims = {'D': len(head['kernel'])}
-  features = masked.as_array('features', features, 'float[B,T,D]', dims)
-  token_mask = masked.as_array('token_mask', token_mask, 'bool[B,T]', dims)
+  features = checks.as_array('features', features, 'float[B,T,D]', dims)
+  token_mask = checks.as_array('token_mask', token_mask, 'bool[B,T]', dims)
   # A reduction and no matrix product: it keeps float32 on every device.
   product = features * head['kernel']
   after = product.sum(-1) + head['bias']

@@ -16,12 +16,12 @@ from toys import lively_params, tiny
 
 from meta_rl import (
   advantages,
+  checks,
   continuations,
   curriculum,
   episodes,
   lora,
   losses,
-  masked,
   models,
   prover,
   prover_gradient,
@@ -71,7 +71,7 @@ GROUPS = {'rewards': J, 'lengths': np.ones((2, 3), np.int32)}
 
 # A call that works for each function.
 CALLS = {
-  masked.as_array: {'name': 'x', 'x': FLOATS, 'spec': 'float[B,T]'},
+  checks.as_array: {'name': 'x', 'x': FLOATS, 'spec': 'float[B,T]'},
   episodes.split_spans: {
     'text': 'a',
     'markers': ('Wait',),

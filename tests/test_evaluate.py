@@ -497,7 +497,8 @@ def test_pass_and_majority_of_two_problems(trained, small, monkeypatch):
   found['stop_index'] = np.full(8, last - 1)
   found['stop_index'][5:] = last  # nothing behind it
   monkeypatch.setattr(held_out, 'measure', lambda *args: found)
-  result = evaluate.several_samples(
+  measured = functools.partial(
+    evaluate.several_samples,
     None,
     None,
     source_of(trained),
@@ -507,6 +508,7 @@ def test_pass_and_majority_of_two_problems(trained, small, monkeypatch):
     samples=4,
     batch_size=8,
   )
+  result = measured()
   # pass@2: 1 - C(2,2)/C(4,2) = 5/6 and 1 - C(3,2)/C(4,2) = 1/2.
   assert result['pass@k'] == pytest.approx(
     {'1': (1 / 2 + 1 / 4) / 2, '2': (5 / 6 + 1 / 2) / 2, '4': 1.0}
@@ -519,18 +521,7 @@ def test_pass_and_majority_of_two_problems(trained, small, monkeypatch):
   found['stop_index'][2:4] = last - 3
   found['tokens'][2:4, last - 2 : last] = tokenizer.integer(7)
   found['token_mask'][2:4, last - 2 : last] = True
-  forced = evaluate.several_samples(
-    None,
-    None,
-    source_of(trained),
-    jax.random.key(0),
-    kit=setup_run.task_kit(trained.config),
-    num_problems=2,
-    samples=4,
-    batch_size=8,
-    stop_length=3,
-  )
-  assert forced == result
+  assert measured(stop_length=3) == result
 
 
 # ---- traces as text

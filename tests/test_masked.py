@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from meta_rl import masked
+from meta_rl import checks, masked
 
 MASKS = [
   [False, False, True, False, True],
@@ -66,10 +66,10 @@ def test_safe_divide_has_finite_gradients():
 
 def test_check_shape_binds_letters_over_calls():
   dims = {}
-  masked.check_shape('success', np.zeros((4, 7)), 'B,K+1', dims)
-  masked.check_shape('count', np.zeros(4), ('B',), dims)
-  masked.check_shape('scores', np.zeros((2, 3, 6)), '...,K', dims)
-  masked.check_shape('fixed', np.zeros((9, 4)), (None, 4))
+  checks.check_shape('success', np.zeros((4, 7)), 'B,K+1', dims)
+  checks.check_shape('count', np.zeros(4), ('B',), dims)
+  checks.check_shape('scores', np.zeros((2, 3, 6)), '...,K', dims)
+  checks.check_shape('fixed', np.zeros((9, 4)), (None, 4))
   assert dims == {'B': 4, 'K': 6}
 
 
@@ -88,13 +88,13 @@ def test_check_shape_binds_letters_over_calls():
 )
 def test_check_shape_names_the_argument(shape, spec):
   with pytest.raises(ValueError, match=r'rewards must have shape \['):
-    masked.check_shape('rewards', np.zeros(shape), spec, {'B': 4, 'K': 6})
+    checks.check_shape('rewards', np.zeros(shape), spec, {'B': 4, 'K': 6})
 
 
 def test_a_failed_check_binds_nothing():
   dims = {'K': 6}
   with pytest.raises(ValueError, match='with K=6'):
-    masked.check_shape('x', np.zeros((4, 9)), 'B,K', dims)
+    checks.check_shape('x', np.zeros((4, 9)), 'B,K', dims)
   assert dims == {'K': 6}
 
 
@@ -104,43 +104,43 @@ def test_a_failed_check_binds_nothing():
 )
 def test_check_dtype(dtype, kind):
   with pytest.raises(ValueError, match=f'x must hold {kind} .* {dtype}'):
-    masked.check_dtype('x', np.zeros(3, dtype), kind)
+    checks.check_dtype('x', np.zeros(3, dtype), kind)
 
 
 def test_as_array_widens_half_precision():
-  x = masked.as_array('x', jnp.ones(3, jnp.bfloat16), 'float[T]')
+  x = checks.as_array('x', jnp.ones(3, jnp.bfloat16), 'float[T]')
   assert x.dtype == jnp.float32
-  assert masked.as_array('x', [1, 2], 'number[T]').dtype == jnp.int32
+  assert checks.as_array('x', [1, 2], 'number[T]').dtype == jnp.int32
 
 
 def test_check_range_and_choice():
-  masked.check_range('x', 0.5, above=0, high=1)
-  masked.check_range('x', jnp.array(-1.0), low=0)  # arrays pass unseen
+  checks.check_range('x', 0.5, above=0, high=1)
+  checks.check_range('x', jnp.array(-1.0), low=0)  # arrays pass unseen
   with pytest.raises(ValueError, match=r'x must be > 0 and <= 1, got 0'):
-    masked.check_range('x', 0, above=0, high=1)
+    checks.check_range('x', 0, above=0, high=1)
   with pytest.raises(ValueError, match='x must be >= 0, got -1'):
-    masked.check_range('x', -1, low=0)
+    checks.check_range('x', -1, low=0)
   with pytest.raises(ValueError, match='>= 0, got nan'):
-    masked.check_range('x', float('nan'), low=0)
+    checks.check_range('x', float('nan'), low=0)
   with pytest.raises(ValueError, match=r"k must be one of \['a', 'b'\]"):
-    masked.check_choice('k', 'c', ('a', 'b'))
+    checks.check_choice('k', 'c', ('a', 'b'))
 
 
 @pytest.mark.parametrize(
   'check, given, message',
   [
-    (masked.check_count, 0, 'x must be a whole number >= 1, got 0'),
-    (masked.check_count, 1.0, 'whole number >= 1, got 1.0'),
-    (masked.check_count, True, 'whole number >= 1, got True'),
-    (masked.check_scalar, '3', "x must be a number, got '3'"),
-    (masked.check_scalar, np.zeros((4, 1)), r'one number, got float64\[4, 1\]'),
-    (masked.check_ids, 3, 'x must be a tuple of token ids, got 3'),
-    (masked.check_ids, '3', 'must be a tuple of token ids'),
-    (masked.check_ids, (1, -1), 'a token id must be a whole number >= 0'),
-    (masked.check_ids, jnp.zeros(2), 'x must hold int values'),
-    (masked.check_key, 0, r'one key, such as jax.random.key\(0\), got 0'),
+    (checks.check_count, 0, 'x must be a whole number >= 1, got 0'),
+    (checks.check_count, 1.0, 'whole number >= 1, got 1.0'),
+    (checks.check_count, True, 'whole number >= 1, got True'),
+    (checks.check_scalar, '3', "x must be a number, got '3'"),
+    (checks.check_scalar, np.zeros((4, 1)), r'one number, got float64\[4, 1\]'),
+    (checks.check_ids, 3, 'x must be a tuple of token ids, got 3'),
+    (checks.check_ids, '3', 'must be a tuple of token ids'),
+    (checks.check_ids, (1, -1), 'a token id must be a whole number >= 0'),
+    (checks.check_ids, jnp.zeros(2), 'x must hold int values'),
+    (checks.check_key, 0, r'one key, such as jax.random.key\(0\), got 0'),
     (
-      masked.check_key,
+      checks.check_key,
       jax.random.split(jax.random.key(0)),
       'must be one key',
     ),
@@ -152,12 +152,12 @@ def test_a_check_names_what_is_allowed(check, given, message):
 
 
 def test_checks_pass_what_is_right():
-  masked.check_count('x', np.int32(2))
-  masked.check_scalar('x', jnp.float32(2), above=0)
-  masked.check_ids('x', [1, np.int32(2)])
-  masked.check_ids('x', jnp.arange(3))
-  masked.check_key('x', jax.random.key(0))
-  masked.check_key('x', jax.random.PRNGKey(0))
+  checks.check_count('x', np.int32(2))
+  checks.check_scalar('x', jnp.float32(2), above=0)
+  checks.check_ids('x', [1, np.int32(2)])
+  checks.check_ids('x', jnp.arange(3))
+  checks.check_key('x', jax.random.key(0))
+  checks.check_key('x', jax.random.PRNGKey(0))
 
 
 def test_a_bare_function_is_no_model():
@@ -165,4 +165,4 @@ def test_a_bare_function_is_no_model():
     return params, tokens
 
   with pytest.raises(ValueError, match="got 'net'.*from_apply_fn wraps"):
-    masked.check_model(net)
+    checks.check_model(net)

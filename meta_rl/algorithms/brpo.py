@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from meta_rl import advantages, masked
+from meta_rl import advantages, checks
 from meta_rl.algorithms.base import Measured, at, spread
 from meta_rl.types import Array
 
@@ -27,7 +27,7 @@ def budget_prior(prior: str, budgets: Sequence[int]) -> Array:
     prior: 'uniform', 'linear' or 'base'.
     budgets: S token budgets, increasing.
   """
-  masked.check_choice('prior', prior, PRIORS)
+  checks.check_choice('prior', prior, PRIORS)
   budgets = jnp.asarray(budgets, jnp.float32)
   if prior == 'base':
     return (jnp.arange(len(budgets)) == len(budgets) - 1).astype(jnp.float32)
@@ -78,7 +78,7 @@ def brpo(
   from its code in where an answer is sampled once only, at the trace's own end:
   `summary_rows` of `meta_rl.steps` add those at every budget.
   """
-  masked.check_choice('summary_baseline', summary_baseline, SUMMARY_BASELINES)
+  checks.check_choice('summary_baseline', summary_baseline, SUMMARY_BASELINES)
   scores = measured.success[:, 1:]
   num = scores.shape[1]
   if len(budgets) != num:
@@ -125,7 +125,7 @@ def summary_advantages(
 
   Source: arXiv 2505.13438, section 3, and its code.
   """
-  masked.check_choice('summary_baseline', summary_baseline, SUMMARY_BASELINES)
+  checks.check_choice('summary_baseline', summary_baseline, SUMMARY_BASELINES)
   found = measured.summaries
   return found.rewards - _baseline(
     measured, found.budget, group_size, summary_baseline

@@ -7,7 +7,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from meta_rl import advantages, masked, regret
+from meta_rl import advantages, checks, regret
 from meta_rl.algorithms.base import Measured, at, grouped, spread
 from meta_rl.algorithms.outcome import outcome
 from meta_rl.types import Array
@@ -85,9 +85,9 @@ def mrt(
 
   Source: Qu et al. 2025, arXiv 2503.07572, section 6.
   """
-  masked.check_choice('credit', credit, CREDITS)
-  masked.check_choice('baseline', baseline, BASELINES)
-  masked.check_range('alpha', alpha, low=0)
+  checks.check_choice('credit', credit, CREDITS)
+  checks.check_choice('baseline', baseline, BASELINES)
+  checks.check_range('alpha', alpha, low=0)
   if price and credit != 'token_weighted':
     raise ValueError(
       f"price={price} is of credit='token_weighted' alone, where it is weighed "

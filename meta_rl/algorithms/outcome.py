@@ -8,7 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from meta_rl import advantages, masked
+from meta_rl import advantages, checks, masked
 from meta_rl import shaping as shapings
 from meta_rl.algorithms.base import Measured, grouped
 from meta_rl.types import Array
@@ -64,7 +64,7 @@ def outcome(
     ValueError: an unknown baseline or shaping, an option that the shaping has
       no use for or lacks, or a group of one where the baseline is the group's.
   """
-  masked.check_choice('baseline', baseline, [*UNGROUPED, *_GROUP_BASELINES])
+  checks.check_choice('baseline', baseline, [*UNGROUPED, *_GROUP_BASELINES])
   ends = measured.episodes.ends
   valid = grouped(measured.valid, group_size)
   rewards = shapings.shape(

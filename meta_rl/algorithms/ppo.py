@@ -5,7 +5,7 @@ Axes: B traces, T tokens, K episodes.
 
 import jax.numpy as jnp
 
-from meta_rl import advantages, masked
+from meta_rl import advantages, checks, masked
 from meta_rl.algorithms.base import Measured, at
 from meta_rl.types import Array
 
@@ -51,7 +51,7 @@ def ppo(
       "algorithm 'ppo' needs the critic's values: put what steps.make_value "
       'gives into measured.critic.'
     )
-  masked.check_shape('critic.values', critic.values, f'B,{length}')
+  checks.check_shape('critic.values', critic.values, f'B,{length}')
   return advantages.gae(
     advantages.terminal_rewards(measured.rewards, critic.mask),
     critic.values,

@@ -5,7 +5,7 @@ Axes: P prompts, G group, B = P * G traces, T tokens.
 
 import jax.numpy as jnp
 
-from meta_rl import advantages, masked
+from meta_rl import advantages, checks
 from meta_rl.algorithms.base import Measured
 from meta_rl.types import Array
 
@@ -59,8 +59,8 @@ def prefix(
   Source: Qu et al. 2025, arXiv 2503.07572, section 6, and its public code
     (`A = R - R_termination`), which says nothing of Direct rollouts.
   """
-  masked.check_choice('form', form, FORMS)
-  masked.check_range('alpha', alpha, low=0)
+  checks.check_choice('form', form, FORMS)
+  checks.check_range('alpha', alpha, low=0)
   if measured.continues is None or measured.prefix_success is None:
     raise ValueError(
       'prefix: measured.continues and prefix_success are None: the rollouts '

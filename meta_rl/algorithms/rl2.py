@@ -5,7 +5,7 @@ Axes: B traces, T tokens, K episodes.
 
 import jax.numpy as jnp
 
-from meta_rl import advantages, masked, regret
+from meta_rl import advantages, checks, regret
 from meta_rl.algorithms.base import Measured, at, spread
 from meta_rl.types import Array
 
@@ -63,8 +63,8 @@ def rl2(
   in the baseline.
   """
   del group_size
-  masked.check_choice('counted', counted, COUNTED)
-  masked.check_choice('baseline', baseline, ('prover', 'none'))
+  checks.check_choice('counted', counted, COUNTED)
+  checks.check_choice('baseline', baseline, ('prover', 'none'))
   success, count = measured.success, measured.episodes.count
   num = success.shape[1] - 1
   progress = regret.progress(success, count)

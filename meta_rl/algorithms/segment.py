@@ -10,7 +10,7 @@ Axes: P prompts, G group, B = P * G traces, T tokens, K segments.
 
 import jax.numpy as jnp
 
-from meta_rl import masked
+from meta_rl import checks
 from meta_rl.algorithms.base import Measured, at, spread
 from meta_rl.algorithms.outcome import outcome
 from meta_rl.types import Array
@@ -30,7 +30,7 @@ def best_of(value: Array, number: int) -> Array:
     value: f32[...], V, probability.
     number: K, at least 1; 1 gives V itself.
   """
-  masked.check_range('number', number, low=1)
+  checks.check_range('number', number, low=1)
   return 1.0 - (1.0 - value) ** number
 
 
@@ -87,14 +87,14 @@ def segment(
   alpha A^mu). Departs from PAV in that its values are sampled anew and not
   those of a trained verifier.
   """
-  masked.check_choice('transform', transform, TRANSFORMS)
+  checks.check_choice('transform', transform, TRANSFORMS)
   if (transform == 'best_of') != (tries is not None):
     raise ValueError(
       f'transform={transform!r} with tries={tries}: tries is how many '
       "transform='best_of' takes the best of, and of that alone."
     )
-  masked.check_range('alpha', alpha, low=0)
-  masked.check_range('outcome_coef', outcome_coef, low=0)
+  checks.check_range('alpha', alpha, low=0)
+  checks.check_range('outcome_coef', outcome_coef, low=0)
   if not alpha and not outcome_coef:
     raise ValueError(
       'alpha and outcome_coef are both 0: nothing would be learned; raise one.'

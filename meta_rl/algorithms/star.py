@@ -7,7 +7,7 @@ import math
 
 import jax.numpy as jnp
 
-from meta_rl import masked, regret
+from meta_rl import checks, regret
 from meta_rl.algorithms.base import Measured, Selected, grouped
 
 SELECTS = ('any', 'progress')
@@ -65,10 +65,10 @@ def star(
   Source: STaR, Zelikman et al. 2022 (arXiv 2203.14465); RFT, Yuan et al. 2023
     (arXiv 2308.01825); MRT, Qu et al. 2025 (arXiv 2503.07572), section 6.
   """
-  masked.check_choice('select', select, SELECTS)
-  masked.check_range('keep_share', keep_share, above=0, high=1)
+  checks.check_choice('select', select, SELECTS)
+  checks.check_range('keep_share', keep_share, above=0, high=1)
   if max_kept is not None:
-    masked.check_range('max_kept', max_kept, low=1)
+    checks.check_range('max_kept', max_kept, low=1)
   # Of n right traces, for n = 0..G; in Python, where .1 * 10 rounds up to 1.
   limit = group_size if max_kept is None else max_kept
   quota = [

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from meta_rl.masked import check_choice, check_count, check_range
+from meta_rl.checks import check_choice, check_count, check_range
 from meta_rl.models.rope import RopeScaling
 
 ACTIVATIONS = ('silu', 'gelu_tanh')

@@ -9,7 +9,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from meta_rl.masked import check_choice
+from meta_rl.checks import check_choice
 from meta_rl.types import Array
 
 # What each kind reads; a number given to a kind that doesn't is refused.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 
-from meta_rl import episodes, masked
+from meta_rl import checks, episodes
 from meta_rl.types import Array, Episodes, Rollout
 
 BOUNDARIES = ('delimiters', 'budgets', 'text')
@@ -20,7 +20,7 @@ BOUNDARIES = ('delimiters', 'budgets', 'text')
 
 def check_boundaries(boundaries: str, budgets: Sequence[int] | None):
   """Raises ValueError unless budgets are given where they are used."""
-  masked.check_choice('boundaries', boundaries, BOUNDARIES)
+  checks.check_choice('boundaries', boundaries, BOUNDARIES)
   if (boundaries == 'budgets') != (budgets is not None):
     raise ValueError(
       f'boundaries={boundaries!r} with budgets={budgets}: budgets are given '

@@ -26,7 +26,14 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from meta_rl import algorithms, costs, losses, masked, prover_gradient, regret
+from meta_rl import (
+  algorithms,
+  checks,
+  costs,
+  losses,
+  prover_gradient,
+  regret,
+)
 from meta_rl.algorithms.base import at
 from meta_rl.steps.prove import per_trace
 from meta_rl.tasks.base import Task
@@ -58,7 +65,7 @@ def boundary_weights(
     horizon: H, tokens.
     outcome_mass: rho, that of the algorithm; of 'all' alone.
   """
-  masked.check_choice('boundaries', boundaries, PATHWISE[1:])
+  checks.check_choice('boundaries', boundaries, PATHWISE[1:])
   ends, count = measured.episodes.ends, measured.episodes.count
   last = jnp.arange(ends.shape[1]) == count[:, None]
   last = (last & measured.answered[:, None]).astype(jnp.float32)
@@ -193,7 +200,7 @@ def make_pathwise_term(
   Raises:
     ValueError: coef <= 0.
   """
-  masked.check_range('coef', coef, above=0)
+  checks.check_range('coef', coef, above=0)
 
   def term(params: Params, batch: dict[str, Array]):
     mask = batch['mask']

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 
-from meta_rl import algorithms, continuations, costs, masked, prover
+from meta_rl import algorithms, checks, continuations, costs, prover
 from meta_rl.rollout import answers_of
 from meta_rl.steps.boundaries import check_boundaries, find_boundaries
 from meta_rl.steps.summaries import sample_summaries
@@ -140,7 +140,7 @@ def check_enumerated(num_enumerated: int | None, kind: str):
       f"num_enumerated={num_enumerated} is of prover kind 'control_variate' "
       f'alone: set it to None with {kind!r}.'
     )
-  masked.check_range('num_enumerated', num_enumerated, low=0)
+  checks.check_range('num_enumerated', num_enumerated, low=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from meta_rl import algorithms, losses, masked
+from meta_rl import algorithms, checks, losses
 from meta_rl import value as value_head
 from meta_rl.types import Model, WeightedSum
 
@@ -53,15 +53,15 @@ def make_value_term(
   Raises:
     ValueError: a negative coefficient, both 0, or a clip of nothing.
   """
-  masked.check_range('value_coef', value_coef, low=0)
-  masked.check_range('value_j_coef', value_j_coef, low=0)
+  checks.check_range('value_coef', value_coef, low=0)
+  checks.check_range('value_j_coef', value_j_coef, low=0)
   if not value_coef and not value_j_coef:
     raise ValueError(
       'value_coef and value_j_coef are both 0: the critic would stay at 0; '
       "raise one of them, or use algorithm.name='outcome'."
     )
   if value_clip is not None:
-    masked.check_range('value_clip', value_clip, above=0)
+    checks.check_range('value_clip', value_clip, above=0)
     if not value_coef:
       raise ValueError(
         f'value_clip={value_clip} is of the regression on returns alone and '

@@ -2,7 +2,7 @@
 
 import functools
 
-from meta_rl import masked, tokenizer
+from meta_rl import checks, tokenizer
 from meta_rl.tasks import (
   backtrack,
   builder,
@@ -42,7 +42,7 @@ def countdown_task(
   Raises:
     ValueError: an unknown mode.
   """
-  masked.check_choice('mode', mode, check.MODES)
+  checks.check_choice('mode', mode, check.MODES)
   longest = {'restart': 3 * n, 'backtrack': backtrack.longest_episode(n)}
   verify = functools.partial(verify_tokens, ops=ops, max_value=max_value)
   return Task(

@@ -8,7 +8,7 @@ which of their claims are true.
 import dataclasses
 from collections.abc import Sequence
 
-from meta_rl import masked, tokenizer
+from meta_rl import checks, tokenizer
 
 MODES = ('restart', 'backtrack')
 
@@ -74,7 +74,7 @@ def check_trace(
   Raises:
     ValueError: an unknown mode, or tokens that do not begin with a prompt.
   """
-  masked.check_choice('mode', mode, MODES)
+  checks.check_choice('mode', mode, MODES)
   numbers, target, thought = _split(_unpadded(tokens))
   allowed = {tokenizer.OPERATORS[op] for op in ops}
   found, before = [], None  # no attempt to go back to

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from meta_rl import masked, tokenizer
+from meta_rl import checks, tokenizer
 from meta_rl.tasks import expressions
 from meta_rl.tasks.base import SPLITS, split_of_key
 from meta_rl.tasks.expressions import (
@@ -177,18 +177,18 @@ def check_options(
 ):
   """Raises ValueError, naming the option, for what no problem is made of."""
   most = tokenizer.MAX_INTEGER
-  masked.check_range('n', n, low=2, high=5)
-  masked.check_range('max_value', max_value, low=1, high=most)
-  masked.check_range('low', low, low=0, high=max_value)
-  masked.check_range('high', high, low=low, high=max_value)
+  checks.check_range('n', n, low=2, high=5)
+  checks.check_range('max_value', max_value, low=1, high=most)
+  checks.check_range('low', low, low=0, high=max_value)
+  checks.check_range('high', high, low=low, high=max_value)
   expressions.check_ops(ops)
-  masked.check_range('max_target', max_target, low=min_target)
+  checks.check_range('max_target', max_target, low=min_target)
   for name, value in (
     ('max_answers', max_answers),
     ('max_multisets', max_multisets),
     ('orders', orders),
   ):
-    masked.check_range(name, value, low=1)
+    checks.check_range(name, value, low=1)
 
 
 def _multisets(n, low, high, limit, seed) -> Iterable[Tokens]:

@@ -21,7 +21,7 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 
-from meta_rl import masked, tokenizer
+from meta_rl import checks, tokenizer
 from meta_rl.models import from_apply_fn
 from meta_rl.tasks.base import Task
 from meta_rl.types import Array, Model
@@ -80,9 +80,9 @@ def verify_tokens(answer: Array, mask: Array, hidden: Array) -> Array:
   Raises:
     ValueError: wrong shape or dtype.
   """
-  answer = masked.as_array('answer', answer, 'int[...,A]')
-  mask = masked.as_array('mask', mask, 'bool[...,A]')
-  hidden = masked.as_array('hidden', hidden, 'int[...]')
+  answer = checks.as_array('answer', answer, 'int[...,A]')
+  mask = checks.as_array('mask', mask, 'bool[...,A]')
+  hidden = checks.as_array('hidden', hidden, 'int[...]')
   if answer.shape != mask.shape or answer.shape[-1] < ANSWER_LENGTH:
     raise ValueError(
       f'answer {answer.shape} and mask {mask.shape} must share a shape [...,A] '
@@ -210,14 +210,14 @@ def area(success: np.ndarray, *, horizon: int) -> float:
     horizon: H, tokens, >= 1.
   """
   success = np.asarray(success, np.float64)
-  masked.check_range('horizon', horizon, low=1)
+  checks.check_range('horizon', horizon, low=1)
   episode = np.arange(horizon) // EPISODE_LENGTH
   return float(success[np.minimum(episode, len(success) - 1)].mean())
 
 
 def _check_sizes(n, num_episodes):
   check_n(n)
-  masked.check_range('num_episodes', num_episodes, low=0)
+  checks.check_range('num_episodes', num_episodes, low=0)
 
 
 # --- policies that attain it ---

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from meta_rl import chat_template, masked, text_tokenizer, verifiers
+from meta_rl import chat_template, checks, text_tokenizer, verifiers
 from meta_rl.tasks import text_host
 from meta_rl.tasks.base import SPLITS, Task, TaskKit
 from meta_rl.tasks.text_sources import SOURCES
@@ -173,13 +173,13 @@ def _parse(options: dict) -> TextOptions:
     if not options.get(name):
       raise ValueError(f'{name} is missing: a text task needs one')
   own = TextOptions(**options)
-  masked.check_choice('source', own.source, SOURCES)
-  masked.check_choice('delimiter', own.delimiter, DELIMITERS)
-  masked.check_choice('template', own.template, TEMPLATES)
+  checks.check_choice('source', own.source, SOURCES)
+  checks.check_choice('delimiter', own.delimiter, DELIMITERS)
+  checks.check_choice('template', own.template, TEMPLATES)
   for name in ('prompt_length', 'answer_length', 'max_answers', 'gold_bytes'):
     if (name, getattr(own, name)) != ('gold_bytes', None):
-      masked.check_count(name, getattr(own, name))
-  masked.check_range('timeout_s', own.timeout_s, above=0)
+      checks.check_count(name, getattr(own, name))
+  checks.check_range('timeout_s', own.timeout_s, above=0)
   _check_spellings(own.spellings)
   try:
     datetime.date.fromisoformat(own.date)

@@ -21,7 +21,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from absl import logging
 
-from meta_rl import masked
+from meta_rl import checks
 from meta_rl.tasks import sources, text_files
 from meta_rl.tasks.base import SPLITS, split_of_key
 from meta_rl.tasks.text_files import Problem
@@ -73,7 +73,7 @@ def make_config(**fields) -> TextConfig:
     ValueError: an unknown field, one out of its range, or no such files.
   """
   config = sources.make_config(TextConfig, 'text', fields)
-  masked.check_choice(
+  checks.check_choice(
     'answer_format', config.answer_format, text_files.ANSWER_FORMATS
   )
   shares = config.validation_percent, config.test_percent

@@ -16,7 +16,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from meta_rl import masked
+from meta_rl import checks
 from meta_rl.files import one_line, read_jsonl
 from meta_rl.verifiers.extract import extract_boxed
 
@@ -163,7 +163,7 @@ def read_problems(
     ValueError: in one line, with the file and the line or row.
   """
   path = pathlib.Path(path)
-  masked.check_choice('answer_format', answer_format, ANSWER_FORMATS)
+  checks.check_choice('answer_format', answer_format, ANSWER_FORMATS)
   _check_suffix(path)
   default = _KEYS[answer_format]
   keys = question_key or default[0], answer_key or default[1]

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from meta_rl import masked, tokenizer
+from meta_rl import checks, tokenizer
 from meta_rl.tasks import backtrack, check, countdown
 
 # Four times an RL budget of 12 episodes: later extrapolation is then not into
@@ -85,7 +85,7 @@ def sample_trace(
     ordinary_episodes=ordinary_episodes,
     max_episodes=max_episodes,
   )
-  masked.check_choice('mode', mode, check.MODES)
+  checks.check_choice('mode', mode, check.MODES)
   numbers = tuple(sorted(problem.numbers))
   rules = problem.ops, problem.max_value
   attempts, right = _attempts(numbers, problem.target, *rules)
