@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 # Without these an outcome method would pay for a prover that it doesn't use.
 _NO_PROVER = {'prover': {'kind': 'none'}}
+_LAST = {'loss': {'pathwise': {'boundaries': 'last'}}}
 
 METHODS = {
   'base': {'label': 'base', 'config': 'mrt_countdown', 'train': False},
@@ -106,6 +107,31 @@ METHODS = {
       ('last', 'at the last', {'boundaries': 'last'}),
       ('alone', 'alone', {'boundaries': 'all', 'alone': True}),
     )
+  },
+  # Whose gradient bears a larger step? Each against itself and the others.
+  **{
+    f'{method}_x{factor}': {
+      'label': f'{title}, rate ×{factor}',
+      'short': f'{short} ×{factor}',
+      'config': config,
+      'overrides': {**overrides, 'optimizer': {'learning_rate': factor * 1e-4}},
+    }
+    for method, title, short, config, overrides in (
+      ('grpo', 'GRPO', 'GRPO', 'grpo_countdown', _NO_PROVER),
+      ('mrt', 'MRT, exact', 'MRT', 'mrt_countdown', {}),
+      ('pathwise', 'MRT, pathwise at the last', 'path', 'mrt_countdown', _LAST),
+    )
+    for factor in (2, 4)
+  },
+  # A price beside the pathwise term.
+  **{
+    f'pathwise_price_{name}': {
+      'label': f'MRT, pathwise at the last, price {price:g}',
+      'short': f'path λ = {price:g}',
+      'config': 'mrt_countdown',
+      'overrides': {**_LAST, 'algorithm': {'price': price}},
+    }
+    for name, price in (('03', 0.3), ('1', 1.0))
   },
   # The baseline that traces share against that of those that go on alone. Both
   # judge an episode by all that came later: only then is the second unbiased.
@@ -213,6 +239,32 @@ PREDICTIONS = {
     'method': 'mrt_exact',
     'against': 'grpo',
     'figure': 'regret',
+    'expect': 'lower',
+  },
+  # Written after the methods of `rest` were run at u4, and before these.
+  'p10': {
+    'text': 'At twice the learning rate MRT with the pathwise term has less '
+    'regret than at the given one: its gradient is quiet enough.',
+    'dose': 'u4',
+    'method': 'pathwise_x2',
+    'against': 'pathwise_last',
+    'figure': 'regret',
+    'expect': 'lower',
+  },
+  'p10b': {
+    'text': 'GRPO has not: at twice the rate it is no better.',
+    'dose': 'u4',
+    'method': 'grpo_x2',
+    'against': 'grpo',
+    'figure': 'regret',
+    'expect': 'none',
+  },
+  'p11': {
+    'text': 'A price of 1 beside the pathwise term stops sooner than GRPO.',
+    'dose': 'u4',
+    'method': 'pathwise_price_1',
+    'against': 'grpo',
+    'figure': 'tokens',
     'expect': 'lower',
   },
   'p8': {
