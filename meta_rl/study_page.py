@@ -119,10 +119,9 @@ def predictions_section(results: Results) -> str:
     return ''
   header = ['prediction', 'compared', 'predicted', 'measured', 'outcome']
   text = note(
-    'Written down before any seed of their dose was run. A prediction of no'
-    ' difference comes true if the interval holds 0, which few seeds make easy:'
-    ' look at its'
-    ' width.'
+    'Written down before any seed was run of the method that is compared, at'
+    ' that dose. A prediction of no difference comes true if the interval holds'
+    ' 0, which few seeds make easy: look at its width.'
   )
   # Words, not figures: to the left.
   words = f'<div class="words">{table(header, lines)}</div>\n'
