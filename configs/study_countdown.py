@@ -118,11 +118,11 @@ METHODS = {
       ('alone', 'alone', {'boundaries': 'all', 'alone': True}),
     )
   },
-  # Whose gradient bears a larger step? Each against itself and the others.
+  # Whose gradient bears a larger step, or wants a smaller one?
   **{
-    f'{method}_x{factor}': {
-      'label': f'{title}, rate ×{factor}',
-      'short': f'{short} ×{factor}',
+    f'{method}_{name}': {
+      'label': f'{title}, rate ×{factor:g}',
+      'short': f'{short} ×{factor:g}',
       'config': config,
       'overrides': {**overrides, 'optimizer': {'learning_rate': factor * 1e-4}},
     }
@@ -131,7 +131,7 @@ METHODS = {
       ('mrt', 'MRT, exact', 'MRT', 'mrt_countdown', {}),
       ('pathwise', 'MRT, pathwise at the last', 'path', 'mrt_countdown', _LAST),
     )
-    for factor in (2, 4)
+    for name, factor in (('x05', 0.5), ('x2', 2.0))
   },
   # A price beside the pathwise term.
   **{
