@@ -111,11 +111,12 @@ METHODS = {
       'short': f'path {name}',
       'config': 'mrt_countdown',
       'overrides': {'loss': {'pathwise': options}},
+      'seeds': seeds,
     }
-    for name, title, options in (
-      ('all', 'at all boundaries', {'boundaries': 'all'}),
-      ('last', 'at the last', {'boundaries': 'last'}),
-      ('alone', 'alone', {'boundaries': 'all', 'alone': True}),
+    for name, title, options, seeds in (
+      ('all', 'at all boundaries', {'boundaries': 'all'}, 3),
+      ('last', 'at the last', {'boundaries': 'last'}, 5),
+      ('alone', 'alone', {'boundaries': 'all', 'alone': True}, 3),
     )
   },
   # Whose gradient bears a larger step, or wants a smaller one?
