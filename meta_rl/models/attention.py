@@ -5,13 +5,16 @@ E head width. Attention keeps heads before time, so that every product is a
 plain batched matrix multiply.
 """
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from meta_rl.models import places
 from meta_rl.models.config import TransformerConfig
+from meta_rl.models.flash import flash_attend
 from meta_rl.models.layers import RMSNorm, make_linear
 from meta_rl.models.rope import rope_angles, rotate
 from meta_rl.types import Array, Cache
@@ -25,11 +28,14 @@ class View(NamedTuple):
   Attributes:
     cos, sin: f32[B,1,Q,E/2], rotations of the queries' positions.
     mask: bool[B,Q,L], True where a query may see a key.
+    valid: bool[B,Q] where the mask is causal attention over these tokens, None
+      where it is another one.
   """
 
   cos: Array
   sin: Array
   mask: Array
+  valid: Array | None = None
 
 
 class Attention(nn.Module):
@@ -44,7 +50,9 @@ class Attention(nn.Module):
 
     def heads(name, count):
       y = make_linear(c, count * c.dim, c.qkv_bias, name)(x)
-      return y.reshape(batch, queries, count, c.dim).swapaxes(1, 2)
+      y = y.reshape(batch, queries, count, c.dim).swapaxes(1, 2)
+      axis = 'heads' if name == 'q' else 'kv_heads'
+      return places.activation(y, 'batch', axis, 'length', None)
 
     q, k = heads('q', c.num_heads), heads('k', c.kv_heads)
     v = heads('v', c.kv_heads)
@@ -61,7 +69,10 @@ class Attention(nn.Module):
       v = jax.lax.dynamic_update_slice(cache['v'], v * keep, start)
       cache = {'k': k, 'v': v}
     scale = c.dim**-0.5 if c.query_scale is None else c.query_scale
-    y = attend(q * scale, k, v, view.mask, softcap=c.attention_softcap)
+    flash = cache is None and c.attention == 'flash'
+    run = functools.partial(flash_attend, attend) if flash else attend
+    more = (view.valid,) if flash else ()
+    y = run(q * scale, k, v, view.mask, *more, softcap=c.attention_softcap)
     y = y.swapaxes(1, 2).reshape(batch, queries, c.num_heads * c.dim)
     return make_linear(c, c.width, c.o_bias, 'o')(y), cache
 
@@ -139,7 +150,11 @@ def in_window(positions: Array, keys: Array, window: int) -> Array:
 
 
 def make_views(
-  config: TransformerConfig, positions: Array, keys: Array | None, mask: Array
+  config: TransformerConfig,
+  positions: Array,
+  keys: Array | None,
+  mask: Array,
+  valid: Array | None = None,
 ) -> tuple[View, ...]:
   """Returns the global and the local view, or one where layers have but one.
 
@@ -148,12 +163,15 @@ def make_views(
     positions: i32[B,Q], of the queries.
     keys: i32[B,L], of the keys; used under a sliding window only.
     mask: bool[B,Q,L], of `attention_mask`.
+    valid: bool[B,Q], where that is causal attention over these tokens.
   """
   c = config
   views = []
+  if c.sliding_window is not None:
+    valid = None  # layers that pick their view by a flag need equal ones
   if not all(c.is_local):
     angles = rope_angles(positions, c.dim, c.rope_base, c.rope_scaling)
-    views.append(View(*angles, mask))
+    views.append(View(*angles, mask, valid))
   if any(c.is_local):
     if c.sliding_window is not None:
       mask = mask & in_window(positions, keys, c.sliding_window)
@@ -161,5 +179,5 @@ def make_views(
       angles = rope_angles(positions, c.dim, c.local_rope_base)
     elif not views:
       angles = rope_angles(positions, c.dim, c.rope_base, c.rope_scaling)
-    views.append(View(*angles, mask))
+    views.append(View(*angles, mask, valid))
   return tuple(views)

@@ -9,6 +9,7 @@ from meta_rl.models.rope import RopeScaling
 
 ACTIVATIONS = ('silu', 'gelu_tanh')
 DTYPES = ('float32', 'bfloat16')
+ATTENTION = ('dense', 'flash')
 # The linear layers of a block.
 LORA_LAYERS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 
@@ -51,6 +52,8 @@ class TransformerConfig:
     scan_layers: one compiled layer in a `lax.scan` instead of `num_layers`
       copies; parameters and cache get a leading layer axis.
     remat: keep only each layer's input for the backward pass.
+    attention: of passes without a cache: 'dense', all scores at once, or
+      'flash', a block of them at a time (`models.flash`), for long traces.
     dtype: of activations and the KV cache; norms, softmax and logits are
       computed in float32.
     param_dtype: of stored parameters.
@@ -86,6 +89,7 @@ class TransformerConfig:
   logit_softcap: float | None = None
   scan_layers: bool = False
   remat: bool = False
+  attention: str = 'dense'
   dtype: str = 'float32'
   param_dtype: str = 'float32'
   lora_rank: int = 0
@@ -100,6 +104,7 @@ class TransformerConfig:
       flags = tuple(map(bool, self.local_layers))
       object.__setattr__(self, 'local_layers', flags)
     check_choice('activation', self.activation, ACTIVATIONS)
+    check_choice('attention', self.attention, ATTENTION)
     check_choice('dtype', self.dtype, DTYPES)
     check_choice('param_dtype', self.param_dtype, DTYPES)
     self._check_sizes()

@@ -1,36 +1,57 @@
 """RMSNorm and linear layers, in float32 or with bfloat16 storage."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from meta_rl.models import places
 from meta_rl.types import Array
 
 
-@jax.custom_vjp
-def product(x: Array, w: Array) -> Array:
-  """Returns x @ w in the dtype of x, summed in float32.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def product(
+  x: Array, w: Array, path: str = '', dtype: str | None = None
+) -> Array:
+  """Returns x @ w, summed in float32.
 
   The sums of bfloat16 products are float32 on every device; asking for them and
-  rounding after, here and in both products of the gradient, is what XLA has its
-  fast kernels for on CPUs. (Without a rule of its own the gradient would
-  multiply a float32 cotangent by bfloat16 weights, as float32.)
+  rounding after, here and in the gradient of x, is what XLA has its fast
+  kernels for on CPUs. (Without a rule of its own the gradient would multiply a
+  float32 cotangent by bfloat16 weights, as float32.) The gradient of w keeps
+  its float32 sums, on one device and over many.
+
+  Under fsdp w is gathered here, in the dtype of x, forward and again backward.
 
   Args:
     x: [N,D].
-    w: [D,F], of the same dtype.
+    w: [D,F], of the same dtype or a wider one.
+    path: the end of w's path in the parameters, for `places`.
+    dtype: of the result; None: that of x.
   """
-  y = jnp.matmul(x, w, preferred_element_type=jnp.float32)
-  return y.astype(x.dtype)
+  y = _sums(x, _whole(w, x, path))
+  return y.astype(dtype or x.dtype)
 
 
-def _product_forward(x, w):
-  return product(x, w), (x, w)
+def _sums(x, w):
+  return jnp.matmul(x, w, preferred_element_type=jnp.float32)
 
 
-def _product_backward(kept, y):
+def _whole(w, x, path):
+  return places.gather(w.astype(x.dtype), path)
+
+
+def _product_forward(x, w, path, dtype):
+  return product(x, w, path, dtype), (x, w)
+
+
+def _product_backward(path, dtype, kept, y):
+  del dtype
   x, w = kept
-  return product(y, w.T), product(x.T, y)
+  y = y.astype(x.dtype)
+  to_x = _sums(y, _whole(w, x, path).T).astype(x.dtype)
+  return to_x, places.scatter(_sums(x.T, y), path).astype(w.dtype)
 
 
 product.defvjp(_product_forward, _product_backward)
@@ -78,13 +99,13 @@ class Linear(nn.Module):
     init = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
     kernel = self.param('kernel', init, shape, self.param_dtype)
     flat = x.reshape(-1, x.shape[-1])
-    y = product(flat, kernel.astype(x.dtype))
+    y = product(flat, kernel, f'{self.name}/kernel')
     if self.lora_rank:
       rank = self.lora_rank
       a = self.param('lora_a', init, (shape[0], rank))
       b = self.param('lora_b', nn.initializers.zeros, (rank, shape[1]))
-      low = product(flat, a.astype(x.dtype))
-      y += product(low, (self.lora_scale * b).astype(x.dtype))
+      low = product(flat, a)
+      y += product(low, self.lora_scale * b)
     if self.use_bias:
       zeros = nn.initializers.zeros
       bias = self.param('bias', zeros, shape[1:], self.param_dtype)

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from meta_rl.models import places
 from meta_rl.models.attention import (
   Attention,
   attention_mask,
@@ -21,7 +22,7 @@ from meta_rl.models.attention import (
   soft_cap,
 )
 from meta_rl.models.config import TransformerConfig
-from meta_rl.models.layers import RMSNorm, make_linear
+from meta_rl.models.layers import RMSNorm, make_linear, product
 from meta_rl.types import Array, Cache, Model, Params
 
 _GATES = {
@@ -53,14 +54,21 @@ class Block(nn.Module):
     y, cache = Attention(c, name='attention')(y, view, valid, cache, index)
     if c.post_norms:
       y = norm(name='attention_post_norm')(y)
-    x += y
+    x = _place(x + y, None)
     y = norm(name='ffn_norm')(x)
-    gate = linear(c.ffn_width, 'gate')(y)
-    up = linear(c.ffn_width, 'up')(y)
+    gate = _place(linear(c.ffn_width, 'gate')(y), 'ffn')
+    up = _place(linear(c.ffn_width, 'up')(y), 'ffn')
     y = linear(c.width, 'down')(_GATES[c.activation](gate) * up)
     if c.post_norms:
       y = norm(name='ffn_post_norm')(y)
-    return x + y, cache
+    return _place(x + y, None), cache
+
+
+def _place(x, last):
+  """Returns rows of tokens, [B,Q,...] or [Q,...], where they belong."""
+  if x.ndim != 3:
+    return x
+  return places.activation(x, 'batch', 'length', last)
 
 
 class Transformer(nn.Module):
@@ -96,14 +104,15 @@ class Transformer(nn.Module):
     c = self.config
     valid = positions >= 0
     index = 0 if cache is None else cache['index']
+    causal = valid if cache is None and mask is None else None
     mask, slots = attention_mask(valid, cache, mask)
     keys = positions
     if cache is not None and c.sliding_window is not None:
       keys = jax.lax.dynamic_update_slice(
         cache['positions'], positions, (0, index)
       )
-    views = make_views(c, positions, keys, mask)
-    x = jnp.take(self.embedding, tokens, axis=0).astype(c.dtype)
+    views = make_views(c, positions, keys, mask, causal)
+    x = _place(jnp.take(self.embedding, tokens, axis=0).astype(c.dtype), None)
     if c.embedding_scale is not None:
       x *= jnp.asarray(c.embedding_scale, x.dtype)
     old = None if cache is None else cache['layers']
@@ -132,16 +141,16 @@ class Transformer(nn.Module):
     """Returns logits f32[...,V] of features [...,D]."""
     head = self.embedding.T if self.config.tie_embeddings else self.head
     flat = features.reshape(-1, features.shape[-1])
-    head = head.astype(flat.dtype)
-    product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
     if flat.shape[0] <= _FEW_ROWS and self.config.vocab_size >= _LARGE_VOCAB:
       # XLA's CPU product packs its right operand anew each time: the smaller
       # of the two should stand there. Decoding is a fifth faster for it.
-      logits = product(head.T, flat.T).T
+      head = head.astype(flat.dtype)
+      logits = jnp.matmul(head.T, flat.T, preferred_element_type=jnp.float32).T
     else:
-      logits = product(flat, head)
+      logits = product(flat, head, 'head', 'float32')
     logits = soft_cap(logits, self.config.logit_softcap)
-    return logits.reshape(*features.shape[:-1], self.config.vocab_size)
+    logits = logits.reshape(*features.shape[:-1], self.config.vocab_size)
+    return _place(logits, 'vocab')
 
 
 def init_cache(config: TransformerConfig, batch: int, length: int) -> Cache:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from meta_rl.models import places
 from meta_rl.update import TrainState
 
 MESH_AXES = ('data', 'fsdp', 'tensor', 'context')
@@ -96,9 +97,11 @@ def make_mesh(
 
 
 def partition(
-  axes: Sequence[str], shape: Sequence[int], mesh: Mesh
+  axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh
 ) -> PartitionSpec:
   """Returns how an array whose dimensions mean `axes` lies on the mesh.
+
+  A dimension without a name (None) is whole.
 
   A dimension that its mesh axes do not divide stays whole: memory is lost, the
   numbers are the same.
@@ -106,7 +109,8 @@ def partition(
   parts = []
   for axis, size in zip(axes, shape, strict=True):
     # Axes of size 1 are left out, so that equal layouts compare equal.
-    names = tuple(a for a in LOGICAL_AXES[axis] if mesh.shape[a] > 1)
+    named = () if axis is None else LOGICAL_AXES[axis]
+    names = tuple(a for a in named if mesh.shape[a] > 1)
     fits = size % math.prod(mesh.shape[a] for a in names) == 0
     parts.append(names if names and fits else None)
   while parts and parts[-1] is None:
@@ -125,6 +129,42 @@ def array_sharding(path, leaf, mesh: Mesh) -> NamedSharding:
   if axes is None or len(leaf.shape) != len(axes):
     return replicated(mesh)
   return NamedSharding(mesh, partition(axes, leaf.shape, mesh))
+
+
+def model_places(mesh: Mesh) -> places.Places:
+  """Returns where the values of a model's forward and backward pass lie.
+
+  Rows stay with their batch. A weight is gathered over fsdp where it is used,
+  forward and again backward, and its gradient goes back as the sum's own part
+  (reduce-scatter): the least that fsdp can move.
+  """
+
+  def put(x, axes):
+    spec = partition(axes, x.shape, mesh)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+  def gather(w, path):
+    axes = ARRAY_AXES.get(path)
+    if axes is None:
+      return w
+    return put(w, [None if axis == 'embed' else axis for axis in axes])
+
+  def scatter(w, path):
+    axes = ARRAY_AXES.get(path)
+    return w if axes is None else put(w, axes)
+
+  def local(fn, args, axes, out):
+    specs = [partition(a, x.shape, mesh) for a, x in zip(axes, args)]
+    shape = jax.eval_shape(fn, *args).shape
+    return jax.shard_map(
+      fn,
+      mesh=mesh,
+      in_specs=tuple(specs),
+      out_specs=partition(out, shape, mesh),
+      check_vma=False,
+    )(*args)
+
+  return places.Places(put, gather, scatter, local)
 
 
 def param_shardings(params: Any, mesh: Mesh) -> Any:

@@ -22,11 +22,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from meta_rl.models import places
 from meta_rl.sharding.mesh import (
   LOGICAL_AXES,
   batch_sharding,
   data_shards,
   make_mesh,
+  model_places,
   param_shardings,
   replicated,
   state_shardings,
@@ -251,7 +253,8 @@ def _jit(
     given = jax.lax.with_sharding_constraint(
       (traces, measured, reference), replicated(mesh)
     )
-    state, metrics = update(state, *given)
+    with places.use(model_places(mesh)):
+      state, metrics = update(state, *given)
     # Out as it came in: the donated memory is reused, nothing is retraced.
     state = jax.lax.with_sharding_constraint(
       state, state_shardings(state, mesh)

@@ -1,0 +1,72 @@
+"""Where the values of a forward pass lie on a mesh: a seam to `sharding`.
+
+Weights and a batch that lie on many devices do not say where everything between
+them should: under fsdp a compiler may as well cut activations by their width,
+and sum them over the devices, which moves many times the bytes of the weights.
+So the model says what the dimensions of its values mean, and whoever spreads it
+over a mesh says what follows. Without one nothing does.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Callable
+from typing import NamedTuple
+
+from meta_rl.types import Array
+
+
+class Places(NamedTuple):
+  """What is done to the values of a forward and backward pass.
+
+  Attributes:
+    activation: `(x, axes) -> x`, put where its dimensions belong; `axes` are
+      names of the table in meta_rl/sharding/mesh.py, None for a whole one.
+    gather: `(w, path) -> w`, a weight made whole but for its tensor axes.
+    scatter: `(w, path) -> w`, its gradient, summed and cut as the weight is.
+    local: `(fn, args, axes, out) -> y`, `fn` called on each device's part of
+      the args; axes are those of each of them, `out` those of y.
+  """
+
+  activation: Callable[[Array, tuple], Array]
+  gather: Callable[[Array, str], Array]
+  scatter: Callable[[Array, str], Array]
+  local: Callable[[Callable, tuple, tuple, tuple], Array]
+
+
+_here: contextvars.ContextVar[Places | None] = contextvars.ContextVar(
+  'meta_rl_places', default=None
+)
+
+
+@contextlib.contextmanager
+def use(places: Places | None):
+  """Applies `places` to what is traced inside, forward and backward."""
+  token = _here.set(places)
+  try:
+    yield
+  finally:
+    _here.reset(token)
+
+
+def activation(x: Array, *axes: str | None) -> Array:
+  """Returns x, its dimensions named by `axes`."""
+  places = _here.get()
+  return x if places is None else places.activation(x, axes)
+
+
+def gather(w: Array, path: str) -> Array:
+  """Returns a weight, ready to be multiplied by."""
+  places = _here.get()
+  return w if places is None else places.gather(w, path)
+
+
+def scatter(w: Array, path: str) -> Array:
+  """Returns the gradient of a weight, ready for the optimizer."""
+  places = _here.get()
+  return w if places is None else places.scatter(w, path)
+
+
+def local(fn: Callable, args: tuple, axes: tuple, out: tuple) -> Array:
+  """Returns fn(*args), where rows and heads do not depend on each other."""
+  places = _here.get()
+  return fn(*args) if places is None else places.local(fn, args, axes, out)
