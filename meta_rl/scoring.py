@@ -5,12 +5,13 @@ temperature, so that a recorded log-prob and a re-scored one differ by rounding
 alone.
 """
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 
-from meta_rl import checks
+from meta_rl import checks, places
 from meta_rl.types import Array, Model, Params
 
 
@@ -119,28 +120,103 @@ def score(
     if features is None:
       features, _ = model.features_fn(params, tokens, positions, None, mask)
 
-    def head(args):
-      logits = model.unembed_fn(params, args[0])
-      return log_softmax_at(logits / temperature, args[1])
-
-    log_probs, entropy = _chunked(head, features, targets, chunk)
+    if chunk is None or chunk >= tokens.shape[1]:
+      logits = model.unembed_fn(params, features)
+      log_probs, entropy = log_softmax_at(logits / temperature, targets)
+    elif model.head_fn is None:
+      head = lambda args: log_softmax_at(
+        model.unembed_fn(params, args[0]) / temperature, args[1]
+      )
+      pieces = _split(features, chunk), _split(targets, chunk)
+      found = jax.lax.map(jax.checkpoint(head), pieces)
+      log_probs, entropy = (_join(x, tokens.shape[1]) for x in found)
+    else:
+      finish = model.finish or (lambda logits: logits)
+      log_probs, entropy = _head(
+        lambda z, t: log_softmax_at(finish(z) / temperature, t),
+        chunk,
+        model.head_fn(params),
+        features,
+        targets,
+      )
   known = token_mask & (positions > 0)
   shift = lambda x: jnp.where(known, jnp.roll(x, 1, axis=1), 0.0)
   return shift(log_probs), shift(entropy)
 
 
-def _chunked(head, features, targets, chunk):
-  """Applies `head` to slices of the time axis, rematerialised."""
-  batch, length = targets.shape
-  if chunk is None or chunk >= length:
-    return head((features, targets))
+def _split(x, chunk):
+  """[B,T,...] -> [N,B,chunk,...], padded at the end."""
+  batch, length = x.shape[:2]
   num = -(-length // chunk)
-  pad = num * chunk - length
+  x = jnp.pad(x, [(0, 0), (0, num * chunk - length)] + [(0, 0)] * (x.ndim - 2))
+  return x.reshape(batch, num, chunk, *x.shape[2:]).swapaxes(0, 1)
 
-  def split(x):
-    x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
-    return x.reshape(batch, num, chunk, *x.shape[2:]).swapaxes(0, 1)
 
-  out = jax.lax.map(jax.checkpoint(head), (split(features), split(targets)))
-  join = lambda x: x.swapaxes(0, 1).reshape(batch, -1)[:, :length]
-  return jax.tree.map(join, out)
+def _join(x, length):
+  """[N,B,chunk,...] -> [B,T,...]."""
+  x = x.swapaxes(0, 1)
+  return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _head(measure, chunk, w, features, targets):
+  """Returns measure(features @ w, targets), `chunk` positions at a time.
+
+  Under fsdp the matrix is gathered once, not once a chunk, and each device adds
+  up the gradient of its own rows over all chunks before they are summed over
+  devices: both are hundreds of megabytes.
+  """
+  whole = _gathered(w, features)
+
+  def one(piece):
+    x, t = piece
+    return measure(_logits(x, whole), t)
+
+  found = jax.lax.map(one, (_split(features, chunk), _split(targets, chunk)))
+  return tuple(_join(x, targets.shape[1]) for x in found)
+
+
+def _gathered(w, features):
+  return places.gather(w.astype(features.dtype), 'head')
+
+
+def _logits(x, whole):
+  logits = jnp.matmul(
+    x.reshape(-1, x.shape[-1]), whole, preferred_element_type=jnp.float32
+  )
+  logits = logits.reshape(*x.shape[:-1], -1)
+  return places.activation(logits, 'batch', 'length', 'vocab')
+
+
+def _head_forward(measure, chunk, w, features, targets):
+  out = _head(measure, chunk, w, features, targets)
+  return out, (w, features, targets)
+
+
+def _head_backward(measure, chunk, kept, cotangents):
+  w, features, targets = kept
+  whole, shards = _gathered(w, features), places.shards()
+  (depth, vocab), dtype = w.shape, features.dtype
+  sums = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  # Of each shard's rows: [shards,rows,...].
+  own = lambda x, size: x.reshape(shards, -1, size)
+  place = lambda x: places.activation(x, 'batch', None, 'vocab')
+
+  def one(to_w, piece):
+    x, t, out = piece
+    _, pull = jax.vjp(lambda z: measure(z, t), _logits(x, whole))
+    z = pull(out)[0].astype(dtype)
+    to_x = sums('bqv,dv->bqd', z, whole).astype(dtype)
+    part = sums('srd,srv->sdv', own(x, depth), own(z, vocab))
+    return place(to_w + part), to_x
+
+  start = place(jnp.zeros((shards, depth, vocab), jnp.float32))
+  pieces = jax.tree.map(
+    lambda x: _split(x, chunk), (features, targets, cotangents)
+  )
+  to_w, to_x = jax.lax.scan(one, start, pieces)
+  to_w = places.scatter(to_w.sum(0), 'head').astype(w.dtype)
+  return to_w, _join(to_x, targets.shape[1]), None
+
+
+_head.defvjp(_head_forward, _head_backward)

@@ -39,12 +39,17 @@ class Model:
     features_fn: like `apply_fn`, but returns the features f32[B,Q,D] before the
       vocabulary matrix. None: the full logits are paid for.
     unembed_fn: `(params, features f32[...,D]) -> logits f32[...,V]`.
+    head_fn: `params -> w [D,V]`, where unembed_fn is finish(features @ w). With
+      it a score over many positions gathers w once, and sums its gradient once.
+    finish: of `head_fn`, element by element; None: as they are.
   """
 
   apply_fn: Callable[..., tuple[Array, Cache]]
   init_cache: Callable[[int, int], Cache]
   features_fn: Callable[..., tuple[Array, Cache]] | None = None
   unembed_fn: Callable[[Params, Array], Array] | None = None
+  head_fn: Callable[[Params], Array] | None = None
+  finish: Callable[[Array], Array] | None = None
 
 
 @jax.tree_util.register_dataclass

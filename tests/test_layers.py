@@ -15,7 +15,7 @@ PACKAGE = ROOT / 'meta_rl'
 
 # A new module needs a place here; a package (`models`) counts as one module.
 LAYERS = [
-  'types checks masked env stops',
+  'types checks masked env stops places',
   'episodes regret advantages shaping losses sampling costs curriculum',
   'models cache scoring decode rollout streaming probes prover prover_gradient '
   'continuations algorithms lora update value',

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from meta_rl.models import places
+from meta_rl import places
 from meta_rl.models.config import TransformerConfig
 from meta_rl.models.flash import flash_attend
 from meta_rl.models.layers import RMSNorm, make_linear

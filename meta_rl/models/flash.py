@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
 
-from meta_rl.models import places
+from meta_rl import places
 from meta_rl.types import Array
 
 BLOCK = 512  # queries at a time

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from meta_rl.models import places
+from meta_rl import places
 from meta_rl.types import Array
 
 

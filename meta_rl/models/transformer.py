@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from meta_rl.models import places
+from meta_rl import places
 from meta_rl.models.attention import (
   Attention,
   attention_mask,
@@ -176,7 +176,7 @@ def init_cache(config: TransformerConfig, batch: int, length: int) -> Cache:
 
 
 def make_model(config: TransformerConfig) -> Model:
-  """Returns the four functions of `Model` for a transformer."""
+  """Returns the functions of `Model` for a transformer."""
   module = Transformer(config)
 
   def check(tokens, positions, mask, cache):
@@ -199,6 +199,9 @@ def make_model(config: TransformerConfig) -> Model:
   def unembed_fn(params, features):
     return module.apply({'params': params}, features, method='unembed')
 
+  def head_fn(params):
+    return params['embedding'].T if config.tie_embeddings else params['head']
+
   def apply_fn(params, tokens, positions, cache, mask=None):
     features, cache = features_fn(params, tokens, positions, cache, mask)
     return unembed_fn(params, features), cache
@@ -208,6 +211,8 @@ def make_model(config: TransformerConfig) -> Model:
     init_cache=functools.partial(init_cache, config),
     features_fn=features_fn,
     unembed_fn=unembed_fn,
+    head_fn=head_fn,
+    finish=functools.partial(soft_cap, cap=config.logit_softcap),
   )
 
 

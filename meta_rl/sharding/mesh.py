@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from meta_rl.models import places
+from meta_rl import places
 from meta_rl.update import TrainState
 
 MESH_AXES = ('data', 'fsdp', 'tensor', 'context')
@@ -164,7 +164,7 @@ def model_places(mesh: Mesh) -> places.Places:
       check_vma=False,
     )(*args)
 
-  return places.Places(put, gather, scatter, local)
+  return places.Places(put, gather, scatter, data_shards(mesh), local)
 
 
 def param_shardings(params: Any, mesh: Mesh) -> Any:

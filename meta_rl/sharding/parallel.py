@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from meta_rl.models import places
+from meta_rl import places
 from meta_rl.sharding.mesh import (
   LOGICAL_AXES,
   batch_sharding,

@@ -23,6 +23,7 @@ class Places(NamedTuple):
       names of the table in meta_rl/sharding/mesh.py, None for a whole one.
     gather: `(w, path) -> w`, a weight made whole but for its tensor axes.
     scatter: `(w, path) -> w`, its gradient, summed and cut as the weight is.
+    shards: into how many parts a batch is cut.
     local: `(fn, args, axes, out) -> y`, `fn` called on each device's part of
       the args; axes are those of each of them, `out` those of y.
   """
@@ -30,6 +31,7 @@ class Places(NamedTuple):
   activation: Callable[[Array, tuple], Array]
   gather: Callable[[Array, str], Array]
   scatter: Callable[[Array, str], Array]
+  shards: int
   local: Callable[[Callable, tuple, tuple, tuple], Array]
 
 
@@ -64,6 +66,12 @@ def scatter(w: Array, path: str) -> Array:
   """Returns the gradient of a weight, ready for the optimizer."""
   places = _here.get()
   return w if places is None else places.scatter(w, path)
+
+
+def shards() -> int:
+  """Returns into how many parts a batch is cut, 1 without a mesh."""
+  places = _here.get()
+  return 1 if places is None else places.shards
 
 
 def local(fn: Callable, args: tuple, axes: tuple, out: tuple) -> Array:
