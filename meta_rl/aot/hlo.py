@@ -235,7 +235,7 @@ def parse(text: str) -> Program:
       if head:
         current = computations.setdefault(head[1], {})
         entry = head[1] if line.startswith('ENTRY') else entry
-    elif line.startswith('}'):
+    elif line == '}':  # a kernel's own text has lines that begin with one
       current = None
     elif found := _INSTRUCTION.match(line):
       each = _instruction(found[1], found[2], 'ROOT ' in line[:8])

@@ -1,0 +1,1 @@
+"""Ahead-of-time planning: what a compiled program needs and takes."""
