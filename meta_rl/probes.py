@@ -208,14 +208,20 @@ def traces_of(tokens, token_mask, ends, stop_ids):
   return tokens, token_mask, ends
 
 
-def answers_of(tokens, answers, answer_mask):
-  """Returns the accepted answers i32[B,S,A] and their mask, checked."""
-  dims = {'B': len(tokens)}
+def listed_of(model, tokens, token_mask, ends, answers, answer_mask, stop_ids):
+  """Returns what `traces_of` does, accepted answers i32[B,S,A] and their mask.
+
+  All checked, and the model too.
+  """
+  checks.check_model(model)
+  traces = traces_of(tokens, token_mask, ends, stop_ids)
+  dims = {'B': len(traces[0])}
   answers = checks.as_array('prover: answers', answers, 'int[B,S,A]', dims)
   checks.check_filled('prover: answers', answers)
-  return answers, checks.as_array(
+  answer_mask = checks.as_array(
     'prover: answer_mask', answer_mask, 'bool[B,S,A]', dims
   )
+  return *traces, answers, answer_mask
 
 
 def cache_of(cache, model, params, tokens, token_mask) -> TraceCache:

@@ -65,11 +65,9 @@ def differentiable(
     ValueError: shapes, dtypes, a number outside its range, or a token that the
       model does not have.
   """
-  checks.check_model(model)
-  tokens, token_mask, ends = probes.traces_of(
-    tokens, token_mask, ends, stop_ids
+  tokens, token_mask, ends, answers, answer_mask = probes.listed_of(
+    model, tokens, token_mask, ends, answers, answer_mask, stop_ids
   )
-  answers, answer_mask = probes.answers_of(tokens, answers, answer_mask)
   checks.check_scalar('temperature', temperature, above=0, below=math.inf)
   checks.check_count('block_pairs', block_pairs)
   weights = checks.as_array('boundary_weights', boundary_weights, 'float[B,K]')
