@@ -8,7 +8,7 @@ and itself:
     probe 1   1  1  0  0 | 1 1 1 | 0 0 0     (boundary at z1, last token)
     probe 2   1  1  1  1 | 0 0 0 | 1 1 1     (boundary at z3)
 
-What the provers share (meta_rl/prover.py).
+What the provers share (meta_rl/prover.py and prover_gradient.py).
 
 Axes: B traces, T tokens, K episodes, R traces of a block, C probes, L cache
 slots.
@@ -54,6 +54,28 @@ def probe_mask(end: Array, query: int, used: Array, slots: int) -> Array:
   own = mine[:, None] & past  # floor division keeps the trace's slots out
   mask = (slot <= end[..., None])[:, :, None] | own
   return mask.reshape(end.shape[0], -1, slots)
+
+
+def forced_answer(stop, answer, scored, wanted, start) -> tuple[Array, Array]:
+  """Returns the tokens of probes i32[R,C,m+A-1] and their positions, -1: none.
+
+  A probe is fed the m stop tokens and its answer but for the last token, which
+  is predicted only.
+
+  Args:
+    stop: i32[m], stop tokens.
+    answer: i32[R,C,A].
+    scored: bool[R,C,A], True on an answer and its EOS.
+    wanted: bool[R,C], False for probes that fill a chunk up.
+    start: i32[R,C], position of the first stop token.
+  """
+  stops = jnp.broadcast_to(stop, (*wanted.shape, len(stop)))
+  given = jnp.concatenate([stops, answer[..., :-1]], -1)
+  valid = jnp.concatenate(
+    [jnp.broadcast_to(wanted[..., None], stops.shape), scored[..., 1:]], -1
+  )
+  place = start[..., None] + jnp.arange(given.shape[-1])
+  return given, jnp.where(valid, place, -1)
 
 
 def branch_keys(key: Array, row: Array, branches: int) -> Array:

@@ -113,18 +113,15 @@ def exact(
     answer = jnp.take_along_axis(answers[row], choice[..., None], 1)
     scored = jnp.take_along_axis(answer_mask[row], choice[..., None], 1)
     scored &= wanted[..., None]
-    stops = jnp.broadcast_to(stop, (*pair.shape, len(stop)))
-    given = jnp.concatenate([stops, answer[..., :-1]], -1)
-    valid = jnp.concatenate(
-      [jnp.broadcast_to(wanted[..., None], stops.shape), scored[..., 1:]], -1
+    given, positions = probes.forced_answer(
+      stop, answer, scored, wanted, probes.tokens_until(before[row], end)
     )
-    place = probes.tokens_until(before[row], end)[..., None] + jnp.arange(query)
     flat = lambda x: x.reshape(block_rows, block_pairs * query)
     features, _ = probes.features_of(
       model,
       params,
       flat(given),
-      flat(jnp.where(valid, place, -1)),
+      flat(positions),
       own,
       probes.probe_mask(end, query, cache.used, slots),
     )
