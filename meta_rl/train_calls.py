@@ -20,8 +20,16 @@ from meta_rl import (
 from meta_rl.compiled import CountedJit
 
 
-def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
-  """Returns the jitted calls of a training step of a config."""
+def make_parallel(
+  config, model, task, optimizer, *, mesh=None
+) -> sharding.Parallel:
+  """Returns the jitted calls of a training step of a config.
+
+  Args:
+    config: an RL config.
+    model, task, optimizer: its own.
+    mesh: in place of `config.parallel.mesh` on the devices that are here.
+  """
   rollout = config.rollout
   generate, prove = setup_own.make_training_calls(config, model, task)
   given = setup_own.rollouts_path(config) is not None
@@ -48,8 +56,7 @@ def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
     )
 
   kind = config.parallel.kind
-  mesh = None
-  if kind != 'none':
+  if kind != 'none' and mesh is None:
     mesh = sharding.make_mesh(**config.parallel.mesh.to_dict())
   return sharding.parallelize(
     kind,

@@ -15,7 +15,7 @@ PACKAGE = ROOT / 'meta_rl'
 
 # A new module needs a place here; a package (`models`) counts as one module.
 LAYERS = [
-  'types checks masked env stops places',
+  'types checks masked env stops places aot',
   'episodes regret advantages shaping losses sampling costs curriculum',
   'models cache scoring decode rollout streaming probes prover prover_gradient '
   'continuations algorithms lora update value',
@@ -31,7 +31,7 @@ LAYERS = [
   'headline runs report report_page report_style report_traces report_parts',
   'train sft study study_cells study_files study_cell study_results '
   'study_tables study_charts study_page study_report study_variance '
-  'plan export generate converse',
+  'plan plan_programs export generate converse',
 ]
 LAYERS = [row.split() for row in LAYERS]
 PURE = LAYERS[1]

@@ -118,7 +118,9 @@ def slice_of(text: str) -> Slice:
   chip = CHIPS[kind]
   if found[2] == ':':
     parts = found[3].split('x')
-    if len(parts) != chip.axes or not all(p.isdigit() and int(p) for p in parts):
+    if len(parts) != chip.axes or not all(
+      p.isdigit() and int(p) for p in parts
+    ):
       raise ValueError(
         f'topology={text!r}: {kind} has {chip.axes} axes, such as '
         f'{kind}:{"x".join(["4"] * chip.axes)}.'

@@ -175,7 +175,7 @@ def _channel(program, each):
 
 def _group(text: str, devices: int) -> int:
   """Returns how many devices a collective's groups have."""
-  if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):
+  if found := re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', text):
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
     group = 1
     for axis in re.findall(r"'(\w+)'", found[2]):

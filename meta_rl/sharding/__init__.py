@@ -14,7 +14,12 @@ from meta_rl.sharding.mesh import (
   replicated,
   state_shardings,
 )
-from meta_rl.sharding.parallel import KINDS, Parallel, parallelize
+from meta_rl.sharding.parallel import (
+  KINDS,
+  Parallel,
+  check_batch,
+  parallelize,
+)
 from meta_rl.sharding.processes import (
   gather_to_host,
   global_batch,
@@ -30,6 +35,7 @@ __all__ = [
   'MESH_AXES',
   'Parallel',
   'batch_sharding',
+  'check_batch',
   'cache_shardings',
   'data_shards',
   'gather_to_host',

@@ -162,7 +162,7 @@ def _counter():
   return counts, counted
 
 
-def _check_batch(mesh, mini_batches, batch):
+def check_batch(mesh, mini_batches, batch):
   """Raises unless every device gets as many prompts of every mini-batch."""
   local = {x.shape[0] for x in jax.tree.leaves(batch)}
   if len(local) != 1:
@@ -262,7 +262,7 @@ def _jit(
     return state, jax.lax.with_sharding_constraint(metrics, replicated(mesh))
 
   def put_batch(batch):
-    _check_batch(mesh, mini_batches, batch)
+    check_batch(mesh, mini_batches, batch)
     return global_batch(mesh, batch)
 
   return {
@@ -388,7 +388,7 @@ def _pmap(
     return jax.device_put(state, replicated(mesh)), sums
 
   def put_batch(batch):
-    _check_batch(mesh, mini_batches, batch)
+    check_batch(mesh, mini_batches, batch)
     return global_batch(mesh, batch)
 
   put_whole = lambda tree: _own(tree, replicated(mesh))
