@@ -195,8 +195,8 @@ def describe(plan: Plan, *, price: float | None = None) -> str:
   mesh = ', '.join(f'{k}={v}' for k, v in config.parallel.mesh.items())
   per = slice_.chip.devices
   lines = [
-    f"{slice_.name}: {slice_.chips} chips, {slice_.devices} devices; "
-    f"mesh {mesh}",
+    f'{slice_.name}: {slice_.chips} chips, {slice_.devices} devices; '
+    f'mesh {mesh}',
     f'{plan.parameters / 1e9:.2f}B parameters; {plan.rows} traces of '
     f'{plan.length:,} tokens, {config.batching.micro_batches} micro-batches of '
     f'{config.batching.mini_batches} mini-batches, '
@@ -258,8 +258,8 @@ def _prediction(plan, price):
     )
   if (seconds := plan.step_seconds()) is not None:
     line = (
-      f'prediction: a step takes {seconds:.1f} s, if every trace uses its whole '
-      'budget and grading is hidden'
+      f'prediction: a step takes {seconds:.1f} s, if every trace uses its '
+      'whole budget and grading is hidden'
     )
     if price is not None:
       hours = 1000 * seconds / 3600
