@@ -21,10 +21,10 @@ def test_the_core_comes_first_round_by_round():
   whole = study_countdown.get_config()
   keys = study_cells.keys(whole)
   assert len(set(keys)) == len(keys)
-  # 5 doses: the base once, 5 methods of the core and 3 more with 5 seeds, the
+  # 5 doses: the base once, 5 methods of the core and 6 more with 5 seeds, the
   # others with 3.
-  others = len(whole.rest) - 3
-  assert len(keys) == 5 * (1 + 5 * 5 + 3 * 5 + others * 3)
+  others = len(whole.rest) - 6
+  assert len(keys) == 5 * (1 + 5 * 5 + 6 * 5 + others * 3)
   first = keys[: 5 * 6]
   assert {key.seed for key in first} == {0}
   assert [key.path for key in first[:7]] == [
