@@ -13,9 +13,9 @@ reinforcement from what it leaves:
     python -m meta_rl.train --config=configs/mrt_smollm2_135m.py \
       --workdir=runs/smollm2_mrt
 
-`:grpo` is the outcome-reward rival at the same cost; `:tiny` runs the same code
-on random weights and a tokenizer of bytes, in seconds; words are joined by
-commas.
+`:grpo` is the outcome-reward rival at the same cost; `:external` trains on a
+file of rollouts (meta_rl/external); `:tiny` runs the same code on random
+weights and a tokenizer of bytes, in seconds; words are joined by commas.
 
 Hardware: 2 cores, 8 GB. Time and score: not yet run.
 """
@@ -23,16 +23,16 @@ Hardware: 2 cores, 8 GB. Time and score: not yet run.
 import ml_collections
 from ml_collections import config_dict
 
-from meta_rl.configs import mrt_countdown, split_argument
+from meta_rl.configs import mrt_countdown, split_argument, take_rollouts
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  """Returns the config; `arg` joins 'sft' or 'grpo', and 'tiny'."""
-  own, rest = split_argument(arg, one_of=('sft', 'grpo'))
+  """Returns the config; `arg` joins 'sft' or 'grpo', 'external' and 'tiny'."""
+  own, rest = split_argument(arg, 'external', one_of=('sft', 'grpo'))
   tiny = rest == 'tiny'
   if rest and not tiny:
     raise ValueError(
-      f'unknown argument {rest!r}: allowed are sft, grpo and tiny.'
+      f'unknown argument {rest!r}: allowed are sft, grpo, external and tiny.'
     )
   config = mrt_countdown.get_config(rest)
   config.init_from = '' if tiny else 'runs/smollm2_sft'
@@ -85,6 +85,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     config.name = 'GRPO'
     config.algorithm = {'name': 'outcome', 'baseline': 'mean_std'}
     config.loss.aggregate = 'sequence_mean'
+  if 'external' in own:
+    take_rollouts(config)
   if 'sft' in own:
     config.name = 'SFT'
     config.init_from = ''

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from meta_rl import chat_template, checks, text_tokenizer, verifiers
-from meta_rl.tasks import text_host
+from meta_rl.tasks import text_host, text_problems
 from meta_rl.tasks.base import SPLITS, Task, TaskKit
 from meta_rl.tasks.text_sources import SOURCES
 from meta_rl.text_tokenizer import BYTES
@@ -150,6 +150,17 @@ def _make_kit(text: str) -> TaskKit:
       for each in drawn
     )
 
+  def encode(text, *, is_prompt=False):
+    return words.encode_prompt(text) if is_prompt else words.encode(text)
+
+  def make_problem_fn(data_dir, **_):
+    return text_problems.Finder(
+      load_source(data_dir, 'train'),
+      prompt=encoded.prompt,
+      arrays=encoded.arrays,
+      decode=words.decode,
+    )
+
   return TaskKit(
     make_task=lambda **_: encoded.task,
     load_source=load_source,
@@ -159,7 +170,9 @@ def _make_kit(text: str) -> TaskKit:
     sample_traces=sample_traces,
     max_trace_length=max_trace_length,
     decode=words.decode,
+    encode=encode,
     vote=encoded.vote,
+    make_problem_fn=make_problem_fn,
     tokenizer=words.tokenizer,
     metrics=encoded.grader.metrics,
   )
@@ -282,9 +295,7 @@ class _Encoder:
       text = chatml(turns)
     if not (own.open and text.rstrip().endswith(own.open.strip())):
       text += own.open
-    ids = words.encode(text)
-    bos = [] if words.bos_id is None else [words.bos_id]
-    return ids if ids[:1] == bos else bos + ids
+    return words.encode_prompt(text)
 
   @functools.cached_property
   def gold_bytes(self) -> int:
