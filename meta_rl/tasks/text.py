@@ -123,6 +123,16 @@ def _make_kit(text: str) -> TaskKit:
       checked.add((str(data_dir), split))
     return problems
 
+  def trace_problems(records, shown=None, **_):
+    del shown
+    if source.sample_trace is None:
+      raise ValueError(
+        f'task.source={own.source!r} has no traces to show: take '
+        "data.source='jsonl' with a file of chats, or a source of its own "
+        'traces, such as countdown'
+      )
+    return records
+
   def sample_traces(problems, rng, count, **trace_options):
     drawn = rng.integers(len(problems), size=count)
     return [
@@ -166,7 +176,7 @@ def _make_kit(text: str) -> TaskKit:
     load_source=load_source,
     record_arrays=encoded.arrays,
     cluster_key=lambda record: record['key'],
-    trace_problems=lambda records, shown=None, **_: records,
+    trace_problems=trace_problems,
     sample_traces=sample_traces,
     max_trace_length=max_trace_length,
     decode=words.decode,
