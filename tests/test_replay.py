@@ -131,7 +131,7 @@ def given(calls, tmp_path):
         seed=0,
         task=BANDIT,
         vocab_size=8,
-        encode=None,
+        encode=lambda text, is_prompt=False: [],
         problem_fn=problem_of,
         buckets=(traces.tokens.shape[1] - 2,),
       )
