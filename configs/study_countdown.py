@@ -21,6 +21,8 @@ from ml_collections import ConfigDict
 
 # Without these an outcome method would pay for a prover that it doesn't use.
 _NO_PROVER = {'prover': {'kind': 'none'}}
+_EVERY_20 = {'curriculum': {'every': 20}}
+_NO_WEIGHTS = {'credit': 'return_to_go', 'alpha': 0.0}
 _LAST = {'loss': {'pathwise': {'boundaries': 'last'}}}
 
 METHODS = {
@@ -61,11 +63,19 @@ METHODS = {
     'overrides': {**_NO_PROVER, 'loss': {'aggregate': 'token_mean'}},
   },
   'return_to_go': {
-    # The outcome gradient with the prover as baseline: MRT without weights.
-    'label': 'return to go',
+    # MRT without weights: the outcome, with the prover as critic.
+    'label': 'critic, no weights',
+    'short': 'critic',
+    'config': 'mrt_countdown',
+    'overrides': {'algorithm': _NO_WEIGHTS},
+  },
+  'return_to_go_1': {
+    # The control: at decay 1 the outcome gradient itself, the prover its
+    # baseline. Against it `prover_0` has the weights alone.
+    'label': 'return to go, decay 1',
     'short': 'to go',
     'config': 'mrt_countdown',
-    'overrides': {'algorithm': {'credit': 'return_to_go', 'alpha': 0.0}},
+    'overrides': {'algorithm': {**_NO_WEIGHTS, 'decay': 1.0}},
   },
   'dr_grpo': {
     'label': 'Dr. GRPO',
@@ -101,27 +111,29 @@ METHODS = {
       'short': f'path {name}',
       'config': 'mrt_countdown',
       'overrides': {'loss': {'pathwise': options}},
+      'seeds': seeds,
     }
-    for name, title, options in (
-      ('all', 'at all boundaries', {'boundaries': 'all'}),
-      ('last', 'at the last', {'boundaries': 'last'}),
-      ('alone', 'alone', {'boundaries': 'all', 'alone': True}),
+    for name, title, options, seeds in (
+      ('all', 'at all boundaries', {'boundaries': 'all'}, 3),
+      ('last', 'at the last', {'boundaries': 'last'}, 5),
+      ('alone', 'alone', {'boundaries': 'all', 'alone': True}, 3),
     )
   },
-  # Whose gradient bears a larger step? Each against itself and the others.
+  # Whose gradient bears a larger step, or wants a smaller one?
   **{
-    f'{method}_x{factor}': {
-      'label': f'{title}, rate ×{factor}',
-      'short': f'{short} ×{factor}',
+    f'{method}_{name}': {
+      'label': f'{title}, rate ×{factor:g}',
+      'short': f'{short} ×{factor:g}',
       'config': config,
       'overrides': {**overrides, 'optimizer': {'learning_rate': factor * 1e-4}},
+      'seeds': 5 if factor == 0.5 else 3,
     }
     for method, title, short, config, overrides in (
       ('grpo', 'GRPO', 'GRPO', 'grpo_countdown', _NO_PROVER),
       ('mrt', 'MRT, exact', 'MRT', 'mrt_countdown', {}),
       ('pathwise', 'MRT, pathwise at the last', 'path', 'mrt_countdown', _LAST),
     )
-    for factor in (2, 4)
+    for name, factor in (('x025', 0.25), ('x05', 0.5), ('x2', 2.0))
   },
   # A price beside the pathwise term.
   **{
@@ -150,10 +162,47 @@ METHODS = {
     )
     for name, price in (('0', 0.0), ('01', 0.1), ('03', 0.3))
   },
+  # Every other algorithm that there is, as its config has it.
+  **{
+    name: {'label': label, 'config': config, 'arg': arg, 'overrides': overrides}
+    for name, label, config, arg, overrides in (
+      ('reinforce', 'REINFORCE', 'reinforce_countdown', '', _NO_PROVER),
+      ('rloo', 'RLOO', 'grpo_countdown', 'rloo', _NO_PROVER),
+      ('dapo', 'DAPO', 'dapo_countdown', '', _NO_PROVER),
+      ('gspo', 'GSPO', 'gspo_countdown', '', _NO_PROVER),
+      ('cispo', 'CISPO', 'cispo_countdown', '', _NO_PROVER),
+      ('ppo', 'PPO, value on J', 'ppo_countdown', '', {}),
+      ('star', 'STaR', 'star_countdown', '', _NO_PROVER),
+      ('mrt_star', 'MRT-STaR', 'star_countdown', 'mrt', {}),
+      ('lcpo_exact', 'LCPO-exact', 'lcpo_countdown', 'exact', _NO_PROVER),
+      ('lcpo_max', 'LCPO-max', 'lcpo_countdown', 'max', _NO_PROVER),
+      ('vineppo', 'VinePPO', 'vineppo_countdown', '', {}),
+      ('pav', 'PAV', 'pav_countdown', '', {}),
+      ('rl2', 'RL²', 'rl2_countdown', 'all', {}),
+      ('e_rl2', 'E-RL²', 'rl2_countdown', 'last', {}),
+      # Chosen by what the evaluations measure, which are every 10 steps here.
+      ('e3', 'e3', 'e3_countdown', '', {**_NO_PROVER, **_EVERY_20}),
+      (
+        'mrt_rl_difference',
+        'MRT-RL, difference',
+        'mrt_rl_countdown',
+        'difference',
+        _NO_PROVER,
+      ),
+      (
+        'control_variate',
+        'MRT, control variate',
+        'mrt_countdown',
+        '',
+        {'prover': {'kind': 'control_variate', 'num_branches': 4}},
+      ),
+    )
+  },
 }
 CORE = ('base', 'grpo', 'length_penalty', 'mrt_rl', 'mrt_sampled', 'mrt_exact')
 
-# Written before any seed of their dose was run, and changed by no result.
+# Written before any seed of the method was run at that dose, p1 to p8
+# before any of the dose, the others after results that they name.
 PREDICTIONS = {
   'p1': {
     'text': 'At u = 0.3 the outcome keeps 99% of the information about the '
@@ -224,8 +273,9 @@ PREDICTIONS = {
     'expect': 'lower',
   },
   'p9': {
-    # Written after u4 was run, and before u4p.
-    'text': 'From a base that seldom gives up the regret of MRT is lower.',
+    'text': 'From a base that seldom gives up the regret of MRT is lower '
+    '(written after u = 4 was run from the other base, and put in other words '
+    'while its own cells ran).',
     'dose': 'u4p',
     'method': 'mrt_exact',
     'against': 'grpo',
@@ -241,10 +291,10 @@ PREDICTIONS = {
     'figure': 'regret',
     'expect': 'lower',
   },
-  # Written after the methods of `rest` were run at u4, and before these.
   'p10': {
     'text': 'At twice the learning rate MRT with the pathwise term has less '
-    'regret than at the given one: its gradient is quiet enough.',
+    'regret than at the given one: its gradient is quiet enough (written '
+    'after three seeds at the given one).',
     'dose': 'u4',
     'method': 'pathwise_x2',
     'against': 'pathwise_last',
@@ -252,15 +302,26 @@ PREDICTIONS = {
     'expect': 'lower',
   },
   'p10b': {
-    'text': 'GRPO has not: at twice the rate it is no better.',
+    'text': 'GRPO has not: at twice the rate it is no better (as before).',
     'dose': 'u4',
     'method': 'grpo_x2',
     'against': 'grpo',
     'figure': 'regret',
     'expect': 'none',
   },
+  'p12': {
+    'text': 'At half the learning rate for both, the regret of MRT is lower '
+    '(written after one seed of GRPO at half the rate, which had gained 1.2 '
+    'times what it gains at the given one).',
+    'dose': 'u4',
+    'method': 'mrt_x05',
+    'against': 'grpo_x05',
+    'figure': 'regret',
+    'expect': 'lower',
+  },
   'p11': {
-    'text': 'A price of 1 beside the pathwise term stops sooner than GRPO.',
+    'text': 'A price of 1 beside the pathwise term stops sooner than GRPO '
+    '(written after price 0.3 without the term had stopped 14% sooner).',
     'dose': 'u4',
     'method': 'pathwise_price_1',
     'against': 'grpo',
@@ -290,7 +351,21 @@ def _dose(u, label, arg, episodes, total_cost, extrapolate):
       'rollout': {'thinking_budget': 9 * episodes},
       'prover': {'max_episodes': episodes},
     },
-    'of_methods': {'brpo': {'prover': {'budgets': _budgets(episodes)}}},
+    'of_methods': _of_methods(episodes),
+  }
+
+
+def _of_methods(episodes):
+  """Returns what configs derive from the thinking budget, for this one."""
+  total, parts = 9 * episodes, {'prover': {'budgets': _budgets(episodes)}}
+  return {
+    'brpo': parts,
+    'vineppo': parts,
+    'pav': parts,
+    'dapo': {'algorithm': {'max_length': total}},
+    'lcpo_exact': {'algorithm': {'target_length': total // 2}},
+    'lcpo_max': {'algorithm': {'max_length': total // 2}},
+    'e3': {'curriculum': {'budgets': (total // 4, total // 2, total)}},
   }
 
 

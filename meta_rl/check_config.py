@@ -19,6 +19,7 @@ from meta_rl import (
   losses,
   setup_own,
   setup_run,
+  setup_steps,
   sharding,
   steps,
   workdir,
@@ -136,10 +137,10 @@ def check(config: ml_collections.ConfigDict):
   with workdir.of_section('optimizer', config.optimizer):
     setup_run.make_optimizer(config)
   if config.algorithm.name != 'sft':
-    setup_run.budgets_of(config)
+    setup_steps.budgets_of(config)
   check_lora(config)
   check_curriculum(config)
-  for stage in setup_run.stages(config).values():
+  for stage in setup_steps.stages(config).values():
     setup_own.make_training_calls(stage, model, task)
     if config.algorithm.name != 'sft':
       check_rl(stage)
@@ -230,7 +231,7 @@ def check_algorithm(config: ml_collections.ConfigDict):
         'such term; set it to 0.'
       )
   if name in algorithms.ALGORITHMS:
-    unknown = sorted(set(config.algorithm) - setup_run.algorithm_keys(name))
+    unknown = sorted(set(config.algorithm) - setup_steps.algorithm_keys(name))
     if unknown:
       raise ValueError(
         f'algorithm.name={name!r} does not take algorithm.{unknown[0]}: start '
@@ -281,7 +282,7 @@ def check_rl(config: ml_collections.ConfigDict):
   rounds = rollout.dynamic_sampling.max_rounds
   dynamic_sampling.check(rounds, rollout.group_size)
   # A trace comes with its summaries, one row each.
-  size = rollout.group_size * (1 + setup_run.summaries_of(config))
+  size = rollout.group_size * (1 + setup_steps.summaries_of(config))
   rows = rollout.num_prompts * size
   parts = batching.mini_batches * batching.micro_batches
   if rollout.num_prompts % batching.mini_batches or rows % parts:
@@ -315,7 +316,7 @@ def check_rl(config: ml_collections.ConfigDict):
     check_brpo(config)
   # The algorithm's own checks of its options, on shapes alone.
   group = rollout.group_size
-  budgets = setup_run.budgets_of(config)
+  budgets = setup_steps.budgets_of(config)
   boundaries = 1 + (len(budgets) if budgets else config.prover.max_episodes)
   shape = lambda dtype, *dims: jax.ShapeDtypeStruct((group, *dims), dtype)
   measured = algorithms.Measured(
@@ -335,7 +336,7 @@ def check_rl(config: ml_collections.ConfigDict):
       measured, continues=shape(bool), prefix_success=shape(jnp.float32)
     )
   with workdir.of_section('algorithm', config.algorithm):
-    advantage_fn = setup_run.make_advantages(config)
+    advantage_fn = setup_steps.make_advantages(config)
     jax.eval_shape(lambda m: advantage_fn(m, rollout.thinking_budget), measured)
 
 
@@ -448,7 +449,7 @@ def check_brpo(config: ml_collections.ConfigDict):
       'prover.num_branches=1 leaves a summary nothing to compare with: give at '
       "least 2, or algorithm.summary_baseline='group'."
     )
-  most = len(setup_run.budgets_of(config)) * prover.num_branches
+  most = len(setup_steps.budgets_of(config)) * prover.num_branches
   if not 1 <= algorithm.summaries_per_trace <= most:
     raise ValueError(
       f'algorithm.summaries_per_trace={algorithm.summaries_per_trace}: a trace '

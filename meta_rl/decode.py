@@ -107,16 +107,18 @@ def emit(
   *,
   key,
   rows,
-  sample,
+  temperature,
+  top_k,
+  top_p,
   budget,
   stop,
-  observe,
-  least,
-  wait,
-  ends,
   eos_id,
   think_end_id,
-  pad_id,
+  pad_id=0,
+  observe=None,
+  least=None,
+  wait=(),
+  ends=(),
   prefix=None,
   prefix_length=None,
   stop_table=None,
@@ -146,14 +148,19 @@ def emit(
     samples   c d m c d
   Out:
     tokens    c d m c d     mask     1 1 1 1 1     thinking 1 1 0 0 0, done
+
+  `ends`, the tokens that end thinking or a trace, are read with `least` alone.
   """
+  think_end_id = -1 if think_end_id is None else think_end_id
   keys = sampling.row_keys(key, rows, s.step)
   early = None if least is None else s.thinking & (s.thoughts < least)
   left_out = None
   if early is not None and not wait:
     is_end = (jnp.arange(logits.shape[-1])[:, None] == jnp.asarray(ends)).any(1)
     left_out = early[:, None] & is_end
-  sampled, behavior, raw = sample(keys, logits, left_out)
+  sampled, behavior, raw = sample(
+    keys, logits, left_out, temperature=temperature, top_k=top_k, top_p=top_p
+  )
   alive = ~s.done
   free = alive  # to sample or to be forced
   if prefix is not None:

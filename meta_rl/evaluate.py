@@ -370,6 +370,12 @@ def define_flags():
   flags.DEFINE_enum('which', 'last', ['last', 'best'], 'Checkpoint of the run.')
   flags.DEFINE_integer('num_problems', 2048, 'Held-out problems.')
   flags.DEFINE_integer('batch_size', 256, 'Traces at a time.')
+  flags.DEFINE_integer(
+    'samples', 8, 'Traces a problem of pass@k and maj@k.', lower_bound=1
+  )
+  flags.DEFINE_integer(
+    'sample_problems', 128, 'Problems of pass@k and maj@k.', lower_bound=1
+  )
   flags.DEFINE_string('name', '', 'Name in the report.')
   flags.DEFINE_list(
     'extrapolate', [], 'Multiples of the thinking budget to think for: 2,4.'
@@ -441,6 +447,8 @@ def main(argv):
       algorithm='base' if FLAGS.base else config.name.lower(),
       num_problems=min(FLAGS.num_problems, len(source)),
       batch_size=FLAGS.batch_size,
+      samples=FLAGS.samples,
+      sample_problems=FLAGS.sample_problems,
       extrapolate=factors,
       extrapolate_problems=FLAGS.extrapolate_problems,
       base_params=frozen,

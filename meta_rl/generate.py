@@ -32,6 +32,7 @@ from meta_rl import (
   files,
   held_out,
   setup_run,
+  setup_steps,
   signals,
   weights,
 )
@@ -103,7 +104,7 @@ def sample(
   model = setup_run.make_model(config, task)
   generate, prove = map(
     CountedJit,
-    setup_run.make_calls(ungauged, model, task, group_size=group_size),
+    setup_steps.make_calls(ungauged, model, task, group_size=group_size),
   )
   key = jax.random.key(seed)
   batches = held_out.problem_batches(

@@ -20,6 +20,7 @@ from meta_rl import (
   episodes,
   prover,
   setup_run,
+  setup_steps,
   statistics,
   tokenizer,
 )
@@ -139,10 +140,10 @@ def make_calls(
   by_verifier.prover.kind = 'sampled'
   if by_verifier.algorithm.get('summaries_per_trace'):
     by_verifier.algorithm.summaries_per_trace = 0  # nothing is trained on them
-  _, prove_sampled = setup_run.make_calls(
+  _, prove_sampled = setup_steps.make_calls(
     by_verifier, model, task, group_size=1
   )
-  generate, prove = setup_run.make_calls(
+  generate, prove = setup_steps.make_calls(
     exact, model, task, group_size=1, min_thinking=factor and budget
   )
   points = tuple(

@@ -8,7 +8,7 @@ and itself:
     probe 1   1  1  0  0 | 1 1 1 | 0 0 0     (boundary at z1, last token)
     probe 2   1  1  1  1 | 0 0 0 | 1 1 1     (boundary at z3)
 
-What the provers share (meta_rl/prover.py).
+What the provers share (meta_rl/prover.py and prover_gradient.py).
 
 Axes: B traces, T tokens, K episodes, R traces of a block, C probes, L cache
 slots.
@@ -54,6 +54,28 @@ def probe_mask(end: Array, query: int, used: Array, slots: int) -> Array:
   own = mine[:, None] & past  # floor division keeps the trace's slots out
   mask = (slot <= end[..., None])[:, :, None] | own
   return mask.reshape(end.shape[0], -1, slots)
+
+
+def forced_answer(stop, answer, scored, wanted, start) -> tuple[Array, Array]:
+  """Returns the tokens of probes i32[R,C,m+A-1] and their positions, -1: none.
+
+  A probe is fed the m stop tokens and its answer but for the last token, which
+  is predicted only.
+
+  Args:
+    stop: i32[m], stop tokens.
+    answer: i32[R,C,A].
+    scored: bool[R,C,A], True on an answer and its EOS.
+    wanted: bool[R,C], False for probes that fill a chunk up.
+    start: i32[R,C], position of the first stop token.
+  """
+  stops = jnp.broadcast_to(stop, (*wanted.shape, len(stop)))
+  given = jnp.concatenate([stops, answer[..., :-1]], -1)
+  valid = jnp.concatenate(
+    [jnp.broadcast_to(wanted[..., None], stops.shape), scored[..., 1:]], -1
+  )
+  place = start[..., None] + jnp.arange(given.shape[-1])
+  return given, jnp.where(valid, place, -1)
 
 
 def branch_keys(key: Array, row: Array, branches: int) -> Array:
@@ -208,14 +230,20 @@ def traces_of(tokens, token_mask, ends, stop_ids):
   return tokens, token_mask, ends
 
 
-def answers_of(tokens, answers, answer_mask):
-  """Returns the accepted answers i32[B,S,A] and their mask, checked."""
-  dims = {'B': len(tokens)}
+def listed_of(model, tokens, token_mask, ends, answers, answer_mask, stop_ids):
+  """Returns what `traces_of` does, accepted answers i32[B,S,A] and their mask.
+
+  All checked, and the model too.
+  """
+  checks.check_model(model)
+  traces = traces_of(tokens, token_mask, ends, stop_ids)
+  dims = {'B': len(traces[0])}
   answers = checks.as_array('prover: answers', answers, 'int[B,S,A]', dims)
   checks.check_filled('prover: answers', answers)
-  return answers, checks.as_array(
+  answer_mask = checks.as_array(
     'prover: answer_mask', answer_mask, 'bool[B,S,A]', dims
   )
+  return *traces, answers, answer_mask
 
 
 def cache_of(cache, model, params, tokens, token_mask) -> TraceCache:

@@ -81,11 +81,9 @@ def exact(
     ValueError: shapes or dtypes, a number outside its range, or a token that
       the model does not have.
   """
-  checks.check_model(model)
-  tokens, token_mask, ends = probes.traces_of(
-    tokens, token_mask, ends, stop_ids
+  tokens, token_mask, ends, answers, answer_mask = probes.listed_of(
+    model, tokens, token_mask, ends, answers, answer_mask, stop_ids
   )
-  answers, answer_mask = probes.answers_of(tokens, answers, answer_mask)
   checks.check_count('prover: block_rows', block_rows)
   checks.check_count('prover: block_pairs', block_pairs)
   sampling.check_truncation('prover: ', temperature, top_k, top_p, greedy=False)
@@ -115,18 +113,15 @@ def exact(
     answer = jnp.take_along_axis(answers[row], choice[..., None], 1)
     scored = jnp.take_along_axis(answer_mask[row], choice[..., None], 1)
     scored &= wanted[..., None]
-    stops = jnp.broadcast_to(stop, (*pair.shape, len(stop)))
-    given = jnp.concatenate([stops, answer[..., :-1]], -1)
-    valid = jnp.concatenate(
-      [jnp.broadcast_to(wanted[..., None], stops.shape), scored[..., 1:]], -1
+    given, positions = probes.forced_answer(
+      stop, answer, scored, wanted, probes.tokens_until(before[row], end)
     )
-    place = probes.tokens_until(before[row], end)[..., None] + jnp.arange(query)
     flat = lambda x: x.reshape(block_rows, block_pairs * query)
     features, _ = probes.features_of(
       model,
       params,
       flat(given),
-      flat(jnp.where(valid, place, -1)),
+      flat(positions),
       own,
       probes.probe_mask(end, query, cache.used, slots),
     )
@@ -271,11 +266,9 @@ def control_variate(
   Raises:
     ValueError: shapes, n outside 0..S, or max_answer_len below A.
   """
-  checks.check_model(model)
-  tokens, token_mask, ends = probes.traces_of(
-    tokens, token_mask, ends, stop_ids
+  tokens, token_mask, ends, answers, answer_mask = probes.listed_of(
+    model, tokens, token_mask, ends, answers, answer_mask, stop_ids
   )
-  answers, answer_mask = probes.answers_of(tokens, answers, answer_mask)
   checks.check_callable('prover: verify_fn', verify_fn)
   checks.check_flag('prover: return_mask', return_mask)
   number, length = answers.shape[1:]

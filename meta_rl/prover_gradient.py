@@ -65,11 +65,9 @@ def differentiable(
     ValueError: shapes, dtypes, a number outside its range, or a token that the
       model does not have.
   """
-  checks.check_model(model)
-  tokens, token_mask, ends = probes.traces_of(
-    tokens, token_mask, ends, stop_ids
+  tokens, token_mask, ends, answers, answer_mask = probes.listed_of(
+    model, tokens, token_mask, ends, answers, answer_mask, stop_ids
   )
-  answers, answer_mask = probes.answers_of(tokens, answers, answer_mask)
   checks.check_scalar('temperature', temperature, above=0, below=math.inf)
   checks.check_count('block_pairs', block_pairs)
   weights = checks.as_array('boundary_weights', boundary_weights, 'float[B,K]')
@@ -101,19 +99,16 @@ def differentiable(
     answer = jnp.take_along_axis(answers, choice[..., None], 1)
     scored = jnp.take_along_axis(answer_mask, choice[..., None], 1)
     scored &= wanted[..., None]
-    stops = jnp.broadcast_to(stop, (*pair.shape, len(stop)))
-    given = jnp.concatenate([stops, answer[..., :-1]], -1)
-    valid = jnp.concatenate(
-      [jnp.broadcast_to(wanted[..., None], stops.shape), scored[..., 1:]], -1
+    given, positions = probes.forced_answer(
+      stop, answer, scored, wanted, probes.tokens_until(before, end)
     )
-    place = probes.tokens_until(before, end)[..., None] + jnp.arange(query)
     join = lambda x, y: jnp.concatenate([x, y.reshape(rows, -1)], axis=1)
     seen = probes.probe_mask(end, query, columns, slots)
     features, _ = probes.features_of(
       model,
       params,
       join(tokens, given),
-      join(trace_positions, jnp.where(valid, place, -1)),
+      join(trace_positions, positions),
       None,
       jnp.concatenate([causal, seen], axis=1),
     )

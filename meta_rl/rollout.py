@@ -174,9 +174,9 @@ def generate(
     decode.emit,
     key=key,
     rows=row_offset + jnp.arange(rows),
-    sample=functools.partial(
-      decode.sample, temperature=temperature, top_k=top_k, top_p=top_p
-    ),
+    temperature=temperature,
+    top_k=top_k,
+    top_p=top_p,
     budget=jnp.broadcast_to(jnp.asarray(budget, jnp.int32), (rows,)),
     stop=stop,
     observe=_observer(observe_fn, rows),
@@ -184,7 +184,7 @@ def generate(
     wait=tuple(wait_ids),
     ends=ends,
     eos_id=eos_id,
-    think_end_id=-1 if think_end_id is None else think_end_id,
+    think_end_id=think_end_id,
     pad_id=pad_id,
     prefix=prefix,
     prefix_length=prefix_length,

@@ -11,7 +11,15 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from meta_rl import checks, external, files, rewards, setup_run, steps
+from meta_rl import (
+  checks,
+  external,
+  files,
+  rewards,
+  setup_run,
+  setup_steps,
+  steps,
+)
 from meta_rl.compiled import CountedJit
 from meta_rl.tasks.base import Task
 from meta_rl.types import Model
@@ -66,18 +74,18 @@ def load_rollouts(
 def make_training_calls(config, model: Model, task: Task):
   """Returns the unjitted (generate, prove) of a config's own source of traces.
 
-  Those of `setup_run.make_training_calls`, unless the source is a file:
+  Those of `setup_steps.make_training_calls`, unless the source is a file:
   `generate` then takes the traces from the batch, and rewards may be those of
   the rows.
   """
   if rollouts_path(config) is None:
-    return setup_run.make_training_calls(config, model, task)
+    return setup_steps.make_training_calls(config, model, task)
   if config.external.reward == 'task':
-    return steps.replay, setup_run.make_training_calls(config, model, task)[1]
+    return steps.replay, setup_steps.make_training_calls(config, model, task)[1]
   ungraded = dataclasses.replace(
     task, verify=lambda answers, mask, batch: jnp.zeros(mask.shape[:-1])
   )
-  _, prove = setup_run.make_training_calls(config, model, ungraded)
+  _, prove = setup_steps.make_training_calls(config, model, ungraded)
   return steps.replay, steps.with_given_rewards(prove)
 
 
@@ -159,7 +167,7 @@ def check_rewards(config: ml_collections.ConfigDict):
       'right: set it to 0 and let config.rewards alone say what is right, or '
       'leave them empty.'
     )
-  pathwise = setup_run.pathwise_of(config)
+  pathwise = setup_steps.pathwise_of(config)
   if pathwise and pathwise['alone']:
     raise ValueError(
       'loss.pathwise.alone=True trains on J alone, which knows nothing of '
@@ -259,7 +267,7 @@ def check_given(config: ml_collections.ConfigDict, source: str):
       f"external.correction={options.correction!r} with algorithm.name='star': "
       "traces are imitated whoever sampled them: set it to 'none'."
     )
-  if setup_run.summaries_of(config):
+  if setup_steps.summaries_of(config):
     raise ValueError(
       f"{source} with algorithm.summary='rows': the columns of a file leave no "
       "room for them: set algorithm.summary='own'."

@@ -72,15 +72,13 @@ def stream(
   stop = rollout.stop_tokens(
     think_end_id, thinking_budget, stop_ids, max_new_tokens
   )
-  ends = tuple(i for i in (think_end_id, eos_id) if i is not None)
   options = {
     'temperature': temperature,
     'top_k': top_k,
     'top_p': top_p,
     'stop': stop,
-    'ends': ends,
     'eos_id': eos_id,
-    'think_end_id': -1 if think_end_id is None else think_end_id,
+    'think_end_id': think_end_id,
   }
   budget = room if thinking_budget is None else thinking_budget
   first, more = _stream_calls(model, room, every, tuple(options.items()))
@@ -103,21 +101,14 @@ def stream(
 @functools.lru_cache(maxsize=8)
 def _stream_calls(model, room, every, options):
   """Returns the two jitted calls of `stream`; the second one is donated."""
-  options = dict(options)
-  draw = {k: options.pop(k) for k in ('temperature', 'top_k', 'top_p')}
 
   def emit(key, budget):
     return functools.partial(
       decode.emit,
       key=key,
       rows=jnp.zeros(1, jnp.int32),
-      sample=functools.partial(decode.sample, **draw),
       budget=jnp.full(1, budget, jnp.int32),
-      observe=None,
-      least=None,
-      wait=(),
-      pad_id=0,
-      **options,
+      **dict(options),
     )
 
   def first(params, tokens, mask, key, budget):

@@ -16,7 +16,7 @@ from meta_rl.report_parts import (
   section,
   table,
 )
-from meta_rl.study_results import FIGURES, Results
+from meta_rl.study_results import Results
 
 
 def page(results: Results, summary: Mapping, command: str) -> str:
@@ -88,44 +88,20 @@ def top(results: Results) -> str:
 
 def predictions_section(results: Results) -> str:
   """Returns what was predicted before the seeds were run, and what came."""
-  study, lines = results.study, []
-  for entry in study.predictions.values():
-    found = study_results.outcome(results, entry)
-    figure = FIGURES[entry.figure]
-    a, b = (study.methods[m].label for m in (entry.method, entry.against))
-    than = ''
-    if 'than_dose' in entry:
-      than = f', less the same at {study.doses[entry.than_dose].label}'
-    if found is None:
-      measured = NONE
-    else:
-      measured = (
-        study_tables.interval_text(found.difference, figure.digits)
-        + f', {study_tables.seeds_text(found.seeds)}'
-      )
-    expected = {'none': 'no difference'}.get(entry.expect, entry.expect)
-    lines.append(
-      _row(
-        {
-          'prediction': entry.text,
-          'compared': f'{figure.title}: {a} − {b}{than}',
-          'predicted': expected,
-          'measured': measured,
-          'outcome': study_results.reading(found, entry.expect),
-        }
-      )
-    )
-  if not lines:
+  rows = [
+    study_tables.prediction_row(results, entry)
+    for entry in results.study.predictions.values()
+  ]
+  if not rows:
     return ''
-  header = ['prediction', 'compared', 'predicted', 'measured', 'outcome']
   text = note(
-    'Written down before any seed of their dose was run. A prediction of no'
-    ' difference comes true if the interval holds 0, which few seeds make easy:'
-    ' look at its'
-    ' width.'
+    'Written down before any seed was run of the method that is compared, at'
+    ' that dose. A prediction of no difference comes true if the interval holds'
+    ' 0, which few seeds make easy: look at its width.'
   )
+  lines = [_row(row) for row in rows]
   # Words, not figures: to the left.
-  words = f'<div class="words">{table(header, lines)}</div>\n'
+  words = f'<div class="words">{table(list(rows[0]), lines)}</div>\n'
   return section('Predictions', text + words)
 
 

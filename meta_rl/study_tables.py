@@ -1,5 +1,6 @@
 """The tables of a study as text: Markdown, and the cells of the page's."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -188,29 +189,73 @@ def _digits(found):
   return 0 if big else 1
 
 
+def prediction_row(results: Results, entry) -> dict[str, str]:
+  """Returns a prediction, and what came of it."""
+  study, figure = results.study, FIGURES[entry.figure]
+  found = study_results.outcome(results, entry)
+  a, b = (study.methods[m].label for m in (entry.method, entry.against))
+  than, measured = '', NONE
+  if 'than_dose' in entry:
+    than = f', less the same at {study.doses[entry.than_dose].label}'
+  if found is not None:
+    measured = (
+      interval_text(found.difference, figure.digits)
+      + f', {seeds_text(found.seeds)}'
+    )
+  return {
+    'prediction': entry.text,
+    'compared': f'{figure.title}: {a} − {b}{than}',
+    'predicted': {'none': 'no difference'}.get(entry.expect, entry.expect),
+    'measured': measured,
+    'outcome': study_results.reading(found, entry.expect),
+  }
+
+
+def _dose_tables(results: Results, dose: str) -> dict[str, list[dict]]:
+  """Returns title -> rows of a dose; those of no method are left out."""
+  study = results.study
+  done = [m for m in (*study.core, *study.rest) if results.of(dose, m)]
+  kept = [
+    m
+    for m in done
+    if any(c.get('extrapolation') for c in results.of(dose, m).values())
+  ]
+  rows = lambda make, methods: [make(results, dose, m) for m in methods]
+  tables = {
+    '': rows(main_row, done),
+    'stopping, the base prover, cost': rows(more_row, done),
+    **{
+      f'{title}, kept thinking beyond the training budget': rows(
+        functools.partial(kept_row, figure=figure), kept
+      )
+      for figure, (_, title, _) in study_results.KEPT.items()
+    },
+    **{
+      f'held-out regret at equal {what}': list(
+        learning_rows(results, dose, x).values()
+      )
+      for x, what in (
+        ('cost', 'training cost'),
+        ('seconds', 'seconds of training steps'),
+      )
+    },
+  }
+  return {title: found for title, found in tables.items() if found}
+
+
 def markdown(results: Results) -> str:
-  """Returns one Markdown table a dose, for RESULTS.md."""
+  """Returns the tables of `study.html` in Markdown."""
   study, parts = results.study, []
   for dose in sorted(study.doses):
-    rows = [
-      main_row(results, dose, method)
-      for method in (*study.core, *study.rest)
-      if results.of(dose, method)
-    ]
     entry = study.doses[dose]
-    if rows:
-      parts.append(
-        f'{entry.label}; {entry.total_cost:,.0f} forward tokens a cell\n\n'
-        + markdown_table(rows)
-      )
-    timed = learning_rows(results, dose, 'seconds')
-    if timed:
-      parts.append(
-        'held-out regret at equal seconds of training steps\n\n'
-        + markdown_table(list(timed.values()))
-      )
+    head = f'{entry.label}; {entry.total_cost:,.0f} forward tokens a cell'
+    for title, rows in _dose_tables(results, dose).items():
+      parts.append(f'{title or head}\n\n{markdown_table(rows)}')
   if not parts:
     return 'No cell is done.'
+  if study.predictions:
+    predicted = [prediction_row(results, p) for p in study.predictions.values()]
+    parts.append(f'predictions\n\n{markdown_table(predicted)}')
   counts = f'Cells that are done: {len(results.cells)}'
   left = len(results.failures) + len(results.missing)
   if left:

@@ -26,6 +26,7 @@ from meta_rl import (
   probes,
   prover,
   setup_run,
+  setup_steps,
   signals,
   steps,
   study_cell,
@@ -89,7 +90,7 @@ def measure(
       f'loss.kl_coef={config.loss.kl_coef}: the variance is measured on the '
       'policy that is its own reference; set it to 0.'
     )
-  if setup_run.pathwise_of(config):
+  if setup_steps.pathwise_of(config):
     raise ValueError(
       'loss.pathwise is on: the variance is measured of the policy gradient '
       "alone; set loss.pathwise.boundaries='none'."
@@ -100,7 +101,7 @@ def measure(
   exact = config.copy_and_resolve_references()
   exact.unlock()
   exact.prover.kind = 'exact'
-  generate, prove = map(jax.jit, setup_run.make_calls(exact, model, task))
+  generate, prove = map(jax.jit, setup_steps.make_calls(exact, model, task))
   draw = jax.jit(make_draw(config, model, task, max(branches)))
   gradient = jax.jit(make_gradient(config, model, task))
   problems = data.problem_iterator(
@@ -213,7 +214,7 @@ def make_gradient(config, model, task):
   """Returns `(params, traces, measured) -> gradient` of one whole rollout."""
   batching = config.batching
   loss_fn = train_calls.make_loss(config, model, task)
-  advantage_fn = setup_run.make_advantages(config)
+  advantage_fn = setup_steps.make_advantages(config)
 
   def gradient(params, traces, measured):
     batch = steps.training_batch(traces, measured, advantage_fn)

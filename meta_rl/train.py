@@ -42,6 +42,7 @@ from meta_rl import (
   profiler,
   setup_own,
   setup_run,
+  setup_steps,
   sft,
   signals,
   train_calls,
@@ -101,13 +102,13 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
 
   # ---- the jitted calls, each traced once a shape: once a thinking budget, of
   # which there is one but under a curriculum
-  plan = setup_run.make_curriculum(config)
+  plan = setup_steps.make_curriculum(config)
   calls = {
     budget: (
       train_calls.make_parallel(stage, model, task, optimizer),
       train_calls.make_summarize(stage, task),
     )
-    for budget, stage in setup_run.stages(config).items()
+    for budget, stage in setup_steps.stages(config).items()
   }
   parallel, _ = calls[plan.budgets[-1]]
   reward_fn = setup_own.make_reward_fn(config, task, parallel.get)

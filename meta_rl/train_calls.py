@@ -13,6 +13,7 @@ from meta_rl import (
   dynamic_sampling,
   setup_own,
   setup_run,
+  setup_steps,
   sharding,
   steps,
 )
@@ -38,9 +39,9 @@ def make_parallel(config, model, task, optimizer) -> sharding.Parallel:
     return steps.make_update(
       spread(loss_fn),
       optimizer,
-      setup_run.make_advantages(config, axis_name=axis_name),
-      rows_fn=setup_run.make_rows(config, task),
-      prepare=setup_run.make_prepare(config, task),
+      setup_steps.make_advantages(config, axis_name=axis_name),
+      rows_fn=setup_steps.make_rows(config, task),
+      prepare=setup_steps.make_prepare(config, task),
       axis_name=axis_name,
       trainable=setup_run.trainable(config),
       **config.batching.to_dict(),
@@ -88,7 +89,7 @@ def make_loss(config, model, task):
     temperature=rollout.temperature,
     constant=constant,
     value_term=value_term,
-    pathwise_term=setup_run.make_pathwise_term(
+    pathwise_term=setup_steps.make_pathwise_term(
       config, model, task, constant=constant
     ),
     **loss,
@@ -110,10 +111,10 @@ def with_reference(parallel, reference) -> sharding.Parallel:
 def make_summarize(config, task) -> CountedJit:
   """Returns the jitted scalars of a batch of traces, and what they cost."""
   group_size = config.rollout.group_size
-  rows = setup_run.make_rows(config, task)
-  differentiated = setup_run.make_differentiated(config, task)
+  rows = setup_steps.make_rows(config, task)
+  differentiated = setup_steps.make_differentiated(config, task)
   given = setup_own.rollouts_path(config) is not None
-  reads_success = setup_run.reads_success(config)
+  reads_success = setup_steps.reads_success(config)
 
   def summarize(traces, measured):
     row = steps.rollout_metrics(

@@ -17,7 +17,7 @@ from test_steps import (
 )
 from toys import counting_model
 
-from meta_rl import check_config, held_out, setup_run, steps
+from meta_rl import check_config, held_out, setup_run, setup_steps, steps
 from meta_rl.algorithms import Measured, mrt
 
 pytest_plugins = ['small_runs']
@@ -156,14 +156,14 @@ def test_budgets_that_fall_on_delimiters_change_nothing():
 
 def test_budgets_of_a_config(small):
   config = small.config('mrt')
-  assert setup_run.budgets_of(config) is None
+  assert setup_steps.budgets_of(config) is None
   config = small.config('mrt', prover__boundaries='budgets')
   # 27 tokens of thought, 3 episodes at most.
-  assert setup_run.budgets_of(config) == (9, 18, 27)
+  assert setup_steps.budgets_of(config) == (9, 18, 27)
   config = small.config(
     'mrt', prover__boundaries='budgets', prover__budgets=(5, 27)
   )
-  assert setup_run.budgets_of(config) == (5, 27)
+  assert setup_steps.budgets_of(config) == (5, 27)
   check_config.check(config)
 
 

@@ -15,6 +15,7 @@ from meta_rl import (
   curriculum,
   held_out,
   setup_run,
+  setup_steps,
   signals,
   train,
 )
@@ -161,21 +162,21 @@ def test_what_is_no_curriculum(options, message):
 
 
 def test_stages_by_hand(small):
-  found = setup_run.stages(small.config('e3', ''))
+  found = setup_steps.stages(small.config('e3', ''))
   assert list(found) == [27, 54, 108]
   assert [c.rollout.thinking_budget for c in found.values()] == [27, 54, 108]
   assert [c.prover.max_episodes for c in found.values()] == [3, 6, 12]
   # Each is a whole config of its own.
-  assert all(setup_run.stages(c).keys() == {b} for b, c in found.items())
+  assert all(setup_steps.stages(c).keys() == {b} for b, c in found.items())
   config = small.config('brpo', '', curriculum__budgets=(54, 108))
-  budgets = [c.prover.budgets for c in setup_run.stages(config).values()]
+  budgets = [c.prover.budgets for c in setup_steps.stages(config).values()]
   assert budgets == [(27, 54), (27, 54, 81, 108)]
   check_config.check(config)
 
 
 def test_without_a_curriculum_there_is_one_stage(small):
   config = small.config('mrt', '')
-  (stage,) = setup_run.stages(config).values()
+  (stage,) = setup_steps.stages(config).values()
   assert stage.to_dict() == config.to_dict()
 
 
@@ -314,7 +315,7 @@ def test_j_at_the_points_is_measured(small):
   config = small.config('e3')
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
-  points = setup_run.make_curriculum(config).points
+  points = setup_steps.make_curriculum(config).points
   assert points == (9, 18, 27)
   calls = held_out.make_calls(config, model, task, budgets=points)
   kit = setup_run.task_kit(config)

@@ -18,6 +18,7 @@ from meta_rl import (
   metrics,
   regret,
   setup_run,
+  setup_steps,
   statistics,
   tokenizer,
   weights,
@@ -198,7 +199,9 @@ def test_measure_drops_the_filler_and_counts_rows_on(trained, small):
 def test_samples_do_not_depend_on_the_batch(trained, small):
   task = setup_run.make_task(trained.config)
   model = setup_run.make_model(trained.config, task)
-  generate, _ = setup_run.make_calls(trained.config, model, task, group_size=1)
+  generate, _ = setup_steps.make_calls(
+    trained.config, model, task, group_size=1
+  )
   params, tokens = params_of(trained), []
   for size in (16, 4):
     batches = problem_batches(

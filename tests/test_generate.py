@@ -13,6 +13,7 @@ from meta_rl import (
   generate,
   held_out,
   setup_run,
+  setup_steps,
   signals,
   tasks,
   tokenizer,
@@ -75,7 +76,7 @@ def test_they_are_what_training_samples(start, rows):
   source = setup_run.load_problems(config, 'train')
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
-  call, _ = setup_run.make_calls(config, model, task, group_size=2)
+  call, _ = setup_steps.make_calls(config, model, task, group_size=2)
   arrays = setup_run.task_kit(config).record_arrays
   batch = held_out.stack([arrays(source[i]) for i in range(4)])
   traces, _ = CountedJit(call)(params, batch, jax.random.key(3))

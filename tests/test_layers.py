@@ -25,7 +25,7 @@ LAYERS = [
   'signals workdir files leaves chat profiler rewards external guards hf '
   'verifiers segments chat_template',
   'steps compiled dynamic_sampling',
-  'setup_run setup_own train_calls check_config command_line '
+  'setup_run setup_steps setup_own train_calls check_config command_line '
   'config_keys held_out '
   'evaluate plots '
   'headline runs report report_page report_style report_traces report_parts',
@@ -39,6 +39,7 @@ PURE = LAYERS[1]
 COMMANDS = [*LAYERS[-1], 'setup_run', 'check_config', 'command_line']
 COMMANDS += [
   'config_keys',
+  'setup_steps',
   'setup_own',
   'train_calls',
   'held_out',

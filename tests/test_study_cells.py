@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from meta_rl import env, study_cells, workdir
+from meta_rl import study_cells, workdir
 from meta_rl.configs import study_countdown
 from meta_rl.study_cells import Key
 
@@ -21,10 +21,10 @@ def test_the_core_comes_first_round_by_round():
   whole = study_countdown.get_config()
   keys = study_cells.keys(whole)
   assert len(set(keys)) == len(keys)
-  # 5 doses: the base once, 5 methods of the core and 2 more with 5 seeds, the
+  # 5 doses: the base once, 5 methods of the core and 6 more with 5 seeds, the
   # others with 3.
-  others = len(whole.rest) - 2
-  assert len(keys) == 5 * (1 + 5 * 5 + 2 * 5 + others * 3)
+  others = len(whole.rest) - 6
+  assert len(keys) == 5 * (1 + 5 * 5 + 6 * 5 + others * 3)
   first = keys[: 5 * 6]
   assert {key.seed for key in first} == {0}
   assert [key.path for key in first[:7]] == [
@@ -203,21 +203,29 @@ def test_an_unknown_key_is_named(study):
     study_cells.cell_config(study, 'tiny', 'grpo')
 
 
-def test_every_method_of_the_study_can_be_used_or_is_named():
-  """A config that is not there (yet) is one line, and stops no other."""
+def test_every_method_of_the_study_can_be_used():
   study = study_countdown.get_config()
   for method in (*study.core, *study.rest):
-    name = study.methods[method].config
-    if name in env.config_names():
-      config = study_cells.cell_config(study, 'u4', method)
-      assert config.rollout.thinking_budget == 135
-      assert config.prover.max_episodes == 15
-      # Nothing pays for a prover that it doesn't use.
-      unused = config.algorithm.name in ('outcome', 'prefix')
-      assert (config.prover.kind == 'none') == unused, method
-    else:
-      with pytest.raises(ValueError, match=f'u4/{method}: no config .{name}'):
-        study_cells.cell_config(study, 'u4', method)
+    config = study_cells.cell_config(study, 'u4', method)
+    assert config.rollout.thinking_budget == 135
+    assert config.prover.max_episodes == 15
+    # Nothing pays for a prover that it doesn't use.
+    own = config.algorithm
+    unused = own.name in ('outcome', 'prefix') or own.get('select') == 'any'
+    assert (config.prover.kind == 'none') == unused, method
+    if config.prover.boundaries == 'budgets' or method == 'brpo':
+      assert max(config.prover.budgets) == 135, method
+    own = {**config.algorithm, **config.curriculum}
+    assert own.get('max_length') in (None, 135, 67), method
+    assert own.get('target_length') in (None, 67), method
+    assert max(own.get('budgets') or (135,)) == 135, method
+
+
+def test_a_method_without_a_config_is_named():
+  study = study_countdown.get_config()
+  study.methods.grpo.config = 'none_countdown'
+  with pytest.raises(ValueError, match='u4/grpo: no config .none_countdown'):
+    study_cells.cell_config(study, 'u4', 'grpo')
 
 
 def test_no_dose_thinks_beyond_what_the_warm_start_saw():

@@ -152,8 +152,8 @@ def test_markdown():
   text = study_tables.markdown(results)
   lines = text.splitlines()
   assert lines[0] == 'tiny: + −, 3 episodes; 5,500 forward tokens a cell'
-  table = [line for line in lines if line.startswith('|')]
-  assert len(table) == 5
+  table = lines[2:7]
+  assert lines[7] == ''
   assert len({len(line) for line in table}) == 1
   assert [line.split('|')[1].strip() for line in table[2:]] == [
     'base', 'GRPO', 'MRT, exact',
@@ -165,11 +165,30 @@ def test_markdown():
   assert study_tables.markdown(empty) == 'No cell is done.'
 
 
-def test_the_table_by_time_is_in_the_markdown():
+def test_all_tables_of_the_page_are_in_the_markdown():
   held_out = [100, 200], [0.5, 0.6], [0.5, 0.4]
-  text = study_tables.markdown(results_of(grpo={0: make(0, held_out=held_out)}))
-  assert 'held-out regret at equal seconds of training steps' in text
-  assert "seconds to GRPO's held-out accuracy" in text
+  results = results_of(grpo={0: make(0, held_out=held_out, kept=[0.5, 0.6])})
+  lines = study_tables.markdown(results).splitlines()
+  header = {
+    lines[i - 2]: lines[i]
+    for i in range(2, len(lines))
+    if lines[i].startswith('| method') or lines[i].startswith('| prediction')
+  }
+  for title, column in (
+    ('tiny: + −, 3 episodes; 5,500 forward tokens a cell', 'gain ratio'),
+    ('stopping, the base prover, cost', 'P(stop | unsolved)'),
+    ('stopping, the base prover, cost', 'regret, normalised'),
+    ('regret, kept thinking beyond the training budget', '2×'),
+    ('accuracy, kept thinking beyond the training budget', '2×'),
+    ('held-out regret at equal training cost', "GRPO's held-out accuracy"),
+    (
+      'held-out regret at equal seconds of training steps',
+      "seconds to GRPO's held-out accuracy",
+    ),
+    ('predictions', 'outcome'),
+  ):
+    # A bar in a title is no column's end.
+    assert column.replace('|', '/') in header[title]
 
 
 def test_a_name_cannot_break_the_table():

@@ -18,7 +18,7 @@ from test_steps import (
 )
 from toys import SPECIAL, counting_model
 
-from meta_rl import check_config, setup_run, steps
+from meta_rl import check_config, setup_run, setup_steps, steps
 from meta_rl.algorithms import Summaries, summary_advantages
 from meta_rl.update import TrainState
 
@@ -279,4 +279,4 @@ def test_own_answers_alone_need_no_samples(small):
   )
   check_config.check(config)
   task = setup_run.make_task(config)
-  assert setup_run.make_rows(config, task) is None
+  assert setup_steps.make_rows(config, task) is None

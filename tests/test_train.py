@@ -23,6 +23,7 @@ from meta_rl import (
   metrics,
   profiler,
   setup_run,
+  setup_steps,
   signals,
   train,
   train_calls,
@@ -476,7 +477,7 @@ def test_dead_learning_is_said_aloud(trained):
 def test_a_gap_between_sampler_and_trainer_stops_the_run(
   small, tmp_path, monkeypatch
 ):
-  real = setup_run.make_calls
+  real = setup_steps.make_calls
 
   def tampered(config, model, task, **options):
     generate, prove = real(config, model, task, **options)
@@ -488,7 +489,7 @@ def test_a_gap_between_sampler_and_trainer_stops_the_run(
 
     return wrong, prove
 
-  monkeypatch.setattr(setup_run, 'make_calls', tampered)
+  monkeypatch.setattr(setup_steps, 'make_calls', tampered)
   result = small.run(small.config('mrt'), tmp_path / 'run')
   assert result.code == signals.EXIT_ERROR
   assert 'step 1: the sampler and the trainer differ by 0.5' in result.err
