@@ -17,6 +17,7 @@ from meta_rl import (
   rollout,
   setup_own,
   setup_run,
+  setup_steps,
   signals,
   steps,
   tasks,
@@ -200,7 +201,7 @@ def measure(config):
     own = config.copy_and_resolve_references()
     own.prover.update({'kind': kind, 'num_branches': 2})
     prove = setup_own.make_training_calls(own, model, task)[1]
-    return jax.jit(prove), setup_run.make_advantages(own)
+    return jax.jit(prove), setup_steps.make_advantages(own)
 
   def run(kind, batch, traces):
     prove, advantage_fn = calls(kind)
