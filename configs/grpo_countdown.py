@@ -7,6 +7,10 @@ each trace first, as published. Everything else is that of the MRT config.
     python -m meta_rl.train --config=configs/grpo_countdown.py \
       --workdir=runs/grpo
 
+It learns better at half the rate (--config.optimizer.learning_rate=5e-5), which
+is how the quickstart runs it; the study holds the rate of all methods equal,
+and says what that costs GRPO (RESULTS.md).
+
 `dr` as argument gives Dr. GRPO (arXiv 2503.20783: no std, constant length
 denominator), `rloo` RLOO (arXiv 2402.14740: each trace against the mean of the
 others, the loss a sum over its tokens, here divided by the same constant);

@@ -181,7 +181,8 @@ def test_a_folder_of_someone_else_is_not_pinned(tmp_path):
 EQUAL = '--config.total_tokens=420000 --config.total_steps=60'
 PHASES = f"""\
 -m meta_rl.train --config=configs/mrt_countdown.py --workdir=D/mrt {EQUAL}
--m meta_rl.train --config=configs/grpo_countdown.py --workdir=D/grpo {EQUAL}
+-m meta_rl.train --config=configs/grpo_countdown.py --workdir=D/grpo {EQUAL} \
+--config.optimizer.learning_rate=5e-5
 -m meta_rl.evaluate --num_problems=2048 --workdir=D/mrt
 -m meta_rl.evaluate --num_problems=2048 --workdir=D/grpo
 -m meta_rl.evaluate --num_problems=2048 --config=configs/mrt_countdown.py \
