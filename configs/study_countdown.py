@@ -194,7 +194,14 @@ METHODS = {
         'MRT, control variate',
         'mrt_countdown',
         '',
-        {'prover': {'kind': 'control_variate', 'num_branches': 4}},
+        # Of all answers it is the exact prover: none is left for branches.
+        {
+          'prover': {
+            'kind': 'control_variate',
+            'num_branches': 4,
+            'num_enumerated': 1,
+          }
+        },
       ),
     )
   },
@@ -362,10 +369,24 @@ def _of_methods(episodes):
     'brpo': parts,
     'vineppo': parts,
     'pav': parts,
-    'dapo': {'algorithm': {'max_length': total}},
-    'lcpo_exact': {'algorithm': {'target_length': total // 2}},
-    'lcpo_max': {'algorithm': {'max_length': total // 2}},
-    'e3': {'curriculum': {'budgets': (total // 4, total // 2, total)}},
+    # Their lengths and slopes as shares of the budget, attempts whole.
+    'dapo': {
+      'algorithm': {
+        'max_length': total,
+        'cache_length': 9 * max(1, round(episodes / 5)),
+      }
+    },
+    'lcpo_exact': {
+      'algorithm': {'target_length': total // 2, 'alpha': 1.08 / total}
+    },
+    'lcpo_max': {
+      'algorithm': {'max_length': total // 2, 'alpha': 1.08 / total}
+    },
+    'e3': {
+      'curriculum': {
+        'budgets': (9 * (episodes // 4), 9 * (episodes // 2), total)
+      }
+    },
   }
 
 
