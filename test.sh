@@ -40,6 +40,9 @@ make_venv test
 
 if [ "${1:-}" = trl ]; then
   shift
+  if [ "$TRL_VENV" -ef "$VENV" ]; then
+    fail "TRL_VENV=$TRL_VENV is the environment of meta_rl: name another folder."
+  fi
   # Pinned, so it changes with the two versions alone: `full` has no need of it.
   make_pinned_venv "$TRL_VENV" $TRL_PACKAGES
   META_RL_TRL_PYTHON=$(cd "$(dirname "$PINNED_PY")" && pwd)/python

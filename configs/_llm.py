@@ -137,6 +137,8 @@ def make(
     make_tiny(config, architecture)
   if 'external' in words:
     take_rollouts(config)
+    if not tiny:
+      config.total_steps = 20  # a file is used up by a few passes
   return config
 
 

@@ -24,7 +24,7 @@ folder with train* and test*. The regret of the untrained model:
 
     python -m meta_rl.evaluate --config=configs/mrt_smollm2_135m.py:gsm8k \
       --config.task.data.path=PROBLEMS --base --workdir=runs/smollm2_gsm8k \
-      --num_problems=200 --batch_size=20
+      --num_problems=200 --batch_size=20 --samples=1 --sample_problems=20
 
 `:grpo` is the outcome-reward rival at the same cost; `:external` trains on a
 file of rollouts (meta_rl/external); `:tiny` runs the same code on random
@@ -42,7 +42,7 @@ from meta_rl.configs import mrt_countdown, split_argument, take_rollouts
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Returns the config; `arg` joins the words above with commas."""
   own, rest = split_argument(
-    arg, 'external', 'gym', one_of=('sft', 'grpo', 'gsm8k')
+    arg, 'external', 'gym', 'gsm8k', one_of=('sft', 'grpo')
   )
   tiny = rest == 'tiny'
   if rest and not tiny:
@@ -173,6 +173,8 @@ def _ask_gym(config: ml_collections.ConfigDict, tiny: bool):
       'instruction': (
         f'Think step by step, then write {config.task.close} and the answer.'
       ),
+      # As the model writes it: '#### 6', on a line of its own.
+      **({} if tiny else {'stop': '\n####', 'spellings': (' {}',)}),
       'prompt_length': 320 if tiny else 256,
     }
   )

@@ -208,8 +208,8 @@ METHODS = {
 }
 CORE = ('base', 'grpo', 'length_penalty', 'mrt_rl', 'mrt_sampled', 'mrt_exact')
 
-# Written before any seed of the method was run at that dose, p1 to p8
-# before any of the dose, the others after results that they name.
+# Written before any seed of the method was run at that dose (but for p9), p1 to
+# p8 before any of the dose, the others after results that they name.
 PREDICTIONS = {
   'p1': {
     'text': 'At u = 0.3 the outcome keeps 99% of the information about the '

@@ -66,6 +66,7 @@ def load_rollouts(
     vocab_size=setup_run.model_config(config).vocab_size,
     encode=kit.encode,
     problem_fn=problem_fn,
+    thinking_budget=config.rollout.thinking_budget,
     buckets=config.external.buckets,
     needs_reward=not by_task,
   )

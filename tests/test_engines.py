@@ -211,8 +211,8 @@ def without(owner, *path):
 
 
 BAD = [
-  (external.from_vllm, VLLM['outputs'][0], 'there is no outputs among'),
-  (external.from_vllm, {'outputs': None, 'x': 1}, 'there is no outputs among'),
+  (external.from_vllm, VLLM['outputs'][0], 'there is no outputs in'),
+  (external.from_vllm, {'outputs': None, 'x': 1}, 'there is no outputs in'),
   (
     external.from_vllm,
     without(VLLM, 'outputs', 1, 'logprobs'),
@@ -221,12 +221,12 @@ BAD = [
   (
     external.from_vllm,
     without(VLLM, 'outputs', 0, 'token_ids'),
-    'there is no token_ids among',
+    'there is no token_ids in',
   ),
   (
     external.from_vllm,
     without(VLLM, 'prompt_token_ids'),
-    'there is no prompt_token_ids among',
+    'there is no prompt_token_ids in',
   ),
   (
     external.from_vllm,
@@ -258,13 +258,15 @@ BAD = [
     without(COMPLETION, 'choices', 1, 'logprobs', 'token_logprobs', 0),
     r'logprobs has \d+ entries for \d+ tokens',
   ),
-  (external.from_openai, {'error': {}}, 'there is no choices among'),
+  (external.from_openai, {'error': {}}, 'there is no choices in'),
   (
     external.from_sglang,
     without(sglang_sample(0), 'meta_info', 'output_token_logprobs'),
     'no output_token_logprobs: sample with return_logprob=True',
   ),
-  (external.from_sglang, {'text': 'a'}, 'there is no meta_info among'),
+  (external.from_sglang, {'text': 'a'}, 'there is no meta_info in'),
+  # What an engine returns for several prompts.
+  (external.from_vllm, [VLLM], 'there is no outputs in a list'),
 ]
 
 

@@ -167,6 +167,23 @@ def _warn_of_answers(path, rows: Sequence[Row], answer_length: int):
     )
 
 
+def _warn_of_thoughts(path, rows: Sequence[Row], budget: int):
+  """Logs how many thoughts go on beyond the thinking budget."""
+  longer = [row for row in rows if row.parts.thought > budget]
+  if longer:
+    logging.warning(
+      '%s: %d of %d thoughts have more than rollout.thinking_budget=%d tokens '
+      '(line %d: %d): what lies beyond belongs to no episode and has no weight '
+      'in regret; raise the budget, or end thoughts there when you sample',
+      path,
+      len(longer),
+      len(rows),
+      budget,
+      longer[0].line,
+      longer[0].parts.thought,
+    )
+
+
 class RolloutBatches(Iterator[Batch]):
   """Endless batches of the groups of a file; every epoch is a new shuffle.
 
@@ -180,6 +197,7 @@ class RolloutBatches(Iterator[Batch]):
     encode: of the task's `TaskKit`, for rows of text.
     problem_fn: as in `group_rows`; rows are then graded by the task, and a
       warning says which answers are longer than it grades.
+    thinking_budget: a warning says which thoughts are longer; None: none does.
     buckets: response columns, rising; () is one bucket, of the longest.
     needs_reward: every row must have a reward of its own.
 
@@ -202,12 +220,15 @@ class RolloutBatches(Iterator[Batch]):
     vocab_size: int,
     encode: Callable[..., Sequence[int]],
     problem_fn: ProblemFn | None = None,
+    thinking_budget: int | None = None,
     buckets: Sequence[int] = (),
     needs_reward: bool = False,
   ):
     rows = read_rows(path, vocab_size=vocab_size, task=task, encode=encode)
     if problem_fn is not None:
       _warn_of_answers(path, rows, task.answer_length)
+    if thinking_budget is not None:
+      _warn_of_thoughts(path, rows, thinking_budget)
     self.groups = group_rows(path, rows, group_size, problem_fn)
     longest = max(rows, key=lambda row: len(row.response))
     lengths = tuple(buckets) or (len(longest.response),)

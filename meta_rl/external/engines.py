@@ -86,7 +86,7 @@ def from_openai(
     found = _given(choice, 'logprobs') or {}
     chosen = _given(found, 'token_logprobs')
     if chosen is None and _given(found, 'content') is not None:
-      chosen = [each['logprob'] for each in found['content']]
+      chosen = [_given(each, 'logprob') for each in _given(found, 'content')]
     if chosen is None:
       raise ValueError(
         'OpenAI API: the answer has no logprobs: ask with "logprobs": true '
@@ -115,6 +115,8 @@ def from_sglang(
   Raises:
     ValueError: one line; there are no log-probs.
   """
+  if prompt_ids is None:
+    raise ValueError('SGLang: prompt_ids is None: give the input_ids sent')
   rows = []
   for sample in [output] if isinstance(output, Mapping) else output:
     found = _given(
@@ -169,13 +171,18 @@ def _given(owner: Any, *names: str) -> Any:
   return None
 
 
+def _vars(owner: Any) -> Mapping[str, Any]:
+  return getattr(owner, '__dict__', {})
+
+
 def _field(owner: Any, name: str, engine: str) -> Any:
   value = _given(owner, name)
   if value is None:
-    has = sorted(owner if isinstance(owner, Mapping) else vars(owner))
+    fields = owner if isinstance(owner, Mapping) else _vars(owner)
+    has = sorted(fields) or f'a {type(owner).__name__}'
     raise ValueError(
-      f'{engine}: there is no {name} among {one_line(repr(has), 120)}: give '
-      'what the engine returned for one prompt'
+      f'{engine}: there is no {name} in {one_line(str(has), 120)}: give what '
+      'the engine returned for one prompt'
     )
   return value
 

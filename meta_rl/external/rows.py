@@ -118,6 +118,10 @@ def _row(number: int, record, vocab_size: int, task: Task, encode) -> Row:
   response = np.asarray(_ids(record, 'response', vocab_size, encode), np.int32)
   mask, log_probs = _actions(record, len(response))
   question = record.get('question')
+  if question is not None and not isinstance(question, str):
+    raise ValueError(
+      f'"question" is {_short(question)}: give its text, or none'
+    )
   reward = record.get('reward')
   if reward is not None and not _is_finite(reward):
     raise ValueError(
@@ -130,7 +134,7 @@ def _row(number: int, record, vocab_size: int, task: Task, encode) -> Row:
     mask=mask,
     log_probs=log_probs,
     reward=math.nan if reward is None else float(reward),
-    question=question if isinstance(question, str) else None,
+    question=question,
     parts=parts_of(response, mask, task),
   )
 

@@ -91,6 +91,11 @@ class Finder:
     own = self._decode(
       self._prompt(max(asked, key=lambda r: len(r['question'])))
     )
+    if given == own:
+      return (
+        'its prompt has the text of its problem in other tokens: encode '
+        'prompts as config.task.tokenizer does, or give the row the "question"'
+      )
     pairs = enumerate(zip(given, own))
     place = next(
       (i for i, (a, b) in pairs if a != b), min(len(given), len(own))
