@@ -8,6 +8,8 @@ are normal then.
 
 from collections.abc import Sequence
 
+import ml_collections
+
 
 def split_argument(
   arg: str, *own: str, one_of: Sequence[str] = ()
@@ -40,3 +42,18 @@ def split_argument(
     )
   scale = [word for word in words if word not in own]
   return [word for word in words if word in own], ','.join(scale)
+
+
+def take_rollouts(config: ml_collections.ConfigDict):
+  """Makes a config train on a file of rollouts (meta_rl/external)."""
+  config.name = f'{config.name}, given rollouts'
+  config.rollout.source = 'jsonl:rollouts.jsonl'
+  config.external = {
+    'reward': 'task',  # its verifier, or 'row': the row's own
+    'correction': 'token',  # or 'sequence', 'none'
+    'cap': 2.0,  # of the importance weights
+    # Mean |log-prob of the file - of the policy|, nats a token: beyond it the
+    # run stops.
+    'max_mismatch': 0.5,
+    'buckets': (),  # response columns; () is one, of the longest response
+  }

@@ -5,7 +5,7 @@ import dataclasses
 import ml_collections
 
 from meta_rl import chat_template
-from meta_rl.configs import mrt_countdown
+from meta_rl.configs import mrt_countdown, take_rollouts
 
 # The switches of each architecture, at a size for trials.
 _TINY = {
@@ -43,14 +43,17 @@ def make(
   those of the public MRT v0.1.
 
   Args:
-    arg: '' or 'tiny'.
+    arg: joins 'external' (rollouts of another engine, from a file) and 'tiny'.
     architecture: a key of the sizes for trials.
     thinking: a key of `chat_template.THINKING`.
   """
-  if arg not in ('', 'tiny'):
-    raise ValueError(f'unknown argument {arg!r}: allowed is tiny.')
-  tiny = arg == 'tiny'
-  config = mrt_countdown.get_config(arg)
+  words = [word for word in arg.split(',') if word]
+  if unknown := sorted(set(words) - {'external', 'tiny'}):
+    raise ValueError(
+      f'unknown argument {unknown}: allowed are external and tiny.'
+    )
+  tiny = 'tiny' in words
+  config = mrt_countdown.get_config('tiny' if tiny else '')
   config.init_from = ''  # what model.path holds; 'random' for fresh weights
   how, instruction = chat_template.thinking(thinking), MATH
   if thinking == 'plain':
@@ -132,6 +135,10 @@ def make(
   config.max_log_prob_gap = 0.1
   if tiny:
     make_tiny(config, architecture)
+  if 'external' in words:
+    take_rollouts(config)
+    if not tiny:
+      config.total_steps = 20  # a file is used up by a few passes
   return config
 
 

@@ -16,11 +16,19 @@ What a row holds is said in meta_rl/external/rows.py. A file to try it with:
 A fixed file is used up: it is for a few passes, while the policy is still near
 the one that sampled. `row` takes the rewards of the rows, with GRPO; `grpo`
 grades by the task; `hard` and `tiny` as in MRT; several are joined by commas.
+
+For a language model: the argument `external` of its config, such as
+`mrt_qwen3_0p6b:external`.
 """
 
 import ml_collections
 
-from meta_rl.configs import grpo_countdown, mrt_countdown, split_argument
+from meta_rl.configs import (
+  grpo_countdown,
+  mrt_countdown,
+  split_argument,
+  take_rollouts,
+)
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
@@ -28,17 +36,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   own, scale = split_argument(arg, 'grpo', 'row')
   base = grpo_countdown if own else mrt_countdown
   config = base.get_config(scale)
-  config.name = f'{config.name}, given rollouts'
-  config.rollout.source = 'jsonl:rollouts.jsonl'
-  config.external = {
-    'reward': 'task',  # its verifier, or 'row': the row's own
-    'correction': 'token',  # or 'sequence', 'none'
-    'cap': 2.0,  # of the importance weights
-    # Mean |log-prob of the file - of the policy|, nats a token: beyond it the
-    # run stops.
-    'max_mismatch': 0.5,
-    'buckets': (),  # response columns; () is one, of the longest response
-  }
+  take_rollouts(config)
   config.total_steps = 20  # of 24 groups: one pass over 480
   if 'row' in own:
     config.name += ' and rewards'

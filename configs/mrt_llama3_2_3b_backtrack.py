@@ -27,13 +27,15 @@ from meta_rl.configs import _llm
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  """Returns the config; `arg` joins 'sft' and 'tiny'."""
+  """Returns the config; `arg` joins 'sft' or 'external', and 'tiny'."""
   words = [word for word in arg.split(',') if word]
-  if unknown := sorted(set(words) - {'sft', 'tiny'}):
-    raise ValueError(f'unknown argument {unknown}: allowed are sft and tiny.')
+  if unknown := sorted(set(words) - {'sft', 'external', 'tiny'}):
+    raise ValueError(
+      f'unknown argument {unknown}: allowed are sft, external and tiny.'
+    )
   tiny = 'tiny' in words
-  scale = 'tiny' if tiny else ''
-  config = _llm.make(scale, architecture='llama', thinking='plain')
+  rest = ','.join(word for word in words if word != 'sft')
+  config = _llm.make(rest, architecture='llama', thinking='plain')
   config.task.delimiter = 'paragraph'
   if not tiny:
     config.task.instruction = (

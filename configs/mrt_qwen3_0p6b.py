@@ -23,5 +23,5 @@ from meta_rl.configs import _llm
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  """Returns the config; `arg` is '' or 'tiny'."""
+  """Returns the config; `arg` joins 'external' and 'tiny'."""
   return _llm.make(arg, architecture='qwen3', thinking='r1')

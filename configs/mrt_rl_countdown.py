@@ -13,6 +13,12 @@ which credits each episode instead.
 `difference` as argument drops the normalisation: A = r + alpha (r - J) - J;
 `hard` and `tiny` as in MRT; several are joined by commas.
 
+Departs from the paper: its prefixes come of the previous policy, that of the
+iteration before. Here they come of the policy that the run started from, which
+is never refreshed (`prefix_policy='reference'`), or of the current one, which
+is not stale ('current'). J is the exact prover's where the paper samples it;
+what it clips and its KL term are not published: here 0.2 and none.
+
 The prefixes are sampled besides (a trace a prompt) and are not trained on;
 `rollout/tokens_sum` counts them too. Half of the rollouts answer at once: the
 regret of training rollouts says little here, compare `eval/`.

@@ -13,14 +13,22 @@ reinforcement from what it leaves:
     python -m meta_rl.train --config=configs/mrt_smollm2_135m.py \
       --workdir=runs/smollm2_mrt
 
-`:grpo` is the outcome-reward rival at the same cost; `:tiny` runs the same code
-on random weights and a tokenizer of bytes, in seconds; words are joined by
-commas. `:gsm8k` asks it school mathematics instead, from the package's weights;
-PROBLEMS is a folder with train* and test*. The regret of the untrained model:
+`:gym` trains on a task of reasoning-gym instead, from the weights as they are:
+any of its names, with the extra `tasks`:
+
+    python -m meta_rl.train --config=configs/mrt_smollm2_135m.py:gym \
+      --config.task.data.task=gcd --workdir=runs/smollm2_gcd
+
+`:gsm8k` asks it school mathematics, from the package's weights; PROBLEMS is a
+folder with train* and test*. The regret of the untrained model:
 
     python -m meta_rl.evaluate --config=configs/mrt_smollm2_135m.py:gsm8k \
       --config.task.data.path=PROBLEMS --base --workdir=runs/smollm2_gsm8k \
-      --num_problems=200 --batch_size=20
+      --num_problems=200 --batch_size=20 --samples=1 --sample_problems=20
+
+`:grpo` is the outcome-reward rival at the same cost; `:external` trains on a
+file of rollouts (meta_rl/external); `:tiny` runs the same code on random
+weights and a tokenizer of bytes, in seconds; words are joined by commas.
 
 Hardware: 2 cores, 8 GB. Time and score: not yet run.
 """
@@ -28,16 +36,19 @@ Hardware: 2 cores, 8 GB. Time and score: not yet run.
 import ml_collections
 from ml_collections import config_dict
 
-from meta_rl.configs import mrt_countdown, split_argument
+from meta_rl.configs import mrt_countdown, split_argument, take_rollouts
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  """Returns the config; `arg` joins 'sft' or 'grpo', and 'tiny'."""
-  own, rest = split_argument(arg, one_of=('sft', 'grpo', 'gsm8k'))
+  """Returns the config; `arg` joins the words above with commas."""
+  own, rest = split_argument(
+    arg, 'external', 'gym', 'gsm8k', one_of=('sft', 'grpo')
+  )
   tiny = rest == 'tiny'
   if rest and not tiny:
     raise ValueError(
-      f'unknown argument {rest!r}: allowed are sft, grpo, gsm8k and tiny.'
+      f'unknown argument {rest!r}: allowed are sft, grpo, gsm8k, gym, external '
+      'and tiny.'
     )
   config = mrt_countdown.get_config(rest)
   config.init_from = '' if tiny else 'runs/smollm2_sft'
@@ -86,12 +97,18 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.optimizer.learning_rate = 2e-5
   config.eval.update({'num_problems': 16 if tiny else 64, 'batch_size': 16})
   config.total_steps = 4 if tiny else 60
+  if {'gsm8k', 'gym'} <= set(own):
+    raise ValueError(f'argument {arg!r}: give one of gsm8k and gym.')
+  if 'gym' in own:
+    _ask_gym(config, tiny)
   if 'gsm8k' in own:
     _ask_gsm8k(config, tiny)
   if 'grpo' in own:
     config.name = 'GRPO'
     config.algorithm = {'name': 'outcome', 'baseline': 'mean_std'}
     config.loss.aggregate = 'sequence_mean'
+  if 'external' in own:
+    take_rollouts(config)
   if 'sft' in own:
     config.name = 'SFT'
     config.init_from = ''
@@ -144,3 +161,26 @@ def _ask_gsm8k(config: ml_collections.ConfigDict, tiny: bool):
   )
   config.task.data = {'path': '???'}
   config.rollout.thinking_budget = 256
+
+
+def _ask_gym(config: ml_collections.ConfigDict, tiny: bool):
+  """Makes the task one of reasoning-gym."""
+  config.init_from = ''  # what model.path holds
+  config.task.update(
+    {
+      'source': 'reasoning_gym',
+      'verifier': 'reasoning_gym',
+      'instruction': (
+        f'Think step by step, then write {config.task.close} and the answer.'
+      ),
+      # As the model writes it: '#### 6', on a line of its own.
+      **({} if tiny else {'stop': '\n####', 'spellings': (' {}',)}),
+      'prompt_length': 320 if tiny else 256,
+    }
+  )
+  # Other options of the task: in a config of your own.
+  config.task.data = {
+    'task': 'chain_sum',
+    'size': 32 if tiny else config_dict.placeholder(int),
+    'seed': 0,
+  }

@@ -11,6 +11,13 @@ the MRT config.
 
 A segment is three attempts here (a budget of 27 tokens): every boundary costs
 as many rollouts again as there are branches. `hard` and `tiny` as in MRT.
+
+Departs from the paper: segments are of a fixed number of tokens where its own
+are reasoning steps; 4 continuations a value where it has 9; the choice to stop
+and the answer are segments of their own, with values of their own; no KL term
+to the policy that the run starts from (--config.loss.kl_coef); and the loss is
+a mean over all tokens of two mini-batches, each used once, where PPO goes over
+a rollout several times.
 """
 
 import ml_collections

@@ -73,8 +73,9 @@ mrt=configs/mrt_countdown.py
 equal="--config.total_tokens=$TOKENS"
 equal+=' --config.total_steps=60'
 phase 'training MRT' meta_rl.train --config="$mrt" --workdir="$DIR/mrt" $equal
+# Each at the better one of the learning rates that were tried (LOG.md).
 phase 'training GRPO' meta_rl.train --config=configs/grpo_countdown.py \
-  --workdir="$DIR/grpo" $equal
+  --workdir="$DIR/grpo" $equal --config.optimizer.learning_rate=5e-5
 problems=--num_problems=$PROBLEMS
 phase 'evaluating MRT' meta_rl.evaluate "$problems" --workdir="$DIR/mrt"
 phase 'evaluating GRPO' meta_rl.evaluate "$problems" --workdir="$DIR/grpo"

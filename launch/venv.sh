@@ -115,12 +115,25 @@ create_venv() {
     explain "making $VENV" "$VENV/install.log"
 }
 
-# Installs '.[$1]' and leaves its stamp.
-install_extras() {
-  local log=$VENV/install.log target=.${1:+[$1]} free
+# Stops where less than $MIN_FREE_GB are free.
+check_disk() {
+  local free
   free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
   [ "$free" -ge "$MIN_FREE_GB" ] ||
     fail "the disk is short: $free GB free in $PWD, $MIN_FREE_GB GB needed"
+}
+
+# Stops where $VENV is a folder of someone else's.
+refuse_foreign() {
+  [ ! -d "$VENV" ] || [ -e "$VENV/stamps" ] ||
+    fail "$VENV is there, was not made by this script and cannot be used" \
+      "as it is. Move it away, or choose another folder: ${1:-VENV}=.venv2"
+}
+
+# Installs '.[$1]' and leaves its stamp.
+install_extras() {
+  local log=$VENV/install.log target=.${1:+[$1]}
+  check_disk
   [ -n "$READY" ] || create_venv
   touch "$VENV/installing"
   echo "== installing $target (a minute or two; log: $log)"
@@ -158,12 +171,36 @@ make_venv() {
   ! command -v flock >/dev/null || flock 9
   if ready; then
     READY=yes
-  elif [ -d "$VENV" ] && [ ! -e "$VENV/stamps" ]; then
-    fail "$VENV is there, was not made by this script and cannot be used" \
-      'as it is. Move it away, or choose another folder: VENV=.venv2'
+  else
+    refuse_foreign
   fi
   if [ -z "$READY" ] || ! covered "$1"; then
     install_extras "$1"
   fi
   exec 9<&-
+}
+
+# Makes the folder $1 hold the packages $2 ... ('torch==2.13.0'), installed one
+# after the other, without meta_rl: for what its tests compare it with. Sets
+# PINNED_PY to the folder's interpreter and leaves $PY alone.
+make_pinned_venv() {
+  local VENV=$1 MIN_FREE_GB=8 PY package log
+  shift
+  PY=$VENV/bin/python log=$VENV/install.log
+  exec 9<.
+  ! command -v flock >/dev/null || flock 9
+  if ! ready || [ "$(cat "$VENV/stamps/packages" 2>&1)" != "$*" ]; then
+    refuse_foreign TRL_VENV
+    check_disk
+    create_venv
+    for package; do
+      echo "== installing $package (some minutes; log: $log)"
+      "$PY" -m pip install "$package" >>"$log" 2>&1 ||
+        explain "pip install '$package'" "$log"
+    done
+    rm -f "$VENV/installing"
+    echo "$*" >"$VENV/stamps/packages"
+  fi
+  exec 9<&-
+  PINNED_PY=$VENV/bin/python
 }

@@ -9,7 +9,8 @@
               has no cache of its rollout to probe
     train     3 a token fed, prompts included, in every epoch (the backward pass
               is twice the forward one), and 1 for each scoring pass before it
-              (of a reference, of a critic)
+              (of a reference, of a critic); nothing for traces that a method
+              drops (STaR's wrong ones)
 
 A probe that is differentiated (steps/pathwise.py) is fed in the update, once an
 epoch: 3 a token of [trace | probes], of the boundaries that have a weight. That
@@ -103,6 +104,7 @@ def step_costs(
   scorings: int = 0,
   differentiated: Array | None = None,
   side_tokens: Array | None = None,
+  trained: Array | None = None,
 ) -> dict[str, Array]:
   """Returns what one step cost, f32[] each, by part.
 
@@ -121,6 +123,7 @@ def step_costs(
       0 where it differentiates none; None: it never does.
     side_tokens: i32[B], response tokens sampled beside the traces, from the
       same prompts; None: nothing was.
+    trained: bool[B], the traces that the method trains on; None: all.
 
   Returns:
     'cost/generate', 'cost/prove', 'cost/train'.
@@ -150,10 +153,14 @@ def step_costs(
   if side_tokens is not None:
     side = checks.as_array('side_tokens', side_tokens, 'int[B]', dims)
     side = side.sum() + prompts
+  own = mask.sum()
+  if trained is not None:
+    kept = checks.as_array('trained', trained, 'bool[B]', dims)
+    own = (mask & kept[:, None]).sum()
   costs = {
     'cost/generate': mask.sum() - prompt.sum() + prompts + side,
     'cost/prove': proved,
-    'cost/train': BACKWARD * epochs * (mask.sum() + jnp.sum(row_tokens))
+    'cost/train': BACKWARD * epochs * (own + jnp.sum(row_tokens))
     + scorings * mask.sum()
     + again,
   }

@@ -100,7 +100,7 @@ def sample(
   ungauged = config.copy_and_resolve_references()
   ungauged.unlock()
   ungauged.prover.kind = 'none'  # the answers are graded, J is not measured
-  task = setup_run.make_task(config)
+  kit, task = setup_run.task_kit(config), setup_run.make_task(config)
   model = setup_run.make_model(config, task)
   generate, prove = map(
     CountedJit,
@@ -109,7 +109,7 @@ def sample(
   key = jax.random.key(seed)
   batches = held_out.problem_batches(
     source,
-    record_arrays=setup_run.task_kit(config).record_arrays,
+    record_arrays=kit.record_arrays,
     num_problems=num_prompts,
     batch_size=min(batch_size, num_prompts),
   )
@@ -124,6 +124,7 @@ def sample(
       jax.tree.map(lambda x: x[counts], traces),  # noqa: B023 (used at once)
       prompt_length=batch['prompts'].shape[1],
       rewards=rewards[counts],
+      decode=kit.decode,
     )
     yield from rows
 

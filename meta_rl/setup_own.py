@@ -52,7 +52,11 @@ def load_rollouts(
   """Returns the batches of the file that `config.rollout.source` names."""
   by_task = config.external.reward == 'task'
   files.check_input('rollout.source', rollouts_path(config), 'jsonl:')
-  kit, options = setup_run.task_kit(config), setup_run.task_options(config)
+  kit, problem_fn = setup_run.task_kit(config), None
+  if by_task:
+    problem_fn = kit.make_problem_fn(
+      setup_run.data_dir(), **setup_run.task_options(config)
+    )
   return external.RolloutBatches(
     rollouts_path(config),
     num_prompts=config.rollout.num_prompts,
@@ -60,7 +64,9 @@ def load_rollouts(
     seed=config.seed,
     task=task,
     vocab_size=setup_run.model_config(config).vocab_size,
-    problem_fn=kit.make_problem_fn(**options) if by_task else None,
+    encode=kit.encode,
+    problem_fn=problem_fn,
+    thinking_budget=config.rollout.thinking_budget,
     buckets=config.external.buckets,
     needs_reward=not by_task,
   )
@@ -214,7 +220,8 @@ def check_external(config: ml_collections.ConfigDict):
   if 'external' not in config:
     raise ValueError(
       f'{source} needs the options of config.external: start from '
-      '--config=external_countdown.'
+      '--config=external_countdown, or with a language model from a config '
+      "with the argument 'external', such as mrt_qwen3_0p6b:external."
     )
   options = config.external
   checks.check_choice('external.reward', options.reward, REWARD_SOURCES)

@@ -57,9 +57,23 @@ def data_dir() -> Path:
 
 
 def load_problems(config: ml_collections.ConfigDict, split: str):
-  """Returns the random-access source of a split of the task's problems."""
+  """Returns the random-access source of a split of the task's problems.
+
+  Raises:
+    ValueError: one line; the problems to train on list no accepted answer, and
+      the prover is one that scores them.
+  """
   options = task_options(config)
-  return task_kit(config).load_source(data_dir(), split, **options)
+  source = task_kit(config).load_source(data_dir(), split, **options)
+  kind = config.prover.kind if 'prover' in config else 'none'
+  if split == 'train' and kind in ('exact', 'control_variate'):
+    some = (source[i] for i in range(min(64, len(source))))
+    if not any(record.get('accepted', True) for record in some):
+      raise ValueError(
+        f'prover.kind={kind!r} scores the accepted answers, and the problems '
+        "of this task list none: set prover.kind='sampled'."
+      )
+  return source
 
 
 def model_config(config: ml_collections.ConfigDict):

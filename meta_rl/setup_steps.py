@@ -8,6 +8,7 @@ made in meta_rl/setup_run.py.
 import functools
 import inspect
 
+import jax.numpy as jnp
 import ml_collections
 
 from meta_rl import algorithms, curriculum, episodes, steps
@@ -293,6 +294,20 @@ def make_advantages(config: ml_collections.ConfigDict, *, axis_name=None):
   }
   options |= {key: offered[key] for key in offered if key in taken}
   return steps.make_advantages(name, **options)
+
+
+def make_trained(config: ml_collections.ConfigDict):
+  """Returns `(traces, measured) -> bool[B]`, the traces that are trained on.
+
+  None where all of them are. STaR drops those that it does not keep, and the
+  pathwise term alone has a pass of its own over the traces.
+  """
+  if (pathwise_of(config) or {}).get('alone'):
+    return lambda traces, _: jnp.zeros(len(traces.tokens), bool)
+  if config.algorithm.name != 'star':
+    return None
+  select = make_advantages(config)
+  return lambda traces, measured: select(measured, traces.tokens.shape[1]).keep
 
 
 def reads_success(config: ml_collections.ConfigDict) -> bool:

@@ -95,9 +95,10 @@ def predictions_section(results: Results) -> str:
   if not rows:
     return ''
   text = note(
-    'Written down before any seed was run of the method that is compared, at'
-    ' that dose. A prediction of no difference comes true if the interval holds'
-    ' 0, which few seeds make easy: look at its width.'
+    'Written down before any seed of the method was run at that dose, unless'
+    ' a prediction says otherwise; what it is compared with may have been. A'
+    ' prediction of no difference comes true if the interval holds 0, which few'
+    ' seeds make easy: look at its width.'
   )
   lines = [_row(row) for row in rows]
   # Words, not figures: to the left.

@@ -250,7 +250,8 @@ def markdown(results: Results) -> str:
     entry = study.doses[dose]
     head = f'{entry.label}; {entry.total_cost:,.0f} forward tokens a cell'
     for title, rows in _dose_tables(results, dose).items():
-      parts.append(f'{title or head}\n\n{markdown_table(rows)}')
+      title = f'{entry.label}: {title}' if title else head
+      parts.append(f'{title}\n\n{markdown_table(rows)}')
   if not parts:
     return 'No cell is done.'
   if study.predictions:

@@ -56,6 +56,12 @@ class TextTokenizer:
     """Returns the ids of a text, nothing added to it."""
     return self.tokenizer.encode(text, add_special_tokens=False).ids
 
+  def encode_prompt(self, text: str) -> list[int]:
+    """Returns the ids of a prompt, the bos in front where there is one."""
+    ids = self.encode(text)
+    bos = [] if self.bos_id is None else [self.bos_id]
+    return ids if ids[:1] == bos else bos + ids
+
   def decode(self, ids: Iterable[int], *, special: bool = True) -> str:
     """Returns the text of ids.
 

@@ -120,6 +120,7 @@ def make_summarize(config, task) -> CountedJit:
   group_size = config.rollout.group_size
   rows = setup_steps.make_rows(config, task)
   differentiated = setup_steps.make_differentiated(config, task)
+  trained = setup_steps.make_trained(config)
   given = setup_own.rollouts_path(config) is not None
   reads_success = setup_steps.reads_success(config)
 
@@ -144,6 +145,7 @@ def make_summarize(config, task) -> CountedJit:
       + given,
       differentiated=differentiated(measured) if differentiated else None,
       side_tokens=traces.side_tokens,
+      trained=trained(traces, measured) if trained else None,
     )
     if given:  # by another engine, whose cost is not known here
       cost['cost/generate'] = jnp.zeros(())

@@ -9,6 +9,7 @@ import pathlib
 import random
 import subprocess
 import sys
+import tempfile
 
 # Before jax is imported: an accelerator on the machine must not change numbers.
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -26,9 +27,18 @@ hypothesis.settings.load_profile('fixed')
 
 
 def pytest_configure(config):
-  """Keeps compiled programs between runs, in pytest's own cache folder."""
+  """Keeps compiled programs between runs, in pytest's own cache folder.
+
+  Under `-p no:cacheprovider` there is none: they are kept for this run alone.
+  """
   jax.config.update('jax_num_cpu_devices', 1)
-  folder = env.enable_compile_cache(config.cache.mkdir('jax'))
+  if config.pluginmanager.has_plugin('cacheprovider'):
+    kept = config.cache.mkdir('jax')
+  else:
+    temporary = tempfile.TemporaryDirectory()
+    config.add_cleanup(temporary.cleanup)
+    kept = temporary.name
+  folder = env.enable_compile_cache(kept)
   # For the processes that tests start.
   os.environ['JAX_COMPILATION_CACHE_DIR'] = folder
   os.environ['META_RL_CACHE'] = str(pathlib.Path(folder).parent)

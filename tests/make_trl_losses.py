@@ -27,20 +27,33 @@ CONSTANT = 11  # max_completion_length, the denominator of dr_grpo
 EPSILON, EPSILON_HIGH, CISPO_CAP = 0.2, 0.28, 1.5
 
 LOSS_TYPES = ('grpo', 'dr_grpo', 'dapo', 'bnpo', 'cispo')
+# Means over tokens: of the whole batch, or of each micro-batch, then of those.
+TOKEN_MEANS = ('dapo', 'bnpo')
 LEVELS = ('token', 'sequence')
 BETAS = (0.0, 0.1)
 SEEDS = (0, 1, 2)
 # One advantage a trace, as TRL gives them, or one a token, which it takes too.
 ADVANTAGES = ('trace', 'token')
+# Rows of the batches that the batch is accumulated from: of unlike numbers of
+# tokens, so that dapo and bnpo part.
+WHOLE = ((0, ROWS),)
+MICRO_BATCHES = ((0, 3), (3, ROWS))
 
 
 def cases():
   """Returns the options of every case, as dicts."""
-  names = ('loss_type', 'level', 'beta', 'seed', 'advantages')
-  rows = itertools.product(LOSS_TYPES, LEVELS, BETAS, SEEDS, ADVANTAGES[:1])
+  names = ('loss_type', 'level', 'beta', 'seed', 'advantages', 'micro_batches')
+  product = itertools.product
+  rows = product(LOSS_TYPES, LEVELS, BETAS, SEEDS, ADVANTAGES[:1], [1])
   # Per token with the first seed alone.
-  more = itertools.product(LOSS_TYPES, LEVELS, BETAS[:1], SEEDS[:1], ['token'])
-  return [dict(zip(names, row)) for row in (*rows, *more)]
+  more = product(LOSS_TYPES, LEVELS, BETAS[:1], SEEDS[:1], ['token'], [1])
+  parts = product(TOKEN_MEANS, LEVELS, BETAS, SEEDS, ADVANTAGES[:1], [2])
+  return [dict(zip(names, row)) for row in (*rows, *more, *parts)]
+
+
+def row_ranges(micro_batches):
+  """Returns the first and last + 1 row of every micro-batch."""
+  return WHOLE if micro_batches == 1 else MICRO_BATCHES
 
 
 def make_inputs(seed, advantages):
@@ -64,8 +77,12 @@ def make_inputs(seed, advantages):
   return *(x.astype(np.float32) for x in arrays), mask
 
 
-def trl_loss(loss_type, level, beta, seed, advantages):
-  """Returns TRL's loss and its gradient with respect to the log-probs."""
+def trl_loss(loss_type, level, beta, seed, advantages, micro_batches):
+  """Returns TRL's loss and its gradient with respect to the log-probs.
+
+  Over several micro-batches both are accumulated: TRL divides each by what it
+  takes for its share.
+  """
   import torch
   from trl import GRPOTrainer
 
@@ -83,15 +100,17 @@ def trl_loss(loss_type, level, beta, seed, advantages):
     'epsilon_low': EPSILON,
     'epsilon_high': CISPO_CAP if loss_type == 'cispo' else EPSILON_HIGH,
     'max_completion_length': CONSTANT,
-    # Everything else off, and one process, one step a batch.
+    # Everything else off, and one process, one optimizer step a batch.
     'args': types.SimpleNamespace(
-      delta=None, use_bias_correction_kl=False, steps_per_generation=1
+      delta=None,
+      use_bias_correction_kl=False,
+      steps_per_generation=micro_batches,
     ),
     'accelerator': types.SimpleNamespace(
       num_processes=1, reduce=lambda x, **_: x, gather=lambda x: x
     ),
     'model': types.SimpleNamespace(training=True),
-    'current_gradient_accumulation_steps': 1,
+    'current_gradient_accumulation_steps': micro_batches,
     'aux_loss_enabled': False,
     'top_entropy_quantile': 1.0,
     'off_policy_mask_threshold': None,
@@ -99,31 +118,34 @@ def trl_loss(loss_type, level, beta, seed, advantages):
     'vllm_importance_sampling_correction': False,
     '_entropy_bonus_enabled': False,
     '_metrics': {'train': collections.defaultdict(list)},
-    '_get_per_token_logps_and_entropies': lambda *_, **__: (
-      log_probs,
-      torch.zeros_like(log_probs).detach(),
-      None,
-    ),
   }
   for name, value in settings.items():
     object.__setattr__(trainer, name, value)
-  tokens = torch.zeros_like(mask)
-  loss = trainer._compute_loss(
-    trainer.model,
-    {
-      'prompt_ids': tokens[:, :1],
-      'prompt_mask': torch.ones_like(tokens[:, :1]),
-      'completion_ids': tokens,
-      'completion_mask': torch.ones_like(tokens),
-      'tool_mask': mask,
-      'advantages': advantage[:, 0] if advantages == 'trace' else advantage,
-      'old_per_token_logps': behavior,
-      'ref_per_token_logps': reference,
-      'num_items_in_batch': mask.sum(),
-    },
-  )
-  loss.backward()
-  return loss.item(), log_probs.grad.numpy()
+  total = 0.0
+  for first, end in row_ranges(micro_batches):
+    rows = slice(first, end)
+    # What the model would say of these rows.
+    scored = log_probs[rows], torch.zeros(end - first, LENGTH), None
+    trainer._get_per_token_logps_and_entropies = lambda *_, s=scored, **__: s
+    tokens = torch.zeros_like(mask[rows])
+    given = advantage[rows]
+    loss = trainer._compute_loss(
+      trainer.model,
+      {
+        'prompt_ids': tokens[:, :1],
+        'prompt_mask': torch.ones_like(tokens[:, :1]),
+        'completion_ids': tokens,
+        'completion_mask': torch.ones_like(tokens),
+        'tool_mask': mask[rows],
+        'advantages': given[:, 0] if advantages == 'trace' else given,
+        'old_per_token_logps': behavior[rows],
+        'ref_per_token_logps': reference[rows],
+        'num_items_in_batch': mask.sum(),
+      },
+    )
+    loss.backward()
+    total += loss.item()
+  return total, log_probs.grad.numpy()
 
 
 def versions():

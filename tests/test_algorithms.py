@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from toys import LENGTH, row
 
+from meta_rl import advantages
 from meta_rl.algorithms import CREDITS, Measured, mrt, outcome
 from meta_rl.algorithms.base import spread
 from meta_rl.types import Episodes
@@ -312,6 +314,82 @@ def test_stopping_early_is_learned():
   first = np.asarray(found[:, 2])
   np.testing.assert_array_equal(first[~on], 0)
   assert 0.5 * first[on].sum() == pytest.approx(0, abs=1e-6)
+
+
+# The toy: TRIED traces stand at boundary 0, each goes on with chance GO, gains
+# GAIN by it and is done. d/d logit of E[Σ gains] = d/d logit TRIED·GO·GAIN:
+# 6·.3·.7·.5 = .63.
+TRIED, GO, GAIN = 6, 0.3, 0.5
+
+
+def expected_gradient(advantage_fn):
+  """Returns E[Σ_i A_i·d log π(a_i)], of all 2^6 patterns of going on.
+
+  `advantage_fn(on bool[6]) -> f32[6]`, of what each trace did; d log π is 1 - p
+  for going on and -p for stopping.
+  """
+  total = 0.0
+  for pattern in itertools.product([False, True], repeat=TRIED):
+    on = np.array(pattern)
+    advantage = np.asarray(advantage_fn(jnp.asarray(on)), np.float64)
+    chance = np.where(on, GO, 1 - GO).prod()
+    total += chance * (advantage * np.where(on, 1 - GO, -GO)).sum()
+  return total
+
+
+@pytest.mark.parametrize(
+  'baseline, expected',
+  [
+    ('prover', 0.63),  # the mean of the others
+    ('none', 0.63),
+    # One who went on in company gets R - R = 0 and one who stopped 0: what is
+    # left is one who went on alone: 6·(.3·.7^5)·.7·.5 = .105884.
+    ('continuing', 0.105884),
+  ],
+)
+def test_the_gradient_of_stopping_is_the_true_one(baseline, expected):
+  @jax.jit
+  def advantage(on):
+    count = on.astype(jnp.int32)
+    ends = jnp.stack([jnp.ones(TRIED, int), 1 + 2 * count], 1)
+    success = jnp.stack([jnp.full(TRIED, 0.2), 0.2 + GAIN * count], 1)
+    known = jnp.ones(TRIED, bool)
+    rewards = jnp.zeros(TRIED)
+    traces = measure(rewards, success, ends, count, ends[:, 1] + 1, known)
+    found = mrt(
+      traces,
+      LENGTH,
+      group_size=TRIED,
+      horizon=10,
+      outcome_mass=1.0,
+      baseline=baseline,
+    )
+    return found[:, 2]  # the token that goes on, or the marker
+
+  assert expected_gradient(advantage) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_gradient_is_the_true_one_with_a_slope_too():
+  # J_0 differs from trace to trace, and 1 row is enough for a fit.
+  success = jnp.linspace(0.1, 0.9, TRIED)
+
+  @functools.partial(jax.jit, static_argnames='min_rows')
+  def advantage(on, min_rows=1):
+    returns = jnp.stack([GAIN * on, jnp.zeros(TRIED)], 1)
+    return (
+      returns
+      - advantages.prover_baseline(
+        returns,
+        jnp.stack([success, success], 1),
+        on.astype(jnp.int32),
+        min_rows=min_rows,
+      )
+    )[:, 0]
+
+  assert expected_gradient(advantage) == pytest.approx(0.63, rel=1e-5)
+  # The slope is at work: the mean of the others is another baseline.
+  on = jnp.arange(TRIED) < 3
+  assert np.abs(advantage(on) - advantage(on, min_rows=16)).max() > 0.1
 
 
 def test_spread_by_hand():

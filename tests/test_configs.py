@@ -168,7 +168,12 @@ def test_the_controls_differ_in_credit_alone():
   assert set(changed) == {'name', 'algorithm.baseline', 'loss.aggregate'}
   rloo = grpo_countdown.get_config('rloo')
   changed = workdir.difference(grpo.to_dict(), rloo.to_dict())
-  assert set(changed) == {'name', 'algorithm.baseline'}
+  assert set(changed) == {'name', 'algorithm.baseline', 'loss.aggregate'}
+  # Sums over a trace's tokens in all three: they differ in the baseline alone.
+  reinforce = reinforce_countdown.get_config()
+  for other in (dr, reinforce):
+    changed = workdir.difference(rloo.to_dict(), other.to_dict())
+    assert set(changed) == {'name', 'algorithm.baseline'}
   ppo = ppo_countdown.get_config()
   changed = workdir.difference(mrt.to_dict(), ppo.to_dict())
   groups = {key.partition('.')[0] for key in changed}

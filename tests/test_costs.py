@@ -67,6 +67,11 @@ def test_a_step_by_hand():
     mask, ends, None, group_size=2, side_tokens=ARRAY([4, 0])
   )
   assert found['cost/generate'] == 6 + 2 + 4
+  # Of the first trace alone, 5 tokens, anything is learnt: 3 x 2 x 5.
+  found = costs.step_costs(
+    mask, ends, None, group_size=2, epochs=2, trained=ARRAY([1, 0], bool)
+  )
+  assert found == {'cost/generate': 6, 'cost/prove': 0, 'cost/train': 30}
 
 
 def test_a_differentiated_probe_by_hand():

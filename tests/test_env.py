@@ -147,6 +147,14 @@ print(sum(hits))
   assert counts[1] > 0
 
 
+def test_the_tests_need_no_cache_of_pytest(run_python, root):
+  code = """
+import sys, pytest
+sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '--co', sys.argv[1]]))
+"""
+  assert 'test_the_nearest_config' in run_python(code, __file__, cwd=root)
+
+
 def test_the_nearest_config_is_named():
   with pytest.raises(ValueError, match='did you mean mrt_countdown or'):
     env.resolve_config('mrt_countdwn')

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from meta_rl import external, steps, tokenizer
-from meta_rl.tasks import countdown_task
+from meta_rl.tasks import countdown_task, make_kit
 from meta_rl.types import Rollout
 
 TASK = countdown_task(n=3, ops='+-', max_value=99)
+KIT = make_kit('countdown')
 PROMPT = '<bos> 1 2 3 = 6 <think>'
 OTHER = '<bos> 2 2 5 = 9 <think>'
 RESPONSE = '1 2 + 3 ; </think> 1 2 + 3 + <eos>'
@@ -29,7 +30,7 @@ def path(tmp_path):
 
 
 def read(path, **changes):
-  options = {'vocab_size': 128, 'eos_id': tokenizer.EOS} | changes
+  options = {'vocab_size': 128, 'task': TASK, 'encode': KIT.encode} | changes
   return external.read_rows(path, **options)
 
 
@@ -157,7 +158,9 @@ def test_rows_of_a_prompt_make_groups(path):
   texts = ['1 <eos>', '2 <eos>', '3 <eos>', '4 <eos>', '5 <eos>', '6 <eos>']
   prompts = [PROMPT, OTHER, PROMPT, PROMPT, OTHER, PROMPT]
   write(path, *(record(p, t) for p, t in zip(prompts, texts)))
-  groups = external.group_rows(path, read(path), 2, lambda ids: {'n': len(ids)})
+  groups = external.group_rows(
+    path, read(path), 2, lambda ids, _: {'n': len(ids)}
+  )
   # In the order of the file, wherever the other prompts lie between.
   lines = [[row.line for row in group.rows] for group in groups]
   assert lines == [[1, 3], [4, 6], [2, 5]]
@@ -171,7 +174,7 @@ def test_a_group_that_is_not_whole(path):
 
 
 def test_a_prompt_that_is_no_problem(path):
-  def refuse(prompt):
+  def refuse(prompt, question):
     raise ValueError(f'no problem of {len(prompt)} tokens')
 
   write(path, '', record(), record())
@@ -189,6 +192,7 @@ def batches(path, **changes):
     'seed': 0,
     'task': TASK,
     'vocab_size': 128,
+    'encode': KIT.encode,
   }
   return external.RolloutBatches(path, **options | changes)
 
@@ -385,7 +389,9 @@ def test_what_is_written_is_read_as_it_was(path):
     forced=np.zeros(rows, bool),
   )
   rewards = rng.random(rows).astype(np.float32)
-  made = external.rows_of(traces, prompt_length=start, rewards=rewards)
+  made = external.rows_of(
+    traces, prompt_length=start, rewards=rewards, decode=tokenizer.decode
+  )
   write(path, *made)
   for b, row in enumerate(read(path)):
     place = slice(start, start + sizes[b])
@@ -397,4 +403,7 @@ def test_what_is_written_is_read_as_it_was(path):
     )
     assert np.float32(row.reward) == rewards[b]
     assert made[b]['response'] == tokenizer.decode(tokens[b, place])
-  assert 'reward' not in external.rows_of(traces, prompt_length=start)[0]
+  (row, *_) = external.rows_of(
+    traces, prompt_length=start, decode=tokenizer.decode
+  )
+  assert 'reward' not in row

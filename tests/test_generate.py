@@ -15,6 +15,7 @@ from meta_rl import (
   setup_run,
   setup_steps,
   signals,
+  tasks,
   tokenizer,
 )
 from meta_rl.compiled import CountedJit
@@ -79,7 +80,9 @@ def test_they_are_what_training_samples(start, rows):
   arrays = setup_run.task_kit(config).record_arrays
   batch = held_out.stack([arrays(source[i]) for i in range(4)])
   traces, _ = CountedJit(call)(params, batch, jax.random.key(3))
-  want = external.rows_of(jax.device_get(traces), prompt_length=7)
+  want = external.rows_of(
+    jax.device_get(traces), prompt_length=7, decode=tokenizer.decode
+  )
   got = [{k: v for k, v in row.items() if k != 'reward'} for row in rows[:8]]
   assert got == want
 
@@ -175,7 +178,11 @@ def test_the_command_prints_and_writes(command, tmp_path, capsys):
   assert printed[3].startswith('4 traces of 2 prompts, mean reward ')
   assert printed[3].endswith(f'; written to {out}')
   assert len(printed) == 4
-  assert len(external.read_rows(out, vocab_size=128, eos_id=2)) == 4
+  kit = tasks.make_kit('countdown')
+  read = external.read_rows(
+    out, vocab_size=128, task=kit.make_task(), encode=kit.encode
+  )
+  assert len(read) == 4
   assert command(group_size=None, show=0) == 0
   (line,) = capsys.readouterr().out.splitlines()
   assert line.startswith('8 traces of 2 prompts')  # the config's 4 a prompt

@@ -449,6 +449,43 @@ def test_all_provers_agree_with_a_closed_form_beyond_the_listed_answer():
     assert_unbiased(found['control variate'], BEST)
 
 
+def test_the_noise_of_a_bonus_of_four_branches():
+  """The worst of it, J = 1/2 before and after: √(2 · (1/4) / 4) = .353553.
+
+  Options 0, 1, 2; 0 was tried twice, and the second try said nothing: between
+  1 and 2 the policy guesses, whether thinking stops before that try or after.
+  """
+  rows = 4000
+  tokens = [*hidden.prompt_tokens(3), *encode('0 no 0 no </think> 1 <eos>')]
+  tokens = jnp.tile(jnp.asarray(tokens), (rows, 1))
+  traces = hidden.optimal_policy(3), None, tokens, jnp.ones(tokens.shape, bool)
+  ends = jnp.tile(jnp.array([3, 5, 7]), (rows, 1))
+  right = jnp.full((rows, 1, 1), 1)
+
+  @jax.jit
+  def run(key):
+    found = prover.sampled(
+      *traces,
+      ends,
+      lambda answers, mask: hidden.verify_tokens(answers, mask, right),
+      key,
+      num_branches=4,
+      max_answer_len=TASK.answer_length,
+      stop_ids=TASK.stop_ids,
+      eos_id=TASK.eos_id,
+      block_rows=1000,
+    )
+    return regret.progress(found, jnp.full(rows, 2))
+
+  bonus = np.asarray(run(jax.random.key(3)), np.float64)
+  # 4,000 bonuses: the sd is known to 1/√8000 of itself, .004.
+  assert bonus[:, 1].std() == pytest.approx(0.354, abs=0.015)
+  assert_unbiased(bonus[:, 1], 0)
+  # The first try is worth 1/2 - 1/3; √(1/16 + (2/9)/4) = .343592.
+  assert_unbiased(bonus[:, 0], 1 / 6)
+  assert bonus[:, 0].std() == pytest.approx(0.3436, abs=0.015)
+
+
 def test_four_standard_errors_tell_the_policies_apart():
   _, found = measured('uniform, no stop', 2000)
   with pytest.raises(AssertionError):

@@ -20,6 +20,7 @@ from meta_rl import (
 )
 from meta_rl.configs import (
   _llm,
+  external_countdown,
   mrt_gemma3_1b,
   mrt_llama3_2_3b_backtrack,
   mrt_qwen3_0p6b,
@@ -136,6 +137,21 @@ def test_tiny_has_the_switches_of_its_architecture(architecture):
 def test_an_unknown_argument_is_refused(module):
   with pytest.raises(ValueError, match='unknown argument'):
     module.get_config('huge')
+
+
+@pytest.mark.parametrize('module', [*MATH, mrt_smollm2_135m])
+def test_rollouts_of_another_engine_are_asked_for_by_a_word(module):
+  plain, given = (module.get_config(arg) for arg in ('tiny', 'external,tiny'))
+  assert 'external' not in plain
+  assert given.external == external_countdown.get_config().external
+  assert given.task == plain.task
+  check_config.check(given)
+
+
+def test_one_set_of_problems_at_a_time():
+  with pytest.raises(ValueError, match='give one of gsm8k and gym'):
+    mrt_smollm2_135m.get_config('gsm8k,gym')
+  assert mrt_smollm2_135m.get_config('gym,grpo').name == 'GRPO'
 
 
 @pytest.mark.parametrize('module, arg', slow)

@@ -3,7 +3,8 @@
 What TRL's GRPOTrainer says on random inputs is recorded in
 tests/data/trl_losses.json by tests/make_trl_losses.py. The test marked `full`
 asks it again: it needs an environment with torch and trl, this one or the one
-whose Python META_RL_TRL_PYTHON names.
+whose Python META_RL_TRL_PYTHON names. `bash test.sh trl` makes it and runs this
+file.
 
     TRL loss_type   losses.policy_gradient
     grpo            aggregate='sequence_mean'
@@ -19,7 +20,9 @@ whose Python META_RL_TRL_PYTHON names.
 Where the two differ:
 
 - dapo divides by the tokens of the whole batch and bnpo by those of a
-  micro-batch. Ours is always dapo's: sums are divided once.
+  micro-batch, so that they are the same where there is one. Ours is always
+  dapo's: sums are divided once. bnpo over two micro-batches is the mean of our
+  losses of each.
 - cispo caps the ratio at epsilon_high itself, from above alone.
 - TRL's sequence level is plain GSPO: its gradient spreads over a trace. Ours is
   GSPO-token, which is the same where a trace has one advantage, and gives each
@@ -60,9 +63,13 @@ def recorded():
   return json.loads(DATA.read_text('utf-8'))['cases']
 
 
-@functools.partial(jax.jit, static_argnames=('loss_type', 'level'))
+@functools.partial(jax.jit, static_argnames=('loss_type', 'level', 'ranges'))
 def our_loss(log_probs, behavior, reference, advantage, mask, beta, **which):
-  """Our value, its gradient in log_probs, and the metrics."""
+  """Our value, its gradient in log_probs, and the last micro-batch's metrics.
+
+  Of several micro-batches, rows of `ranges`, sums are added and divided once,
+  but for 'bnpo', which is the mean of each one's own quotient.
+  """
   shared = {
     'aggregate': AGGREGATES[which['loss_type']],
     'constant': trl.CONSTANT,
@@ -72,12 +79,28 @@ def our_loss(log_probs, behavior, reference, advantage, mask, beta, **which):
     clip = {'clip_low': 1.0, 'clip_high': trl.CISPO_CAP - 1}
     clip['surrogate'] = 'cispo'
 
-  def value(x):
+  def part(x, first, end):
+    rows = slice(first, end)
+    x, old, initial = x[rows], behavior[rows], reference[rows]
     loss, metrics = losses.policy_gradient(
-      x, behavior, advantage, mask, ratio=which['level'], **clip, **shared
+      x,
+      old,
+      advantage[rows],
+      mask[rows],
+      ratio=which['level'],
+      **clip,
+      **shared,
     )
-    kl, _ = losses.kl_penalty(x, reference, mask, estimator='k3', **shared)
-    return (loss.total + beta * kl.total) / loss.weight, metrics
+    kl, _ = losses.kl_penalty(x, initial, mask[rows], estimator='k3', **shared)
+    return loss.total + beta * kl.total, loss.weight, metrics
+
+  def value(x):
+    parts = [part(x, *rows) for rows in which['ranges']]
+    total, weight, metrics = zip(*parts)
+    if which['loss_type'] == 'bnpo':
+      quotients = [t / w for t, w in zip(total, weight)]
+      return sum(quotients) / len(quotients), metrics[-1]
+    return sum(total) / sum(weight), metrics[-1]
 
   return jax.value_and_grad(value, has_aux=True)(log_probs)
 
@@ -86,7 +109,11 @@ def ours(case):
   """(value, gradient, metrics) of our loss in a case."""
   arrays = trl.make_inputs(case['seed'], case['advantages'])
   (value, metrics), gradient = our_loss(
-    *arrays, case['beta'], loss_type=case['loss_type'], level=case['level']
+    *arrays,
+    case['beta'],
+    loss_type=case['loss_type'],
+    level=case['level'],
+    ranges=trl.row_ranges(case['micro_batches']),
   )
   return value, np.asarray(gradient), metrics
 
@@ -115,10 +142,35 @@ def test_value_and_gradient_are_those_that_trl_gave(loss_type, level):
     for case in recorded()
     if (case['loss_type'], case['level']) == (loss_type, level)
   ]
-  # Three seeds with and without KL, and one with an advantage a token.
-  assert len(found) == 7
+  # Three seeds with and without KL, and one with an advantage a token; the six
+  # in two micro-batches, too, where that can matter.
+  assert len(found) == (13 if loss_type in trl.TOKEN_MEANS else 7)
   for case in found:
     check(case)
+
+
+@pytest.mark.parametrize('level', trl.LEVELS)
+def test_dapo_and_bnpo_part_over_micro_batches_alone(level):
+  """Otherwise their comparisons above would be one comparison twice."""
+  found = {
+    (c['loss_type'], c['micro_batches']): np.asarray(c['gradient'])
+    for c in recorded()
+    if (c['level'], c['beta'], c['seed'], c['advantages'])
+    == (level, 0.0, 0, 'trace')
+  }
+  whole, parts = found['dapo', 1], found['bnpo', 2]
+  np.testing.assert_array_equal(found['bnpo', 1], whole)
+  np.testing.assert_allclose(found['dapo', 2], whole, atol=1e-7)
+  assert np.abs(parts - whole).max() > 0.01
+  # Of n tokens a micro-batch has m: 1/(2 m) in place of 1/n.
+  mask = trl.make_inputs(0, 'trace')[-1]
+  tokens = [mask[slice(*rows)].sum() for rows in trl.MICRO_BATCHES]
+  for rows, own in zip(trl.MICRO_BATCHES, tokens):
+    np.testing.assert_allclose(
+      parts[slice(*rows)],
+      whole[slice(*rows)] * sum(tokens) / (2 * own),
+      atol=1e-6,
+    )
 
 
 def test_the_file_holds_every_case():

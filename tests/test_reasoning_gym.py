@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import itertools
 import json
+import math
 import random
 import subprocess
 import sys
@@ -12,9 +13,13 @@ import types
 
 import pytest
 
+from meta_rl import check_config, setup_run, sft
+from meta_rl.configs import mrt_smollm2_135m
 from meta_rl.tasks import make_kit, text_sources
 from meta_rl.tasks import reasoning_gym as adapter
 from meta_rl.verifiers import reasoning_gym as scoring
+
+pytest_plugins = ['small_runs']
 
 # ---- a stand-in with the habits of the package
 
@@ -388,6 +393,50 @@ for name in adapter.task_names():
   found[name] = [own, bad, flag.exists()]
 print(json.dumps(found))
 """
+
+
+@pytest.mark.full
+@needs_package
+def test_a_task_of_the_package_trains(small, tmp_path):
+  """Two steps of MRT: graded by its verifier, J of its answers' likelihood."""
+  config = small.config(
+    'mrt_smollm2_135m',
+    'gym,tiny',
+    task__data__task='gcd',
+    total_steps=2,
+    checkpoint__every=2,
+    eval__every=2,
+    optimizer__warmup_steps=0,
+  )
+  result = small.run(config, tmp_path / 'run')
+  assert result.code == 0, result.err
+  assert [row['step'] for row in result.rows] == [1, 2]
+  for row in result.rows:
+    assert all(math.isfinite(value) for value in row.values())
+    assert row['verifier/timeout_share'] == row['verifier/error_share'] == 0
+    assert row['optimizer/grad_norm'] > 0
+  assert 'eval/accuracy' in result.rows[-1]
+
+
+def test_the_config_of_a_task(stand_in):
+  config = mrt_smollm2_135m.get_config('gym,tiny')
+  config.task.data.task = 'add'
+  check_config.check(config)
+  problems = setup_run.load_problems(config, 'train')
+  kit = setup_run.task_kit(config)
+  arrays = kit.record_arrays(problems[0])
+  shown = kit.decode(arrays['prompts'][arrays['prompt_mask']])
+  assert problems[0]['question'] in shown
+  assert '\nThink step by step, then write </think> and the answer.' in shown
+  answer = kit.decode(arrays['answers'][0][arrays['answer_mask'][0]])
+  assert answer == f'{problems[0]["accepted"][0]}<|im_end|>'
+
+
+def test_a_source_without_traces_has_no_warm_start(stand_in):
+  config = mrt_smollm2_135m.get_config('gym,sft,tiny')
+  config.task.data.task = 'add'
+  with pytest.raises(ValueError, match='has no traces to show: take data.sou'):
+    sft.make_batches(config)
 
 
 @pytest.mark.full

@@ -22,6 +22,53 @@ def test_progress_by_hand_and_telescoping():
   )
 
 
+@pytest.mark.parametrize(
+  'hits, kept',
+  [(0.25, 0.99), (1, 0.92), (2, 0.72), (3, 0.50), (4, 0.30), (5, 0.17)],
+)
+def test_what_the_outcome_keeps_of_what_progress_says(hits, kept):
+  """Fisher information about the hit rate q, of K tries, u = q K = `hits`.
+
+  Where the first hit ends a search, 1 - (1 - q)^t of the traces have hit after
+  t tries. Progress says at which try, the outcome only whether; with
+  p = 1 - e^-u for large K:
+
+    all       p / q^2
+    outcome   (dp/dq)^2 / (p (1 - p)) = K^2 e^-u / (1 - e^-u)
+    share     u^2 / ((e^u - 1)(1 - e^-u)) = ((u/2) / sinh(u/2))^2
+  """
+  tries = 4000
+  rate = hits / tries
+  # Every trace there can be: a hit at try t, or none. J is 0 before it.
+  hit = np.arange(tries + 1)
+  boundary = np.arange(0, tries + 1, 100)  # an episode is 100 tries
+  success = (hit[:, None] < boundary).astype(np.float32)
+  chance = np.append(rate * (1 - rate) ** hit[:-1], (1 - rate) ** tries)
+  # d log chance / dq
+  score = np.append(1 / rate - hit[:-1] / (1 - rate), -tries / (1 - rate))
+
+  def information(seen):
+    """E[E[score | seen]^2], of what each trace shows."""
+    _, group = np.unique(seen, axis=0, return_inverse=True)
+    mass = np.bincount(group.ravel(), chance)
+    return (np.bincount(group.ravel(), chance * score) ** 2 / mass).sum()
+
+  count = np.full(tries + 1, len(boundary) - 1)
+  said = regret.progress(success, count)
+  whole = information(said)
+  assert whole == pytest.approx((1 - np.exp(-hits)) / rate**2, rel=2e-3)
+  outcome = information(said.sum(1))
+  assert outcome / whole == pytest.approx(
+    (hits / 2 / np.sinh(hits / 2)) ** 2, rel=3e-3
+  )
+  assert outcome / whole == pytest.approx(kept, abs=0.006)
+  # The area above the curve knows when, too; up to a horizon beyond the last
+  # try, or else that one earns nothing.
+  ends = np.tile(boundary, (tries + 1, 1))
+  area = regret.token_weighted(success, ends, horizon=2 * tries)
+  assert information(np.round(area, 5)) == pytest.approx(whole, rel=1e-6)
+
+
 def test_past_count_is_never_read():
   past = np.arange(4) > np.asarray(COUNT)[:, None]
   poisoned = jnp.where(past, jnp.nan, SUCCESS)

@@ -57,7 +57,7 @@ CONFIG = tiny(vocab_size=8, num_layers=1)
 MODEL = models.make_model(CONFIG)
 
 
-def problem_of(prompt):
+def problem_of(prompt, question=None):
   """The arrays of a problem: the right answer is what the prompt ends with."""
   return {
     'answers': np.asarray([[prompt[-1], EOS]], np.int32),
@@ -119,7 +119,9 @@ def given(calls, tmp_path):
 
   def make(change=lambda row: row):
     traces, measured = calls['own']
-    rows = external.rows_of(traces, prompt_length=2, rewards=measured.rewards)
+    rows = external.rows_of(
+      traces, prompt_length=2, rewards=measured.rewards, decode=str
+    )
     path = write(tmp_path / 'rollouts.jsonl', map(change, rows))
     batch = next(
       external.RolloutBatches(
@@ -129,6 +131,7 @@ def given(calls, tmp_path):
         seed=0,
         task=BANDIT,
         vocab_size=8,
+        encode=lambda text, is_prompt=False: [],
         problem_fn=problem_of,
         buckets=(traces.tokens.shape[1] - 2,),
       )
@@ -486,7 +489,7 @@ def test_what_is_refused(changes, message, small, file, tmp_path):
 @pytest.mark.parametrize(
   'name, message',
   [
-    ('mrt', 'start from --config=external_countdown'),
+    ('mrt', 'start from --config=external_countdown, or with a language'),
     ('sft', "algorithm.name='sft' reads data.path"),
   ],
 )

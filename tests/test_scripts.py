@@ -154,10 +154,35 @@ def test_another_python_makes_another_environment(whole):
   assert 'disk' in refusal(make(whole, 'test', PYTHON=str(other)))
 
 
+def pinned(folder, *packages, **options):
+  """Runs `make_pinned_venv` alone, in the folder of `make`."""
+  code = '. launch/venv.sh; make_pinned_venv "$@"; echo "ready: $PINNED_PY"'
+  venv = str(folder / 'venv')
+  return run(['-c', code, 'make', venv, *packages], folder, **options)
+
+
+def test_pinned_packages_are_used_as_they_are(whole):
+  (whole / 'venv' / 'stamps' / 'packages').write_text('a==1 b==2\n')
+  result = pinned(whole, 'a==1', 'b==2')
+  assert result.returncode == 0
+  assert result.stdout == f'ready: {whole}/venv/bin/python\n'
+  assert result.stderr == ''
+  # Others, and what was left half-made, are made anew.
+  assert '8 GB needed' in refusal(pinned(whole, 'a==1', 'b==3', free_gb=7))
+  (whole / 'venv' / 'installing').touch()
+  assert '8 GB needed' in refusal(pinned(whole, 'a==1', 'b==2', free_gb=7))
+
+
+def test_a_folder_of_someone_else_is_not_pinned(tmp_path):
+  (tmp_path / 'venv' / 'mine').mkdir(parents=True)
+  assert 'Move it away' in refusal(pinned(tmp_path, 'a==1', free_gb=9))
+
+
 EQUAL = '--config.total_tokens=420000 --config.total_steps=60'
 PHASES = f"""\
 -m meta_rl.train --config=configs/mrt_countdown.py --workdir=D/mrt {EQUAL}
--m meta_rl.train --config=configs/grpo_countdown.py --workdir=D/grpo {EQUAL}
+-m meta_rl.train --config=configs/grpo_countdown.py --workdir=D/grpo {EQUAL} \
+--config.optimizer.learning_rate=5e-5
 -m meta_rl.evaluate --num_problems=2048 --workdir=D/mrt
 -m meta_rl.evaluate --num_problems=2048 --workdir=D/grpo
 -m meta_rl.evaluate --num_problems=2048 --config=configs/mrt_countdown.py \

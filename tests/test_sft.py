@@ -98,6 +98,7 @@ def test_batches_are_traces_of_the_kit(small, monkeypatch):
     sample_traces=sample_traces,
     max_trace_length=lambda problems, **options: 3,
     decode=None,
+    encode=None,
     vote=None,
   )
   monkeypatch.setitem(tasks.TASKS, 'echo', kit)

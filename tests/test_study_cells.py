@@ -21,10 +21,10 @@ def test_the_core_comes_first_round_by_round():
   whole = study_countdown.get_config()
   keys = study_cells.keys(whole)
   assert len(set(keys)) == len(keys)
-  # 5 doses: the base once, 5 methods of the core and 3 more with 5 seeds, the
+  # 5 doses: the base once, 5 methods of the core and 6 more with 5 seeds, the
   # others with 3.
-  others = len(whole.rest) - 3
-  assert len(keys) == 5 * (1 + 5 * 5 + 3 * 5 + others * 3)
+  others = len(whole.rest) - 6
+  assert len(keys) == 5 * (1 + 5 * 5 + 6 * 5 + others * 3)
   first = keys[: 5 * 6]
   assert {key.seed for key in first} == {0}
   assert [key.path for key in first[:7]] == [
@@ -203,22 +203,38 @@ def test_an_unknown_key_is_named(study):
     study_cells.cell_config(study, 'tiny', 'grpo')
 
 
-def test_every_method_of_the_study_can_be_used():
+@pytest.mark.parametrize(
+  'dose, episodes, near, parts',
+  [
+    ('u03', 4, 9, (9, 18, 36)),
+    ('u1', 12, 18, (27, 54, 108)),
+    ('u2', 8, 18, (18, 36, 72)),
+    ('u4', 15, 27, (27, 63, 135)),
+  ],
+)
+def test_every_method_of_the_study_can_be_used(dose, episodes, near, parts):
   study = study_countdown.get_config()
+  total = 9 * episodes
   for method in (*study.core, *study.rest):
-    config = study_cells.cell_config(study, 'u4', method)
-    assert config.rollout.thinking_budget == 135
-    assert config.prover.max_episodes == 15
+    config = study_cells.cell_config(study, dose, method)
+    assert config.rollout.thinking_budget == total
+    assert config.prover.max_episodes == episodes
     # Nothing pays for a prover that it doesn't use.
     own = config.algorithm
     unused = own.name in ('outcome', 'prefix') or own.get('select') == 'any'
     assert (config.prover.kind == 'none') == unused, method
     if config.prover.boundaries == 'budgets' or method == 'brpo':
-      assert max(config.prover.budgets) == 135, method
-    own = {**config.algorithm, **config.curriculum}
-    assert own.get('max_length') in (None, 135, 67), method
-    assert own.get('target_length') in (None, 67), method
-    assert max(own.get('budgets') or (135,)) == 135, method
+      assert max(config.prover.budgets) == total, method
+    if method == 'dapo':
+      assert (own.max_length, own.cache_length) == (total, near)
+    if method.startswith('lcpo'):
+      length = own.get('max_length') or own.target_length
+      assert length == total // 2
+      assert own.alpha * total == pytest.approx(1.08)
+    if method == 'e3':
+      assert config.curriculum.budgets == parts
+    if method == 'control_variate':  # something is left for its branches
+      assert config.prover.num_enumerated == 1
 
 
 def test_a_method_without_a_config_is_named():

@@ -182,11 +182,11 @@ def test_study_md_of_a_whole_study(whole):
   folder, _ = whole
   lines = (folder / 'study.md').read_text().splitlines()
   tables = [line for line in lines if line.startswith('| method')]
-  # The main one of two doses, and that by time.
-  assert len(tables) == 4
+  # Of two doses: the main one, stopping, 3 of kept thinking, 2 of learning.
+  assert len(tables) == 14
   assert '| gain ratio ' in tables[0]
-  assert "seconds to GRPO's held-out accuracy" in tables[1]
-  assert sum(line.startswith('| MRT, exact ') for line in lines) == 4
+  assert "seconds to GRPO's held-out accuracy" in tables[6]
+  assert sum(line.startswith('| MRT, exact ') for line in lines) == 14
 
 
 # ---- what is there in part

@@ -174,15 +174,19 @@ def test_all_tables_of_the_page_are_in_the_markdown():
     for i in range(2, len(lines))
     if lines[i].startswith('| method') or lines[i].startswith('| prediction')
   }
+  tiny = 'tiny: + −, 3 episodes'
   for title, column in (
-    ('tiny: + −, 3 episodes; 5,500 forward tokens a cell', 'gain ratio'),
-    ('stopping, the base prover, cost', 'P(stop | unsolved)'),
-    ('stopping, the base prover, cost', 'regret, normalised'),
-    ('regret, kept thinking beyond the training budget', '2×'),
-    ('accuracy, kept thinking beyond the training budget', '2×'),
-    ('held-out regret at equal training cost', "GRPO's held-out accuracy"),
+    (f'{tiny}; 5,500 forward tokens a cell', 'gain ratio'),
+    (f'{tiny}: stopping, the base prover, cost', 'P(stop | unsolved)'),
+    (f'{tiny}: stopping, the base prover, cost', 'regret, normalised'),
+    (f'{tiny}: regret, kept thinking beyond the training budget', '2×'),
+    (f'{tiny}: accuracy, kept thinking beyond the training budget', '2×'),
     (
-      'held-out regret at equal seconds of training steps',
+      f'{tiny}: held-out regret at equal training cost',
+      "GRPO's held-out accuracy",
+    ),
+    (
+      f'{tiny}: held-out regret at equal seconds of training steps',
       "seconds to GRPO's held-out accuracy",
     ),
     ('predictions', 'outcome'),

@@ -17,6 +17,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import logging
 
 from meta_rl.external.rows import Row, read_rows
 from meta_rl.tasks.base import Task
@@ -25,7 +26,7 @@ from meta_rl.tasks.base import Task
 PREFIX = 'rollout/'
 
 Batch = dict[str, np.ndarray]
-ProblemFn = Callable[[Sequence[int]], Mapping[str, np.ndarray]]
+ProblemFn = Callable[[Sequence[int], str | None], Mapping[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +49,12 @@ def group_rows(
     path: for the messages.
     rows: of `read_rows`.
     group_size: G.
-    problem_fn: prompt ids -> the arrays of the problem, without a batch axis;
-      None: a prompt is all there is.
+    problem_fn: (prompt ids, the rows' question or None) -> the arrays of the
+      problem, without a batch axis; None: a prompt is all there is.
 
   Raises:
-    ValueError: a prompt whose rows don't make whole groups, or that
-      `problem_fn` can't read; file and line are named.
+    ValueError: a prompt whose rows don't make whole groups, differ in their
+      question, or that `problem_fn` can't read; file and line are named.
   """
   of_prompt = {}
   for row in rows:
@@ -66,12 +67,26 @@ def group_rows(
         f'file; groups of group_size={group_size} need a multiple of it'
       )
     try:
-      problem = {} if problem_fn is None else dict(problem_fn(prompt))
+      problem = {}
+      if problem_fn is not None:
+        problem = dict(problem_fn(prompt, _question_of(own)))
     except ValueError as error:
       raise ValueError(f'{path}, line {own[0].line}: {error}') from error
     for i in range(0, len(own), group_size):
       groups.append(Group(tuple(own[i : i + group_size]), problem))
   return groups
+
+
+def _question_of(rows: Sequence[Row]) -> str | None:
+  """Returns the question of the rows of a prompt, None where none has one."""
+  asked = [row for row in rows if row.question is not None]
+  for row in asked:
+    if row.question != asked[0].question:
+      raise ValueError(
+        'the "question" of its prompt is another one in line '
+        f'{row.line}: rows of one prompt are of one problem'
+      )
+  return asked[0].question if asked else None
 
 
 def collate(
@@ -85,7 +100,7 @@ def collate(
 
   Args:
     groups: P of them, of one size.
-    task: marker, end-of-text and padding.
+    task: its padding.
     prompt_length: Tp; prompts are padded on their left.
     lengths: buckets of response columns, rising: the first that holds the
       longest response of the batch is taken, so that few shapes are compiled.
@@ -114,7 +129,6 @@ def collate(
 def _trace(row: Row, task: Task, prompt_length: int, length: int) -> dict:
   """Returns the fields of `Rollout` of one row, T = prompt_length + length."""
   size = len(row.response)
-  thought, forced = _thought(row, task)
 
   def place(values, fill, start=prompt_length):
     out = np.full(prompt_length + length, fill, np.asarray(values).dtype)
@@ -127,28 +141,47 @@ def _trace(row: Row, task: Task, prompt_length: int, length: int) -> dict:
     'tokens': place(tokens, task.pad_id, start),
     'token_mask': place(np.ones(len(tokens), bool), False, start),
     'mask': place(row.mask, False),
-    'thinking_mask': place(np.arange(size) < thought, False),
+    'thinking_mask': place(np.arange(size) < row.parts.thought, False),
     'behavior_log_probs': place(row.log_probs, 0),
-    'truncated': row.response[-1] not in task.end_ids,
-    'forced': forced,
+    'truncated': row.parts.end is None,
+    'forced': row.parts.forced,
     'rewards': np.float32(row.reward),
   }
 
 
-def _thought(row: Row, task: Task) -> tuple[int, bool]:
-  """Returns how many tokens the thought has, and whether it was cut short.
+def _warn_of_answers(path, rows: Sequence[Row], answer_length: int):
+  """Logs how many answers are longer than what is graded of them."""
+  sizes = [len(row.response) - row.parts.answer for row in rows]
+  longer = [i for i, size in enumerate(sizes) if size > answer_length]
+  if longer:
+    logging.warning(
+      '%s: %d of %d answers have more than task.answer_length=%d tokens (line '
+      '%d: %d), of which the first are graded, as of what the policy samples: '
+      'raise it if these answers count',
+      path,
+      len(longer),
+      len(rows),
+      answer_length,
+      rows[longer[0]].line,
+      sizes[longer[0]],
+    )
 
-  It ends before the answer marker, before the stop tokens if they were put
-  there, and before the end-of-text.
-  """
-  stop = list(task.stop_ids)
-  for i, token in enumerate(row.response.tolist()):
-    part = slice(i, i + len(stop))
-    if row.response[part].tolist() == stop and not row.mask[part].any():
-      return i, True
-    if token in (task.think_end_id, *task.end_ids):
-      return i, False
-  return len(row.response), False
+
+def _warn_of_thoughts(path, rows: Sequence[Row], budget: int):
+  """Logs how many thoughts go on beyond the thinking budget."""
+  longer = [row for row in rows if row.parts.thought > budget]
+  if longer:
+    logging.warning(
+      '%s: %d of %d thoughts have more than rollout.thinking_budget=%d tokens '
+      '(line %d: %d): what lies beyond belongs to no episode and has no weight '
+      'in regret; raise the budget, or end thoughts there when you sample',
+      path,
+      len(longer),
+      len(rows),
+      budget,
+      longer[0].line,
+      longer[0].parts.thought,
+    )
 
 
 class RolloutBatches(Iterator[Batch]):
@@ -159,9 +192,12 @@ class RolloutBatches(Iterator[Batch]):
     num_prompts: P, groups a batch.
     group_size: G.
     seed: of the shuffles.
-    task: marker, end-of-text and padding.
+    task: marker, stop tokens, ends and padding.
     vocab_size: of the model.
-    problem_fn: as in `group_rows`.
+    encode: of the task's `TaskKit`, for rows of text.
+    problem_fn: as in `group_rows`; rows are then graded by the task, and a
+      warning says which answers are longer than it grades.
+    thinking_budget: a warning says which thoughts are longer; None: none does.
     buckets: response columns, rising; () is one bucket, of the longest.
     needs_reward: every row must have a reward of its own.
 
@@ -182,11 +218,17 @@ class RolloutBatches(Iterator[Batch]):
     seed: int,
     task: Task,
     vocab_size: int,
+    encode: Callable[..., Sequence[int]],
     problem_fn: ProblemFn | None = None,
+    thinking_budget: int | None = None,
     buckets: Sequence[int] = (),
     needs_reward: bool = False,
   ):
-    rows = read_rows(path, vocab_size=vocab_size, eos_id=task.eos_id)
+    rows = read_rows(path, vocab_size=vocab_size, task=task, encode=encode)
+    if problem_fn is not None:
+      _warn_of_answers(path, rows, task.answer_length)
+    if thinking_budget is not None:
+      _warn_of_thoughts(path, rows, thinking_budget)
     self.groups = group_rows(path, rows, group_size, problem_fn)
     longest = max(rows, key=lambda row: len(row.response))
     lengths = tuple(buckets) or (len(longest.response),)

@@ -3,19 +3,26 @@
     {"prompt": "<bos> 1 2 3 = 6 <think>", "response": "1 2 + ... <eos>",
      "log_probs": [-0.1, null, ...], "reward": 1.0}
 
-prompt_ids or prompt: token ids, or text for our tokenizer; where both are there
-  the ids count. response_ids or response: the same; its end-of-text, if it
-  came, is its last token.
+prompt_ids or prompt: token ids, or text for the task's own tokenizer, special
+  tokens written as it writes them; where both are there the ids count. Padding
+  on the left of prompt_ids is taken off. response_ids or response: the same;
+  what ended it, if that came, is its last token: end-of-text, or the one that
+  completes a stop string. Give ids where the sampler has them: a text may be
+  other tokens than those that were drawn.
 log_probs (optional): one a response token, nats under the distribution that it
   was drawn from; null for a token that was not drawn but put there.
 mask (optional): one a response token, 0 where it was put there, for files
   without log_probs.
 reward (optional): the trace's own reward.
+question (optional): of a text task, the question of the row's problem as its
+  file has it. Without one the problem is that whose prompt has the same ids.
 
-Other keys are left alone.
+Other keys are left alone. `meta_rl/external/engines.py` makes rows of what vLLM
+and SGLang return.
 """
 
 import dataclasses
+import functools
 import math
 import numbers
 import os
@@ -24,8 +31,9 @@ from typing import Any
 
 import numpy as np
 
-from meta_rl import tokenizer
+from meta_rl.external.parts import Parts, parts_of
 from meta_rl.files import one_line, read_jsonl
+from meta_rl.tasks.base import Task
 from meta_rl.types import Rollout
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -43,6 +51,8 @@ class Row:
     log_probs: f32[N], nats, NaN at every action of a file without them, 0 where
       the mask is False.
     reward: of the row, NaN without one.
+    question: of its problem, None without one.
+    parts: of the response.
   """
 
   line: int
@@ -51,22 +61,24 @@ class Row:
   mask: np.ndarray
   log_probs: np.ndarray
   reward: float
+  question: str | None
+  parts: Parts
 
 
 def read_rows(
   path: str | os.PathLike,
   *,
   vocab_size: int,
-  eos_id: int,
-  encode: Callable[[str], Sequence[int]] = tokenizer.encode,
+  task: Task,
+  encode: Callable[..., Sequence[int]],
 ) -> list[Row]:
   """Returns the traces of a file, each of them checked.
 
   Args:
     path: JSONL, UTF-8; blank lines are passed over.
     vocab_size: ids are below it.
-    eos_id: ends a response; nothing may come behind it.
-    encode: text -> ids; what it raises is said with the line.
+    task: what ends a response; nothing may come behind it.
+    encode: of the task's `TaskKit`; what it raises is said with the line.
 
   Raises:
     ValueError: naming the file and the line: not JSON, a key that is missing or
@@ -75,13 +87,13 @@ def read_rows(
   """
 
   def parse(number, record):
-    row = _row(number, record, vocab_size, encode)
-    ends = np.flatnonzero(row.response == eos_id)
-    if len(ends) and ends[0] + 1 < len(row.response):
+    row = _row(number, record, vocab_size, task, encode)
+    end = row.parts.end
+    if end is not None and end + 1 < len(row.response):
       raise ValueError(
-        f'response token {ends[0]} is the end-of-text and '
-        f'{len(row.response) - 1 - ends[0]} tokens come behind it: cut them '
-        'off, with their log_probs'
+        f'response token {end} {_how(int(row.response[end]), task)} and '
+        f'{len(row.response) - 1 - end} tokens come behind it: cut them off, '
+        'with their log_probs'
       )
     return row
 
@@ -91,10 +103,25 @@ def read_rows(
   return rows
 
 
-def _row(number: int, record, vocab_size: int, encode) -> Row:
-  prompt = _ids(record, 'prompt', vocab_size, encode)
+def _how(token: int, task: Task) -> str:
+  """Returns how a token ends a text."""
+  if token == task.eos_id:
+    return 'is the end-of-text'
+  return 'ends a text' if token in task.end_ids else 'completes a stop string'
+
+
+def _row(number: int, record, vocab_size: int, task: Task, encode) -> Row:
+  of_prompt = functools.partial(encode, is_prompt=True)
+  prompt = _ids(record, 'prompt', vocab_size, of_prompt)
+  if record.get('prompt_ids') is not None:
+    prompt = _unpadded(prompt, task.pad_id, list(of_prompt('')))
   response = np.asarray(_ids(record, 'response', vocab_size, encode), np.int32)
   mask, log_probs = _actions(record, len(response))
+  question = record.get('question')
+  if question is not None and not isinstance(question, str):
+    raise ValueError(
+      f'"question" is {_short(question)}: give its text, or none'
+    )
   reward = record.get('reward')
   if reward is not None and not _is_finite(reward):
     raise ValueError(
@@ -107,7 +134,26 @@ def _row(number: int, record, vocab_size: int, encode) -> Row:
     mask=mask,
     log_probs=log_probs,
     reward=math.nan if reward is None else float(reward),
+    question=question,
+    parts=parts_of(response, mask, task),
   )
+
+
+def _unpadded(ids: list[int], pad_id: int, begins: list[int]) -> list[int]:
+  """Returns a prompt without the padding on its left.
+
+  Args:
+    ids: of the prompt.
+    pad_id: of the task.
+    begins: what every prompt begins with; padding itself in some vocabularies,
+      of which one is then kept.
+  """
+  padding = next((i for i, x in enumerate(ids) if x != pad_id), len(ids))
+  if padding == len(ids):
+    raise ValueError(f'the prompt is padding alone (token {pad_id})')
+  if padding and begins == [pad_id]:
+    padding -= 1
+  return ids[padding:]
 
 
 def _ids(record, name: str, vocab_size: int, encode) -> list[int]:
@@ -175,7 +221,7 @@ def _check_list(given, name: str, size: int):
   if len(given) != size:
     raise ValueError(
       f'"{name}" has {len(given)} entries for {size} response tokens: give one '
-      'a token'
+      'a token, and "response_ids" where a text may be other tokens'
     )
 
 
@@ -195,7 +241,7 @@ def rows_of(
   *,
   prompt_length: int,
   rewards: Sequence[float] | None = None,
-  decode: Callable[[Sequence[int]], str] = tokenizer.decode,
+  decode: Callable[[Sequence[int]], str],
 ) -> list[dict[str, Any]]:
   """Returns traces as JSON objects that `read_rows` takes in (host).
 

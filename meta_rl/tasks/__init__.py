@@ -61,6 +61,12 @@ def countdown_task(
   )
 
 
+def _encode(text: str, *, is_prompt: bool = False) -> list[int]:
+  """Returns the ids of words, <bos> among them where it is."""
+  del is_prompt
+  return tokenizer.encode(text)
+
+
 def _countdown_kit(mode: str) -> TaskKit:
   """Returns the kit of Countdown with one form of search.
 
@@ -70,6 +76,11 @@ def _countdown_kit(mode: str) -> TaskKit:
   def rules(options):
     config = builder.make_config(**options)
     return {'ops': config.ops, 'max_value': config.max_value}
+
+  def make_problem_fn(data_dir, **options):
+    del data_dir  # a prompt states its problem
+    stated = builder.make_problem_fn(**options)
+    return lambda prompt, question: stated(prompt)
 
   return TaskKit(
     make_task=lambda **options: countdown_task(
@@ -82,8 +93,9 @@ def _countdown_kit(mode: str) -> TaskKit:
     sample_traces=functools.partial(traces.sample_traces, mode=mode),
     max_trace_length=functools.partial(traces.longest, mode=mode),
     decode=tokenizer.decode,
+    encode=_encode,
     vote=verify.postfix_value,
-    make_problem_fn=builder.make_problem_fn,
+    make_problem_fn=make_problem_fn,
     check_trace=lambda tokens, **options: check.check_trace(
       tokens, mode=mode, **rules(options)
     ),
@@ -105,6 +117,7 @@ TASKS = {
     sample_traces=hidden_data.sample_traces,
     max_trace_length=hidden_data.max_trace_length,
     decode=tokenizer.decode,
+    encode=_encode,
     vote=lambda ids: tokenizer.decode(ids) or None,
   ),
   'text': text.make_kit,

@@ -110,11 +110,16 @@ class TaskKit:
     max_trace_length: `(problems, **trace_options) -> int`, tokens of the
       longest trace that `sample_traces` may give.
     decode: `ids -> str`.
+    encode: `(text, *, is_prompt=False) -> ids`, special tokens as the tokenizer
+      writes them; a prompt begins with what all prompts of the task do.
     vote: `answer ids -> hashable | None`, what an answer votes for under maj@k:
       equal for answers that are one; None for what is no answer.
-    make_problem_fn: `(**options) -> (prompt ids -> dict)`, the arrays of the
-      problem that a prompt states, as in `record_arrays` but for the prompt's
-      own; one that is none raises ValueError. None: a prompt does not say all.
+    make_problem_fn: `(data_dir, **options) -> ((prompt ids, question) ->
+      dict)`, the arrays of the problem that a prompt is of, as in
+      `record_arrays` but for the prompt's own. It is what the prompt states, or
+      that of the train split with this question (a str, or None) or with the
+      prompt's ids; a prompt of none raises ValueError. None: a prompt does not
+      say all.
     check_trace: `(tokens of one trace, **options) -> list`, a check an episode,
       each with the bools `well_formed` (it is one of the task's) and `valid`
       (all that it claims is true); None where episodes claim nothing.
@@ -132,6 +137,7 @@ class TaskKit:
   sample_traces: Callable[..., list[Trace]]
   max_trace_length: Callable[..., int]
   decode: Callable[[Iterable[int]], str]
+  encode: Callable[..., Sequence[int]]
   vote: Callable[[Sequence[int]], Hashable | None]
   make_problem_fn: Callable[..., Callable] | None = None
   check_trace: Callable[..., list] | None = None

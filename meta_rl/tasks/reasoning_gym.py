@@ -1,4 +1,4 @@
-"""Any single-turn task of reasoning-gym by its name: problems and a verifier.
+r"""Any single-turn task of reasoning-gym by its name: problems and a verifier.
 
     source = make_source('gcd', size=1000, split='train')
     record = source[0]          # {'question', 'answer', 'metadata', ...}
@@ -6,8 +6,11 @@
 
 reasoning-gym (Apache-2.0) generates problems without end and brings a verifier
 for each of its hundred tasks: `pip install 'meta-rl[tasks]'`. This module gives
-text problems and their verification, and no training: the loop of `train` runs
-token tasks.
+text problems and their verification; a language model trains on them by
+`task.source='reasoning_gym'` of a text task (meta_rl/tasks/text_sources.py):
+
+    python -m meta_rl.train --config=mrt_smollm2_135m:gym \
+      --config.task.data.task=gcd --workdir=runs/gcd
 
 What a user of these tasks runs into, and what is done about it:
 

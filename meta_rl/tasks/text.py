@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from meta_rl import chat_template, checks, text_tokenizer, verifiers
-from meta_rl.tasks import text_host
+from meta_rl.tasks import text_host, text_problems
 from meta_rl.tasks.base import SPLITS, Task, TaskKit
 from meta_rl.tasks.text_sources import SOURCES
 from meta_rl.text_tokenizer import BYTES
@@ -123,6 +123,16 @@ def _make_kit(text: str) -> TaskKit:
       checked.add((str(data_dir), split))
     return problems
 
+  def trace_problems(records, shown=None, **_):
+    del shown
+    if source.sample_trace is None:
+      raise ValueError(
+        f'task.source={own.source!r} has no traces to show: take '
+        "data.source='jsonl' with a file of chats, or a source of its own "
+        'traces, such as countdown'
+      )
+    return records
+
   def sample_traces(problems, rng, count, **trace_options):
     drawn = rng.integers(len(problems), size=count)
     return [
@@ -150,16 +160,29 @@ def _make_kit(text: str) -> TaskKit:
       for each in drawn
     )
 
+  def encode(text, *, is_prompt=False):
+    return words.encode_prompt(text) if is_prompt else words.encode(text)
+
+  def make_problem_fn(data_dir, **_):
+    return text_problems.Finder(
+      load_source(data_dir, 'train'),
+      prompt=encoded.prompt,
+      arrays=encoded.arrays,
+      decode=words.decode,
+    )
+
   return TaskKit(
     make_task=lambda **_: encoded.task,
     load_source=load_source,
     record_arrays=encoded.arrays,
     cluster_key=lambda record: record['key'],
-    trace_problems=lambda records, shown=None, **_: records,
+    trace_problems=trace_problems,
     sample_traces=sample_traces,
     max_trace_length=max_trace_length,
     decode=words.decode,
+    encode=encode,
     vote=encoded.vote,
+    make_problem_fn=make_problem_fn,
     tokenizer=words.tokenizer,
     metrics=encoded.grader.metrics,
   )
@@ -282,9 +305,7 @@ class _Encoder:
       text = chatml(turns)
     if not (own.open and text.rstrip().endswith(own.open.strip())):
       text += own.open
-    ids = words.encode(text)
-    bos = [] if words.bos_id is None else [words.bos_id]
-    return ids if ids[:1] == bos else bos + ids
+    return words.encode_prompt(text)
 
   @functools.cached_property
   def gold_bytes(self) -> int:
