@@ -12,6 +12,8 @@ import contextvars
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax.numpy as jnp
+
 from meta_rl.types import Array
 
 
@@ -22,7 +24,10 @@ class Places(NamedTuple):
     activation: `(x, axes) -> x`, put where its dimensions belong; `axes` are
       names of the table in meta_rl/sharding/mesh.py, None for a whole one.
     gather: `(w, path) -> w`, a weight made whole but for its tensor axes.
-    scatter: `(w, path) -> w`, its gradient, summed and cut as the weight is.
+    outer: `(x [N,D], y [N,F], path) -> f32[D,F]`, x^T y, the gradient of a
+      weight, summed over all rows and cut as the weight is.
+    reduce: `(parts f32[shards,D,F], path) -> f32[D,F]`, the same of sums that
+      each shard has made of its own rows.
     shards: into how many parts a batch is cut.
     local: `(fn, args, axes, out) -> y`, `fn` called on each device's part of
       the args; axes are those of each of them, `out` those of y.
@@ -30,7 +35,8 @@ class Places(NamedTuple):
 
   activation: Callable[[Array, tuple], Array]
   gather: Callable[[Array, str], Array]
-  scatter: Callable[[Array, str], Array]
+  outer: Callable[[Array, Array, str], Array]
+  reduce: Callable[[Array, str], Array]
   shards: int
   local: Callable[[Callable, tuple, tuple, tuple], Array]
 
@@ -62,10 +68,18 @@ def gather(w: Array, path: str) -> Array:
   return w if places is None else places.gather(w, path)
 
 
-def scatter(w: Array, path: str) -> Array:
-  """Returns the gradient of a weight, ready for the optimizer."""
+def outer(x: Array, y: Array, path: str) -> Array:
+  """Returns x^T y in float32, the gradient of a weight over all rows."""
   places = _here.get()
-  return w if places is None else places.scatter(w, path)
+  if places is None:
+    return jnp.matmul(x.T, y, preferred_element_type=jnp.float32)
+  return places.outer(x, y, path)
+
+
+def reduce(parts: Array, path: str) -> Array:
+  """Returns the sum over shards, the gradient of a weight over all rows."""
+  places = _here.get()
+  return parts.sum(0) if places is None else places.reduce(parts, path)
 
 
 def shards() -> int:

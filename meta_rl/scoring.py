@@ -215,7 +215,7 @@ def _head_backward(measure, chunk, kept, cotangents):
     lambda x: _split(x, chunk), (features, targets, cotangents)
   )
   to_w, to_x = jax.lax.scan(one, start, pieces)
-  to_w = places.scatter(to_w.sum(0), 'head').astype(w.dtype)
+  to_w = places.reduce(to_w, 'head').astype(w.dtype)
   return to_w, _join(to_x, targets.shape[1]), None
 
 

@@ -51,7 +51,7 @@ def _product_backward(path, dtype, kept, y):
   x, w = kept
   y = y.astype(x.dtype)
   to_x = _sums(y, _whole(w, x, path).T).astype(x.dtype)
-  return to_x, places.scatter(_sums(x.T, y), path).astype(w.dtype)
+  return to_x, places.outer(x, y, path).astype(w.dtype)
 
 
 product.defvjp(_product_forward, _product_backward)

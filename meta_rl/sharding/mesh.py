@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from meta_rl import places
@@ -149,9 +150,42 @@ def model_places(mesh: Mesh) -> places.Places:
       return w
     return put(w, [None if axis == 'embed' else axis for axis in axes])
 
-  def scatter(w, path):
+  own = lambda x, y: jnp.matmul(x.T, y, preferred_element_type=jnp.float32)
+
+  def reduce_scatter(fn, args, path, shape):
+    """The sum over shards of what `fn` makes of each one's part of the args."""
     axes = ARRAY_AXES.get(path)
-    return w if axes is None else put(w, axes)
+    spec = PartitionSpec(*(_fsdp(axes or (), shape, mesh)))
+    cut = [i for i, name in enumerate(spec) if name]
+
+    def of_shard(*parts):
+      total = fn(*parts)
+      if cut:
+        total = jax.lax.psum_scatter(
+          total, 'fsdp', scatter_dimension=cut[0], tiled=True
+        )
+      left = ('data',) if cut else LOGICAL_AXES['batch']
+      return jax.lax.psum(total, left)
+
+    # The tensor axis is the compiler's, within the weight.
+    found = jax.shard_map(
+      of_shard,
+      mesh=mesh,
+      in_specs=PartitionSpec(LOGICAL_AXES['batch']),
+      out_specs=spec,
+      axis_names=set(LOGICAL_AXES['batch']),
+      check_vma=False,
+    )(*args)
+    return found if axes is None else put(found, axes)
+
+  def outer(x, y, path):
+    shape = x.shape[1], y.shape[1]
+    if x.shape[0] % data_shards(mesh):
+      return put(own(x, y), ARRAY_AXES.get(path, (None, None)))
+    return reduce_scatter(own, (x, y), path, shape)
+
+  def reduce(parts, path):
+    return reduce_scatter(lambda x: x[0], (parts,), path, parts.shape[1:])
 
   def local(fn, args, axes, out):
     specs = [partition(a, x.shape, mesh) for a, x in zip(axes, args)]
@@ -164,7 +198,16 @@ def model_places(mesh: Mesh) -> places.Places:
       check_vma=False,
     )(*args)
 
-  return places.Places(put, gather, scatter, data_shards(mesh), local)
+  return places.Places(put, gather, outer, reduce, data_shards(mesh), local)
+
+
+def _fsdp(axes, shape, mesh):
+  """Returns 'fsdp' for the dimension that fsdp cuts, None for the others."""
+  cuts = [
+    axis == 'embed' and mesh.shape['fsdp'] > 1 and not n % mesh.shape['fsdp']
+    for axis, n in zip(axes, shape)
+  ]
+  return ['fsdp' if cut else None for cut in cuts]
 
 
 def param_shardings(params: Any, mesh: Mesh) -> Any:
