@@ -148,7 +148,8 @@ class Result:
   def error(self) -> str:
     """The one line of the output that says most."""
     lines = [x.strip() for x in (self.err or self.out).splitlines()]
-    lines = [x for x in lines if x]
+    # '##### Command execution on worker 1 failed': that it did is known.
+    lines = [x for x in lines if x and not x.startswith('#####')]
     ours = [x for x in lines if x.startswith('worker.sh')]
     errors = [x for x in lines if 'error' in x.lower()]
     return (ours or errors or lines or [f'exit code {self.code}'])[-1]

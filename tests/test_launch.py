@@ -111,6 +111,54 @@ def test_slices_that_are_none(name, text, monkeypatch):
   assert name in str(error.value)
 
 
+# ---- what gcloud answers
+
+
+@pytest.mark.parametrize(
+  'err, line',
+  [
+    # gcloud's own error
+    ('Waiting...\nERROR: (gcloud) no\nTry again', 'ERROR: (gcloud) no'),
+    # what a worker says comes before gcloud's words about it
+    (
+      'SSH: Attempting\nworker.sh on w-1: no Python\n##### Command execution '
+      'on worker 1 failed with exit status 1. Continuing.\nERROR: x',
+      'worker.sh on w-1: no Python',
+    ),
+    ('bash: line 1: unexpected EOF\n##### Command failed', 'unexpected EOF'),
+    ('', 'exit code 3'),
+  ],
+)
+def test_the_line_that_says_most(err, line, monkeypatch):
+  gcloud = load('gcloud', monkeypatch)
+  assert gcloud.Result(3, err=err).error.endswith(line)
+
+
+@pytest.mark.parametrize(
+  'text, name, hosts, reason',
+  [
+    ('{"state": "READY", "networkEndpoints": [{}, {}]}', 'READY', 2, ''),
+    # a queued resource
+    ('{"state": {"state": "ACTIVE"}}', 'ACTIVE', 0, ''),
+    (
+      '{"state": {"state": "FAILED", "failedData": '
+      '{"error": {"message": "Quota"}}}}',
+      *('FAILED', 0, 'Quota'),
+    ),
+    ('{}', 'STATE_UNSPECIFIED', 0, ''),
+  ],
+)
+def test_states(text, name, hosts, reason, monkeypatch):
+  state = load('gcloud', monkeypatch).State.of(text)
+  assert (state.name, state.hosts, state.reason) == (name, hosts, reason)
+
+
+@pytest.mark.parametrize('text', ['', 'Listed 0 items.', '[]'])
+def test_what_is_no_state(text, monkeypatch):
+  with pytest.raises(ValueError):
+    load('gcloud', monkeypatch).State.of(text)
+
+
 # ---- what launchers tell the processes
 
 
