@@ -19,6 +19,7 @@ from meta_rl.sharding.processes import (
   gather_to_host,
   global_batch,
   initialize,
+  initialize_from_environment,
   is_main,
   process_slice,
 )
@@ -35,6 +36,7 @@ __all__ = [
   'gather_to_host',
   'global_batch',
   'initialize',
+  'initialize_from_environment',
   'is_main',
   'make_mesh',
   'optimizer_shardings',
