@@ -44,6 +44,7 @@ from meta_rl import (
   setup_run,
   setup_steps,
   sft,
+  sharding,
   signals,
   train_calls,
   update,
@@ -489,6 +490,11 @@ def main(argv):
   logging.set_verbosity(logging.WARNING)
   jax.config.update('jax_threefry_partitionable', True)
   env.enable_compile_cache()
+  try:
+    sharding.initialize_from_environment()
+  except (ValueError, RuntimeError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    signals.leave(signals.EXIT_ERROR)
   code = run(
     FLAGS.config,
     FLAGS.workdir,

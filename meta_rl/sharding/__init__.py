@@ -24,6 +24,7 @@ from meta_rl.sharding.processes import (
   gather_to_host,
   global_batch,
   initialize,
+  initialize_from_environment,
   is_main,
   process_slice,
 )
@@ -41,6 +42,7 @@ __all__ = [
   'gather_to_host',
   'global_batch',
   'initialize',
+  'initialize_from_environment',
   'is_main',
   'make_mesh',
   'optimizer_shardings',

@@ -4,6 +4,7 @@ jax's own multi-controller runtime: `initialize` joins them, every process then
 sees all devices, and a global array lies in parts on all of them.
 """
 
+import os
 from typing import Any
 
 import jax
@@ -59,6 +60,34 @@ def initialize(
     return None
   return jax.distributed.initialize(
     coordinator, num_processes, process_id, initialization_timeout=timeout_s
+  )
+
+
+def initialize_from_environment() -> None:
+  """Joins the processes that a launcher of launch/ started.
+
+  It says how in META_RL_COORDINATOR ('auto' on TPU pods, GKE and Slurm, else
+  'host:port'), META_RL_NUM_PROCESSES and META_RL_PROCESS_ID. Without them
+  nothing happens. Prints 'process I of N', by which launchers count who joined.
+
+  Raises:
+    ValueError: values that don't fit together.
+    RuntimeError: called too late, or the others did not come.
+  """
+  coordinator = os.environ.get('META_RL_COORDINATOR')
+  if not coordinator:
+    return
+  numbers = {}
+  for name in ('META_RL_NUM_PROCESSES', 'META_RL_PROCESS_ID'):
+    text = os.environ.get(name)
+    if text is not None and not text.isdecimal():
+      raise ValueError(f"{name}='{text}': give a whole number, 0 or more.")
+    numbers[name] = None if text is None else int(text)
+  initialize(coordinator, *numbers.values())
+  print(
+    f'process {jax.process_index()} of {jax.process_count()} '
+    f'({jax.local_device_count()} of {jax.device_count()} devices)',
+    flush=True,
   )
 
 
