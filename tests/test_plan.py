@@ -146,6 +146,7 @@ def test_a_plan_reads_no_checkpoint_and_asks_no_host():
 def test_a_small_config_compiled_for_a_slice():
   config = plan_programs.abstract_config(mrt_countdown.get_config('tiny'), None)
   config.parallel.mesh.update({'data': 1, 'fsdp': 4})
+  config.rollout.num_prompts = 8
   slice_ = chips.slice_of('v5e:2x2')
   found = plan.make_plan(config, slice_, plan_programs.PROGRAMS)
   assert found.fits
