@@ -24,6 +24,7 @@ from meta_rl import places
 from meta_rl.types import Array
 
 BLOCK = 512  # queries at a time
+_TILE, _LANES = 512, 128  # of the Pallas kernel: its blocks, and the least
 
 Attend = Callable[..., Array]
 
@@ -106,7 +107,7 @@ def _splash(q, k, v, valid, mask, *, softcap, interpret=False):
   """Pallas splash attention: padding is a segment of its own."""
   del mask
   length = q.shape[2]
-  block = BLOCK if length > BLOCK else 128
+  block = _TILE if length > _TILE else _LANES
   pad = -length % block
   q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, pad), (0, 0))) for x in (q, k, v))
   segments = jnp.pad(valid, ((0, 0), (0, pad))).astype(jnp.int32)
