@@ -638,6 +638,7 @@ def command(monkeypatch, trained, small):
       **{'workdir': str(trained.folder), 'config': None, 'base': False}
       | {'which': 'last', 'num_problems': 10, 'batch_size': 16, 'name': ''}
       | {'extrapolate': [], 'extrapolate_problems': 4, 'base_prover': False}
+      | {'samples': 3, 'sample_problems': 2}
       | {'compare_provers': 0}
       | changes
     )
@@ -691,6 +692,7 @@ def test_the_command_writes_eval_json(
   assert options['extrapolate'] == [2, 4]
   assert options['compare_provers'] == 3
   assert options['extrapolate_problems'] == 4
+  assert (options['samples'], options['sample_problems']) == (3, 2)
   assert small.equal(
     options['base_params'], setup_run.initial_params(trained.config)
   )

@@ -507,7 +507,7 @@ COMMANDS = [
   (['env', 'HF_TOKEN=abc', 'x'], 'HF_TOKEN=… is part of the command'),
   (['x', f'--key={SECRET}'], 'the value of MY_TOKEN is part of the command'),
   (['x', '--workdir=runs/x'], '--workdir=runs/x lies on the TPU VM'),
-  (['x', '--workdir', '/tmp/x'], '--workdir=/tmp/x lies on the TPU VM'),
+  (['x', '--workdir', '/data/x'], '--workdir=/data/x lies on the TPU VM'),
   ([], "no command is given: put it behind '--'"),
 ]
 # All in one process: most of the time of one is its start.

@@ -19,6 +19,7 @@ from meta_rl import (
   weights,
   workdir,
 )
+from meta_rl.configs import mrt_qwen3_0p6b
 from meta_rl.tasks import countdown
 
 pytest_plugins = ['small_runs']
@@ -210,3 +211,23 @@ def test_a_start_is_read_straight_to_its_devices(run_python, tmp_path):
   """Weights of a checkpoint, of the reference and of a file; and zeros."""
   folder = Path(__file__).parent / 'data' / 'hf' / 'qwen3'
   assert 'done' in run_python(PLACED, folder, tmp_path, devices=4)
+
+
+@pytest.mark.parametrize('kind', ['exact', 'control_variate', 'sampled'])
+def test_problems_without_accepted_answers_need_a_sampling_prover(
+  kind, monkeypatch
+):
+  """As reasoning-gym's boxnet: J by likelihood would be 0 throughout."""
+  config = mrt_qwen3_0p6b.get_config('tiny')
+  config.prover.kind = kind
+  records = [{'accepted': ()}] * 3
+  kit = types.SimpleNamespace(load_source=lambda *_, **__: records)
+  monkeypatch.setattr(setup_run, 'task_kit', lambda _: kit)
+  assert setup_run.load_problems(config, 'test') is records
+  if kind == 'sampled':
+    assert setup_run.load_problems(config, 'train') is records
+  else:
+    with pytest.raises(ValueError, match="set prover.kind='sampled'"):
+      setup_run.load_problems(config, 'train')
+  records.append({'accepted': ('1',)})
+  assert setup_run.load_problems(config, 'train') is records
