@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from meta_rl import plan, plan_programs
+from meta_rl import plan, plan_programs, plan_report
 from meta_rl.aot import chips, roofline
 from meta_rl.aot.sizes import SIZES
 from meta_rl.configs import (
@@ -80,7 +80,7 @@ def test_what_a_plan_says(config):
     prove=compiled('prove', seconds=1.0),
     update=compiled('update', seconds=2.0),
   )
-  text = plan.describe(found, price=1.2)
+  text = plan_report.describe(found, price=1.2)
   assert text.startswith('v5e:4x4: 16 chips, 16 devices; mesh ')
   assert '1.50B parameters; 256 traces of 8,192 tokens' in text
   assert 'prediction: update MFU 50.0%' in text
@@ -90,7 +90,7 @@ def test_what_a_plan_says(config):
   assert '$32 per thousand steps at $1.2' in text
   # 15/16 of 32 MB, 100 times; what is below a megabyte is summed up.
   assert 'all-gather              3.000 GB       100 x      32.0 MB' in text
-  assert json.loads(json.dumps(plan.as_json(found)))['mfu'] == 0.5
+  assert json.loads(json.dumps(plan_report.as_json(found)))['mfu'] == 0.5
 
 
 def test_what_does_not_fit_says_what_to_change(config):
@@ -102,7 +102,7 @@ def test_what_does_not_fit_says_what_to_change(config):
     generate=compiled('generate', peak=18e9, problem='does not fit'),
   )
   assert not found.fits
-  text = plan.describe(found)
+  text = plan_report.describe(found)
   assert 'update needs 17.0 GB a device of 16.0: try' in text
   for change in (
     '--config.model.remat=True',

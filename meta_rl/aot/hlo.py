@@ -110,7 +110,7 @@ class Program:
   def _walk(self, name, times):
     for each in self.computations[name].values():
       if each.opcode == 'while':
-        often = times * self.trips(name, each)
+        often = times * self.trips(each)
         yield from self._walk(each.called('body'), often)
       elif each.opcode == 'conditional':
         names = re.search(r'branch_computations=\{([^}]*)\}', each.text)
@@ -127,7 +127,7 @@ class Program:
       elif each.opcode not in _FREE:
         yield each, name, times
 
-  def trips(self, where: str, loop: Instruction) -> int:
+  def trips(self, loop: Instruction) -> int:
     """Returns how often a loop runs, from the constant that it is held to.
 
     XLA's loops count from 0, or from a constant, to another one by ones or
@@ -143,7 +143,6 @@ class Program:
       if each.opcode == 'constant'
       and (found := re.match(r'\((\d+)\)', each.text))
     ]
-    del where
     return max(bounds, default=1) or 1
 
   def inner(self, fusion: Instruction) -> dict[str, Instruction]:
