@@ -1,6 +1,8 @@
 # ruff: noqa: E501  (programs as a compiler writes them)
 """Tests of meta_rl.aot: what is read from a program, and what follows."""
 
+import importlib
+import pathlib
 import re
 
 import pytest
@@ -224,3 +226,16 @@ def test_a_closed_ring_brings_data_from_both_sides():
   assert chips.slice_of('v5p:2x4x4').ring_bandwidth(32) == 5 * 100e9
   assert chips.slice_of('v5p:2x4x4').ring_bandwidth(4) == 2 * 100e9
   assert chips.slice_of('v5e-1').ring_bandwidth(1) == 50e9
+
+
+@pytest.mark.parametrize(
+  'name', ['v4-8', 'v5e-4', 'v5e-16', 'v5e:4x8', 'v5p-64', 'v5p-512', 'v6e-64']
+)
+def test_launchers_and_plans_mean_the_same_slice(name, monkeypatch):
+  """The launchers run without the package, so each has its own table."""
+  root = pathlib.Path(__file__).parents[1]
+  monkeypatch.syspath_prepend(str(root / 'launch'))
+  own = importlib.import_module('slices').parse(name)
+  found = chips.slice_of(name)
+  assert own.grid == 'x'.join(map(str, found.shape))
+  assert (own.generation, own.chips) == (found.chip.name, found.chips)
