@@ -119,7 +119,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       'path': '',
       'orders': config_dict.placeholder(int),
       'traces': {
-        'max_episodes': 12,
+        'max_episodes': 10,
         'ordinary_episodes': 8,
         'p_stop': 0.05,
         'p_continue': 0.25,

@@ -499,7 +499,7 @@ MISTAKES = [
   (['--max_restarts=-1'], '--max_restarts'),
   (['--nosuch'], "Unknown command line flag 'nosuch'"),
   (['word'], "'word' is given; flags are --name=value"),
-  (['--code=/'], '--code=/: it is not the top of a git checkout'),
+  (['--code=launch'], '--code=launch: it is not the top of a git checkout'),
 ]
 
 
@@ -507,7 +507,7 @@ COMMANDS = [
   (['env', 'HF_TOKEN=abc', 'x'], 'HF_TOKEN=… is part of the command'),
   (['x', f'--key={SECRET}'], 'the value of MY_TOKEN is part of the command'),
   (['x', '--workdir=runs/x'], '--workdir=runs/x lies on the TPU VM'),
-  (['x', '--workdir', '/data/x'], '--workdir=/data/x lies on the TPU VM'),
+  (['x', '--workdir', '~/x'], '--workdir=~/x lies on the TPU VM'),
   ([], "no command is given: put it behind '--'"),
 ]
 # All in one process: most of the time of one is its start.

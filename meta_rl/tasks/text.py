@@ -147,17 +147,14 @@ def _make_kit(text: str) -> TaskKit:
     rng = np.random.default_rng(0)
     longest = dict(trace_options, long_share=1.0, direct_share=0.0)
     longest['ordinary_episodes'] = max_episodes - 1
+    longest['max_episodes'] = max_episodes
     drawn = [problems[i] for i in rng.integers(len(problems), size=64)]
-    return own.prompt_length + max(
-      len(
-        encoded.trace(
-          each,
-          *source.sample_trace(
-            each, rng, **{**longest, 'max_episodes': max_episodes}
-          ),
-        )[0]
-      )
+    traces = [
+      encoded.trace(each, *source.sample_trace(each, rng, **longest))
       for each in drawn
+    ]
+    return own.prompt_length + max(
+      len(tokens) - start for tokens, start in traces
     )
 
   def encode(text, *, is_prompt=False):
