@@ -35,7 +35,8 @@ CORE = [
 ]
 
 EXTRAS = {
-  'tpu': ['jax[tpu]>=0.10,<0.11'],
+  'tpu': ['jax[tpu]>=0.10,<0.11', 'gcsfs>=2025.3'],
+  'gcs': ['gcsfs>=2025.3'],
   'cuda': ['jax[cuda12]>=0.10,<0.11'],
   'serve': ['starlette>=0.40', 'uvicorn>=0.30'],
   'docs': ['sphinx>=8', 'myst-parser>=4', 'furo>=2024.8.6'],

@@ -67,7 +67,7 @@ def make(
     'dtype': 'float32' if tiny else 'bfloat16',
     'param_dtype': 'float32',
     'scan_layers': True,
-    'remat': not tiny,
+    'remat': 'none' if tiny else 'full',
     # LoRA: rank 0 trains all weights.
     'lora_rank': 0,
     'lora_alpha': 32.0,
@@ -113,7 +113,7 @@ def make(
     }
   )
   config.batching.update(
-    {'mini_batches': 1, 'micro_batches': 32, 'length_buckets': (3072, 6144)}
+    {'mini_batches': 1, 'rows_per_device': 1, 'length_buckets': (3072, 6144)}
   )
   config.loss.chunk = 512
   config.optimizer.update(
@@ -165,6 +165,7 @@ def make_tiny(config: ml_collections.ConfigDict, architecture: str):
   config.rollout.thinking_budget = 32
   config.prover.update({'max_episodes': 3, 'num_branches': 2})
   config.batching.update({'micro_batches': 2, 'length_buckets': ()})
+  config.batching.rows_per_device = None
   config.loss.chunk = 16
   config.total_steps = 4
   config.optimizer.warmup_steps = 1

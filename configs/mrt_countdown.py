@@ -137,6 +137,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'mini_batches': 2,  # optimizer steps a rollout
     'epochs': 1,
     'micro_batches': 6,  # of each mini-batch: 16 traces, which fit the cache
+    # At most so many traces on a device at a time: then as many micro-batches
+    # as that takes on the devices that are there, and micro_batches is unused.
+    'rows_per_device': config_dict.placeholder(int),
     'length_buckets': (48, 80),  # columns to which short traces are cut
   }
   config.optimizer = {
@@ -149,7 +152,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'max_grad_norm': 1.0,
   }
   config.parallel = {
-    'kind': 'none',  # or 'jit' (a mesh), 'pmap' (data parallel)
+    # 'jit' (a mesh), 'pmap' (data parallel), 'none' (one device); 'auto': jit
+    # where there are several devices.
+    'kind': 'auto',
     'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},  # devices; -1 is the rest
   }
   config.eval = {'every': 25, 'num_problems': 512, 'batch_size': 256}

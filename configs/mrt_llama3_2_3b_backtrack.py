@@ -62,7 +62,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       },
       'pattern': ('all',),
     }
-    config.batching.update({'micro_batches': 2, 'length_buckets': ()})
+    config.batching.update(
+      {'micro_batches': 2, 'rows_per_device': None, 'length_buckets': ()}
+    )
     config.optimizer.learning_rate = 1e-5
     config.parallel.kind = 'none'
   return config

@@ -77,7 +77,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'dtype': 'float32',
     # A layer of its own each: slices of stacked weights are copies on a CPU.
     'scan_layers': False,
-    'remat': False,
+    'remat': 'none',
   }
   if tiny:
     config.model.update(
@@ -133,6 +133,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       'mini_batches': 1,
       'epochs': 1,
       'micro_batches': 4,
+      'rows_per_device': config_dict.placeholder(int),
       'length_buckets': (),
     }
     config.optimizer.update({'learning_rate': 1e-4, 'schedule': 'cosine'})

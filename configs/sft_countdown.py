@@ -71,6 +71,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'mini_batches': 1,
     'epochs': 1,
     'micro_batches': 8,
+    'rows_per_device': config_dict.placeholder(int),
     'length_buckets': (),
   }
   config.optimizer = {

@@ -17,6 +17,7 @@ from meta_rl import (
   config_keys,
   dynamic_sampling,
   losses,
+  setup_devices,
   setup_own,
   setup_run,
   setup_steps,
@@ -161,24 +162,19 @@ def check_lora(config: ml_collections.ConfigDict):
 def check_machine(config: ml_collections.ConfigDict):
   """Raises ValueError, in one line, if the devices here don't fit a config."""
   kind = config.parallel.kind
-  checks.check_choice('parallel.kind', kind, sharding.KINDS)
-  if kind == 'none':
-    return
-  if config.algorithm.name == 'sft':
+  checks.check_choice('parallel.kind', kind, ('auto', *sharding.KINDS))
+  if config.algorithm.name == 'sft' and kind == 'pmap':
     raise ValueError(
       f'parallel.kind={kind!r} is of reinforcement: '
-      "algorithm.name='sft' runs on one device; set it to 'none'."
+      "algorithm.name='sft' takes 'auto', 'jit' or 'none'."
     )
   with workdir.of_section('parallel.mesh'):
-    mesh = sharding.make_mesh(**config.parallel.mesh.to_dict())
-  shards = sharding.data_shards(mesh)
-  parts = shards * config.batching.mini_batches
-  if config.rollout.num_prompts % parts:
-    raise ValueError(
-      f'rollout.num_prompts={config.rollout.num_prompts} cannot be spread over '
-      f'{shards} devices in batching.mini_batches='
-      f'{config.batching.mini_batches}: give a multiple of {parts}.'
-    )
+    kind, mesh = setup_devices.parallel_of(config)
+  if mesh is None:
+    return
+  setup_devices.check(config, mesh)
+  if note := setup_devices.note_on_unused(mesh):
+    print(note)
 
 
 def note_on_saving(config: ml_collections.ConfigDict) -> str:

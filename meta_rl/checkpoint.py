@@ -95,7 +95,9 @@ class Checkpointer:
       raise ValueError(f'max_to_keep={max_to_keep} is given; allowed is >= 1')
     if best_mode not in ('min', 'max'):
       raise ValueError(f'best_mode={best_mode!r} is given; allowed: min, max')
-    self.directory = epath.Path(directory).absolute()
+    self.directory = epath.Path(directory)
+    if not files.is_remote(directory):
+      self.directory = self.directory.absolute()
     self._max_to_keep, self._keep_best = max_to_keep, keep_best
     self._best_metric, self._best_mode = best_metric, best_mode
     self._read_only = read_only

@@ -38,24 +38,23 @@ def problem_iterator(
   batch_size: int,
   seed: int = 0,
   shuffle: bool = True,
-  shard_index: int = 0,
-  shard_count: int = 1,
+  rows: slice = slice(None),
   drop_remainder: bool = True,
   num_epochs: int | None = None,
 ) -> grain.DatasetIterator:
   """Returns a resumable iterator over batches of problems.
 
-  Every epoch is a new shuffle of the whole source, and shard s takes elements
-  s, s + shard_count, ... of that one sequence: batch i of all shards together
-  holds the same problems however many shards there are.
+  Every epoch is a new shuffle of the whole source. Of several processes each
+  reads its own `rows` of every batch and no others: batch i of all together
+  holds the same problems in the same order however many there are.
 
   Args:
     source: random access to records, e.g. of `TaskKit.load_source`.
     record_arrays: the arrays of one record, of the task's `TaskKit`.
-    batch_size: N, problems a batch of this shard.
+    batch_size: P, problems a batch.
     seed: of the shuffles.
     shuffle: False keeps the order of the source.
-    shard_index, shard_count: this process and how many there are.
+    rows: those of each batch to give, of `sharding.process_slice`.
     drop_remainder: leave out a last, smaller batch.
     num_epochs: None repeats forever.
 
@@ -65,25 +64,27 @@ def problem_iterator(
     it was taken.
 
   Raises:
-    ValueError: a size or shard out of range, or no complete batch.
+    ValueError: a size out of range, or no complete batch.
   """
   if batch_size < 1:
     raise ValueError(f'batch_size {batch_size} must be at least 1')
-  if not 0 <= shard_index < shard_count:
-    raise ValueError(f'shard_index {shard_index} must be in 0..{shard_count}-1')
   total = len(source) * (num_epochs or 1)
-  if total // shard_count < (batch_size if drop_remainder else 1):
+  if total < (batch_size if drop_remainder else 1):
     raise ValueError(
-      f'{len(source)} problems in {shard_count} shards give no batch of '
-      f'{batch_size}: lower batch_size or use a larger split'
+      f'{len(source)} problems give no batch of {batch_size}: lower batch_size '
+      'or use a larger split'
     )
-  dataset = grain.MapDataset.source(source)
+
+  def stack(indices):
+    records = [record_arrays(source[i]) for i in indices[rows].tolist()]
+    return {k: np.stack([r[k] for r in records]) for k in records[0]}
+
+  dataset = grain.MapDataset.range(len(source))
   if shuffle:
     dataset = dataset.shuffle(seed=seed)
   dataset = dataset.repeat(num_epochs)
-  dataset = dataset.slice(slice(shard_index, None, shard_count))
-  dataset = dataset.map(record_arrays)
   dataset = dataset.batch(batch_size, drop_remainder=drop_remainder)
+  dataset = dataset.map(stack)
   # Records are a few hundred bytes: one thread that reads ahead is plenty.
   options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
   return iter(dataset.to_iter_dataset(options))

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 from absl import app, flags, logging
+from etils import epath
 from ml_collections import config_flags
 
 from meta_rl import (
@@ -415,7 +416,7 @@ def policy(folder: str, config, *, base: bool, which: str):
 def make_folder(path: str):
   """Makes the folder of a result, or raises ValueError: it is a file."""
   try:
-    os.makedirs(path, exist_ok=True)
+    epath.Path(path).mkdir(parents=True, exist_ok=True)
   except (FileExistsError, NotADirectoryError):
     raise ValueError(
       f'workdir {path} is a file, or lies under one: name a folder.'

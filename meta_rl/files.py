@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import tempfile
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +25,12 @@ def atomic_write(path, data: bytes):
   """Writes `data` to `path` so that a reader sees the old file or the new one.
 
   Temporary file in the same folder, fsync, rename; the temporary file is
-  removed on any error, a full disk included.
+  removed on any error, a full disk included. An object of a bucket is whole by
+  itself.
   """
+  if is_remote(path):
+    epath.Path(path).write_bytes(data)
+    return
   path = Path(path)
   fd, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
   try:
@@ -42,6 +47,46 @@ def atomic_write(path, data: bytes):
     with contextlib.suppress(FileNotFoundError):
       os.unlink(temporary)
     raise
+
+
+def is_remote(path) -> bool:
+  """Returns whether a path is of a bucket: 'gs://bucket/run'."""
+  return '://' in os.fspath(path)
+
+
+class RemoteLines:
+  """A text file in a bucket that lines are added to.
+
+  An object cannot be added to: the whole of it is written again, at most once
+  in `every_s` seconds and when it is closed.
+
+  Args:
+    path: of the object; what it holds stays.
+    every_s: seconds; a killed process loses the lines of so many.
+  """
+
+  def __init__(self, path, *, every_s: float = 30.0):
+    self._path = epath.Path(path)
+    self._text = self._path.read_text() if self._path.exists() else ''
+    self._every_s, self._written = every_s, time.monotonic()
+    self._dirty = False
+
+  def write(self, text: str):
+    """Adds a text."""
+    self._text += text
+    self._dirty = True
+
+  def flush(self, *, now: bool = False):
+    """Writes what was added, if it is time, or `now`."""
+    if self._dirty and (
+      now or time.monotonic() - self._written >= self._every_s
+    ):
+      self._path.write_text(self._text)
+      self._written, self._dirty = time.monotonic(), False
+
+  def close(self):
+    """Writes what was added."""
+    self.flush(now=True)
 
 
 def check_input(name: str, path, prefix: str = ''):

@@ -21,6 +21,7 @@ from meta_rl import (
   prover,
   setup_run,
   setup_steps,
+  sharding,
   statistics,
   tokenizer,
 )
@@ -71,8 +72,13 @@ def problem_batches(
   return batches
 
 
-def validation_batches(config) -> list[dict[str, np.ndarray]]:
+def validation_batches(config, *, mesh=None) -> list[dict[str, np.ndarray]]:
   """Returns the problems that a run measures itself on, in batches.
+
+  Args:
+    config: of a run.
+    mesh: over which each batch is spread: its size is raised to a multiple of
+      the data shards.
 
   Raises:
     ValueError: more of them than there are.
@@ -87,8 +93,12 @@ def validation_batches(config) -> list[dict[str, np.ndarray]]:
     source,
     record_arrays=setup_run.task_kit(config).record_arrays,
     num_problems=config.eval.num_problems,
-    batch_size=config.eval.batch_size,
+    batch_size=_round_up(config.eval.batch_size, mesh),
   )
+
+
+def _round_up(rows, mesh):
+  return rows if mesh is None else rows + -rows % sharding.data_shards(mesh)
 
 
 def stack(records: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -103,6 +113,7 @@ def make_calls(
   *,
   factor: int | None = None,
   budgets: Sequence[int] | None = None,
+  mesh=None,
 ) -> dict[str, CountedJit]:
   """Returns the jitted generate and prove for one trace a problem.
 
@@ -119,6 +130,8 @@ def make_calls(
       the policy stops, or at the budget.
     budgets: tokens at which `prove_budgets` measures; None: BUDGET_POINTS equal
       shares of the budget.
+    mesh: of devices that each take their rows of a batch (`prove_sampled` does
+      not); None: one device.
   """
   exact = config.copy_and_resolve_references()
   exact.unlock()
@@ -174,12 +187,31 @@ def make_calls(
     )
     return success, found, fed
 
+  if mesh is not None:
+    generate, prove, prove_budgets = _spread(
+      mesh, generate, prove, prove_budgets
+    )
   return {
     'generate': CountedJit(generate),
     'prove': CountedJit(prove),
     'prove_budgets': CountedJit(prove_budgets),
     'prove_sampled': CountedJit(prove_sampled),
   }
+
+
+def _spread(mesh, generate, prove, prove_budgets):
+  """Returns the calls with rows spread over a mesh, weights gathered once."""
+
+  def own_generate(params, batch, key, offset):
+    offset += sharding.first_row(mesh, batch)
+    return generate(params, batch, key, offset)
+
+  rows = sharding.rows_call
+  return (
+    rows(mesh, own_generate, 'wrww', gives_cache=True),
+    rows(mesh, prove, 'wrrcw'),
+    rows(mesh, prove_budgets, 'wrrc'),
+  )
 
 
 def measure(
@@ -191,6 +223,7 @@ def measure(
   at_budgets: bool = False,
   base_params=None,
   sampled_key=None,
+  mesh=None,
 ) -> dict[str, np.ndarray]:
   """Returns what was measured on every trace, numpy, N rows (host).
 
@@ -206,6 +239,7 @@ def measure(
     base_params: of a second, frozen prover that answers from the same traces.
     sampled_key: PRNG key of the answers of a sampled prover, at the same
       boundaries; None: there is none.
+    mesh: that the calls were made with.
 
   Returns:
     tokens i32[N,T], mask, thinking_mask bool[N,T], rewards f32[N], success
@@ -218,6 +252,11 @@ def measure(
   for index, batch in enumerate(batches):
     offset = index * len(batch['problem'])
     arrays = {k: v for k, v in batch.items() if k not in ('problem', 'counts')}
+    if mesh is not None:
+      own = sharding.process_slice(len(batch['problem']), mesh)
+      arrays = sharding.global_batch(
+        mesh, {k: v[own] for k, v in arrays.items()}
+      )
     traces, cache = calls['generate'](params, arrays, key, offset)
     found = calls['prove'](params, arrays, traces, cache, key)
     part = {
@@ -246,7 +285,7 @@ def measure(
         params, arrays, traces, cache, sampled_key, offset
       )
       part['sampled_success'] = sampled.success
-    part = jax.device_get(part) | {'problem': batch['problem']}
+    part = sharding.gather_to_host(part) | {'problem': batch['problem']}
     parts.append({k: v[batch['counts']] for k, v in part.items()})
   return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 

@@ -11,26 +11,29 @@ Names are slash-grouped with the unit in the last word: `time/generate_s`.
 import contextlib
 import json
 import math
+import os
 import sys
 import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 
 import jax
 import tensorboardX
 import tqdm
+from etils import epath
 
+from meta_rl import files
 from meta_rl.files import atomic_write
 
 METRICS_NAME = 'metrics.jsonl'
 
 
-def _whole_rows(path: Path):
+def _whole_rows(path: epath.Path):
   """Yields (step, line) of the whole lines; kill -9 may tear the last."""
-  with open(path, encoding='utf-8', errors='replace') as f:
-    for line in f:
+  with path.open('rb') as f:
+    for raw in f:
+      line = raw.decode('utf-8', errors='replace')
       with contextlib.suppress(ValueError, KeyError, TypeError):
         yield int(json.loads(line)['step']), line.rstrip('\n') + '\n'
 
@@ -40,7 +43,7 @@ def read_metrics(path) -> list[dict]:
 
   Non-finite values, null in the file, come back as NaN.
   """
-  rows = [json.loads(line) for _, line in _whole_rows(Path(path))]
+  rows = [json.loads(line) for _, line in _whole_rows(epath.Path(path))]
   return [
     {name: math.nan if v is None else v for name, v in row.items()}
     for row in rows
@@ -65,7 +68,7 @@ def total(workdir, name: str, *, last_step: float = math.inf) -> float:
     name: of the metric; a step without it adds nothing.
     last_step: the last step that counts.
   """
-  path = Path(workdir) / METRICS_NAME
+  path = epath.Path(workdir) / METRICS_NAME
   rows = read_metrics(path) if path.exists() else []
   return sum(row.get(name, 0.0) for row in rows if row['step'] <= last_step)
 
@@ -73,13 +76,15 @@ def total(workdir, name: str, *, last_step: float = math.inf) -> float:
 class MetricsWriter:
   """Writes scalars to JSONL and TensorBoard, and sampled traces to JSONL.
 
-  Every line is flushed, so kill -9 loses none but the one being written. On
+  Every line is flushed, so kill -9 loses none but the one being written; in a
+  bucket those of the last half minute, but none of before a checkpoint. On
   resume, lines of steps after `resume_step` go: those steps are run again, and
   no step appears twice. Process 0 alone writes.
 
   Args:
     workdir: folder.
-    tensorboard: also write TensorBoard events (tensorboardX, no TensorFlow).
+    tensorboard: also write TensorBoard events (tensorboardX, no TensorFlow),
+      where the folder is no bucket.
     resume_step: last step of the restored checkpoint; None starts afresh.
     name: the file is `<name>.jsonl`.
   """
@@ -93,7 +98,7 @@ class MetricsWriter:
     name: str = 'metrics',
   ):
     self.non_finite = Counter()
-    self._workdir = Path(workdir)
+    self._workdir = epath.Path(workdir)
     self._active = jax.process_index() == 0
     self._file = self._events = None
     self._last_step = None
@@ -103,8 +108,12 @@ class MetricsWriter:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
       self._keep_until(path, resume_step)
-    self._file = open(path, 'a', encoding='utf-8')
-    if tensorboard:
+    if files.is_remote(path):
+      self._file = files.RemoteLines(path)
+    else:
+      self._file = open(path, 'a', encoding='utf-8')
+    # Its writer knows local folders only.
+    if tensorboard and not files.is_remote(path):
       self._events = tensorboardX.SummaryWriter(
         str(self._workdir / 'tensorboard'),
         # TensorBoard hides events of earlier runs from this step on.
@@ -112,7 +121,7 @@ class MetricsWriter:
         flush_secs=10,
       )
 
-  def _keep_until(self, path: Path, resume_step: int | None):
+  def _keep_until(self, path: epath.Path, resume_step: int | None):
     kept = []
     for step, line in _whole_rows(path):
       if resume_step is not None and step <= resume_step:
@@ -176,6 +185,11 @@ class MetricsWriter:
       lines = [json.dumps(row, ensure_ascii=False) + '\n' for row in rows]
       atomic_write(path, ''.join(lines).encode())
     return path
+
+  def save(self):
+    """Makes sure that no line is lost: before a checkpoint says it was said."""
+    if isinstance(self._file, files.RemoteLines):
+      self._file.flush(now=True)
 
   def close(self):
     """Closes the files."""
@@ -277,6 +291,8 @@ class ProgressBar:
     shown=_SHOWN,
     clock: Callable[[], float] = time.perf_counter,
   ):
+    if jax.process_index():
+      stream = open(os.devnull, 'w')  # process 0 alone shows it
     self._stream = sys.stderr if stream is None else stream
     self._total, self._initial = total_steps, initial_step
     self._print_every, self._shown = max(1, print_every), shown

@@ -283,7 +283,7 @@ def search(config, slice_, tries: int) -> list[Plan]:
     if len(plans) == tries:
       break
     config.parallel.mesh.update(mesh)
-    config.batching.micro_batches = micro
+    config.batching.update({'micro_batches': micro, 'rows_per_device': None})
     shown = ', '.join(f'{k}={v}' for k, v in mesh.items())
     print(f'mesh {shown}, {micro} micro-batches', flush=True)
     own = type(config)(config.to_dict())

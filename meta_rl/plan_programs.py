@@ -15,6 +15,7 @@ from jax.experimental import topologies
 
 from meta_rl import (
   models,
+  setup_devices,
   setup_run,
   sharding,
   train_calls,
@@ -108,6 +109,10 @@ def make(config: ml_collections.ConfigDict, slice_: Slice) -> Programs:
     **config.parallel.mesh.to_dict(), devices=devices_of(slice_)
   )
   config.parallel.kind = 'jit'
+  config.batching.micro_batches = setup_devices.batching_of(config, mesh)[
+    'micro_batches'
+  ]
+  config.batching.rows_per_device = None
   task = dataclasses.replace(
     setup_run.make_task(config),
     # In place of a verifier on the host, whose time is not the device's.

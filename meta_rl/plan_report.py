@@ -102,8 +102,8 @@ def _advice(plan):
     over = each.peak / 1e9, hbm / 1e9
     what = []
     if name == 'update':
-      if not config.model.get('remat'):
-        what.append('--config.model.remat=True')
+      if config.model.get('remat') in (None, False, 'none', 'products'):
+        what.append('--config.model.remat=full')
       if config.model.get('attention') != 'flash':
         what.append('--config.model.attention=flash')
       rows = plan.rows // config.batching.mini_batches

@@ -34,7 +34,7 @@ class Profiler(contextlib.AbstractContextManager):
 
   def before(self, step: int):
     """Starts the trace at its first step."""
-    if step == self._first:
+    if step == self._first and not jax.process_index():
       jax.profiler.start_trace(self._folder)
       self._on, self._span = True, ''
 
@@ -51,7 +51,7 @@ class Profiler(contextlib.AbstractContextManager):
   def __exit__(self, *exc_info):
     if self._on:
       self._stop()
-    if self._span:
+    if self._span and not jax.process_index():
       print(
         f'profile_steps={self._span}: step {self._first} was not run, so '
         'nothing was profiled',

@@ -30,6 +30,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from meta_rl import tokenizer
@@ -250,11 +251,40 @@ def combine(
     RewardError: a function that raised, or returned anything but B numbers or
       Nones. Neither is a matter of one trace.
   """
-  outcome = np.asarray(batch['outcome'], np.float64)
+  values = ask(rewards, batch, errors=errors)
+  return add_up(rewards, batch['outcome'], values, outcome_weight)
+
+
+def ask(
+  rewards: Sequence[Reward], batch: Mapping[str, Any], *, errors: str = 'raise'
+) -> np.ndarray:
+  """Returns f64[R,B], what each function gives each trace, NaN for nothing.
+
+  Args, errors: as in `combine`.
+  """
+  size = len(batch['outcome'])
+  found = [_call(reward, batch, size, errors) for reward in rewards]
+  return np.asarray(found, np.float64).reshape(len(rewards), size)
+
+
+def add_up(
+  rewards: Sequence[Reward],
+  outcome: np.ndarray,
+  given: np.ndarray,
+  outcome_weight: float,
+):
+  """Returns what `combine` does.
+
+  Args:
+    rewards: of `parse`.
+    outcome: [B].
+    given: f64[R,B] of `ask`.
+    outcome_weight: of the outcome.
+  """
+  outcome = np.asarray(outcome, np.float64)
   extra, valid = np.zeros_like(outcome), np.ones(len(outcome), bool)
   metrics = {}
-  for reward in rewards:
-    values = _call(reward, batch, len(outcome), errors)
+  for reward, values in zip(rewards, given, strict=True):
     known = np.abs(values) <= _LARGEST  # not of NaN
     extra += reward.weight * np.where(known, values, 0.0)
     valid &= known
@@ -279,6 +309,8 @@ def make_reward_fn(
   outcome_weight: float = 1.0,
   errors: str = 'raise',
   decode: Callable[[Sequence[int]], str] = tokenizer.decode,
+  own: slice = slice(None),
+  gather: Callable[[np.ndarray], np.ndarray] = lambda values: values,
 ) -> Callable:
   """Returns `reward_fn(problems, traces, measured) -> (measured, metrics)`.
 
@@ -291,13 +323,29 @@ def make_reward_fn(
     get: fetches a pytree as numpy arrays, e.g. `sharding.Parallel.get`.
     outcome_weight, errors: as in `combine`.
     decode: as in `text_batch`.
+    own: of several processes, the prompts whose traces this one asks about.
+    gather: gives f64[R,B] of all of them out of the [R,B/n] of each.
   """
 
   def reward_fn(problems, traces, measured):
-    host = get((problems, traces, measured))
-    batch = text_batch(*host, task=task, group_size=group_size, decode=decode)
-    total, valid, extra, metrics = combine(
-      rewards, batch, outcome_weight=outcome_weight, errors=errors
+    problems, traces, measured = get((problems, traces, measured))
+    size = len(measured.rewards)
+    first, end, _ = own.indices(size // group_size)
+    rows = slice(first * group_size, end * group_size)
+    part = lambda tree, where: jax.tree.map(
+      lambda x: x[where] if np.ndim(x) else x, tree
+    )
+    batch = text_batch(
+      part(problems, own),
+      part(traces, rows),
+      part(measured, rows),
+      task=task,
+      group_size=group_size,
+      decode=decode,
+    )
+    values = gather(ask(rewards, batch, errors=errors))
+    total, valid, extra, metrics = add_up(
+      rewards, measured.rewards, values, outcome_weight
     )
     measured = dataclasses.replace(
       measured, rewards=total, valid=valid, extra=extra

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from meta_rl.headline import is_base, number
 from meta_rl.plots import assign_colors
@@ -128,7 +129,7 @@ def _find(config, key):
 
 
 def _expand(folder):
-  path = pathlib.Path(folder)
+  path = epath.Path(folder)
   if not path.is_dir():
     raise ValueError(f'{path} is no folder: give run folders.')
   if any((path / name).is_file() for name in FILES):
@@ -203,7 +204,7 @@ def _read_metrics(path, notes):
     notes.append('metrics.jsonl is missing: no learning curves of this run.')
     return []
   rows, skipped = {}, 0
-  for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
+  for line in path.read_bytes().decode('utf-8', 'replace').splitlines():
     if not line.strip():
       continue
     try:

@@ -7,7 +7,6 @@ the place of sampling (meta_rl/external/).
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import ml_collections
 
@@ -18,6 +17,7 @@ from meta_rl import (
   rewards,
   setup_run,
   setup_steps,
+  sharding,
   steps,
 )
 from meta_rl.compiled import CountedJit
@@ -47,9 +47,15 @@ def rollouts_path(config: ml_collections.ConfigDict) -> str | None:
 
 
 def load_rollouts(
-  config: ml_collections.ConfigDict, task: Task
+  config: ml_collections.ConfigDict, task: Task, mesh=None
 ) -> external.RolloutBatches:
-  """Returns the batches of the file that `config.rollout.source` names."""
+  """Returns the batches of the file that `config.rollout.source` names.
+
+  Args:
+    config: an RL config.
+    task: its task.
+    mesh: of several processes, of which each gives its own groups.
+  """
   by_task = config.external.reward == 'task'
   files.check_input('rollout.source', rollouts_path(config), 'jsonl:')
   kit, problem_fn = setup_run.task_kit(config), None
@@ -69,6 +75,7 @@ def load_rollouts(
     thinking_budget=config.rollout.thinking_budget,
     buckets=config.external.buckets,
     needs_reward=not by_task,
+    own=sharding.process_slice(config.rollout.num_prompts, mesh),
   )
 
 
@@ -121,6 +128,8 @@ def make_reward_fn(config: ml_collections.ConfigDict, task: Task, get):
     outcome_weight=config.outcome_weight,
     errors=config.reward_errors,
     decode=setup_run.task_kit(config).decode,
+    own=sharding.process_slice(config.rollout.num_prompts),
+    gather=sharding.gather_columns,
   )
 
 
@@ -192,11 +201,6 @@ def check_rewards(config: ml_collections.ConfigDict):
       'rollout.group_size=1 leaves rewards nothing to compare with: give at '
       'least 2.'
     )
-  if jax.process_count() > 1:
-    raise ValueError(
-      f'rewards are asked in one process and there are {jax.process_count()}: '
-      'leave config.rewards empty, or run one process.'
-    )
 
 
 def check_external(config: ml_collections.ConfigDict):
@@ -238,10 +242,6 @@ def check_external(config: ml_collections.ConfigDict):
       f'external.buckets={buckets} must be numbers of tokens that rise.'
     )
   check_given(config, source)
-  if jax.process_count() > 1:
-    raise ValueError(
-      f'{source} is read in one process and there are {jax.process_count()}.'
-    )
 
 
 def check_given(config: ml_collections.ConfigDict, source: str):

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import ml_collections
+from etils import epath
 
 from meta_rl import (
   hf,
@@ -201,7 +202,8 @@ def start_params(
   params = initial_params(config, mesh=mesh)
   if has_reference(config) and trainable(config) is None:
     whole = sharding.gather_to_host(params) if mesh is not None else params
-    weights.save_safetensors(Path(folder) / REFERENCE_NAME, whole, {})
+    path = epath.Path(folder) / REFERENCE_NAME
+    sharding.by_main(lambda: weights.save_safetensors(path, whole, {}))
   return params
 
 
@@ -215,7 +217,7 @@ def reference_params(
     folder: its run folder.
     mesh: as in `initial_params`.
   """
-  kept = Path(folder) / REFERENCE_NAME
+  kept = epath.Path(folder) / REFERENCE_NAME
   if kept.exists():
     return weights.init_from(str(kept), _like(config, mesh))
   return initial_params(config, mesh=mesh)

@@ -23,8 +23,11 @@ from meta_rl import (
   guards,
   held_out,
   metrics,
+  preemption,
   scoring,
+  setup_devices,
   setup_run,
+  sharding,
   signals,
   tokenizer,
   update,
@@ -192,20 +195,26 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
     raise ValueError('profile_steps applies to reinforcement, not to sft.')
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
+  _, mesh = setup_devices.parallel_of(config)
   batches = make_batches(config)
-  eval_batches = held_out.validation_batches(config)
+  eval_batches = held_out.validation_batches(config, mesh=mesh)
   optimizer = setup_run.make_optimizer(config)
-  step_fn = CountedJit(
-    functools.partial(
+
+  def make_update(spread):
+    return functools.partial(
       update.update,
-      loss_fn=make_loss(model, chunk=config.loss.chunk),
+      loss_fn=spread(make_loss(model, chunk=config.loss.chunk)),
       optimizer=optimizer,
       trainable=setup_run.trainable(config),
-      **config.batching.to_dict(),
-    ),
-    donate_argnums=0,
-  )
-  eval_calls = held_out.make_calls(config, model, task)
+      **setup_devices.batching_of(config, mesh),
+    )
+
+  if mesh is None:
+    step_fn = make_update(lambda loss_fn: loss_fn)
+  else:
+    step_fn = sharding.sharded_update(mesh, make_update)
+  step_fn = CountedJit(step_fn, donate_argnums=0)
+  eval_calls = held_out.make_calls(config, model, task, mesh=mesh)
   with contextlib.ExitStack() as stack:
     saver = stack.enter_context(
       checkpoint.Checkpointer(
@@ -213,8 +222,8 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
         max_to_keep=config.checkpoint.max_to_keep,
       )
     )
-    first, state = start_or_resume(config, saver, batches, optimizer)
-    stop = stack.enter_context(signals.GracefulExit())
+    first, state = start_or_resume(config, saver, batches, optimizer, mesh)
+    stop = stack.enter_context(preemption.graceful_exit())
     writer = stack.enter_context(
       metrics.MetricsWriter(folder, resume_step=first or None)
     )
@@ -237,7 +246,11 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       last = step == config.total_steps
       if last or step % config.eval.every == 0:
         measured = held_out.measure(
-          eval_calls, state.params, eval_batches, jax.random.key(config.seed)
+          eval_calls,
+          state.params,
+          eval_batches,
+          jax.random.key(config.seed),
+          mesh=mesh,
         )
         row |= held_out.summary(measured, config.rollout.thinking_budget)
         row |= held_out.episode_shares(measured, config)
@@ -246,8 +259,9 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       writer.write(step, row)
       bar.update(step, row)
       # Read once: a signal behind the save must not leave without one.
-      leave = last or bool(stop)
+      leave = stop.reached(step) or last
       if leave or step % config.checkpoint.every == 0:
+        writer.save()
         saver.save(step, state, batches.get_state(), row, wait=leave)
       if leave and not last:
         bar.say(stop.message(step))
@@ -255,21 +269,29 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   return signals.EXIT_OK
 
 
-def start_or_resume(config, saver, batches, optimizer):
+def start_or_resume(config, saver, batches, optimizer, mesh=None):
   """Returns (steps done, state) of a run, its `batches` set to go on there.
 
   In a function, so that what the state was restored into ends here.
   """
   own = setup_run.trainable(config)
-  blank = setup_run.blank_params(config)
+
+  def place(state):
+    return state if mesh is None else sharding.put_state(mesh, state)
+
+  # Without a name: what is blank would be held until the run starts.
   restored = saver.restore_latest(
-    update.init_state(blank, optimizer, config.seed, own)
+    place(
+      update.init_state(
+        setup_run.blank_params(config, mesh=mesh), optimizer, config.seed, own
+      )
+    )
   )
   if restored is None:
     if found := weights.describe(config.init_from):
       print(f'init_from={config.init_from}: {found}')
-    params = setup_run.initial_params(config)
-    return 0, update.init_state(params, optimizer, config.seed, own)
+    params = setup_run.initial_params(config, mesh=mesh)
+    return 0, place(update.init_state(params, optimizer, config.seed, own))
   first, state, data_state = restored
   batches.set_state(data_state)
   print(metrics.resuming(first, config.total_steps))

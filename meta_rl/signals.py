@@ -62,7 +62,7 @@ class GracefulExit:
       with GracefulExit() as stop:
         for step in steps:
           ...
-          if stop:
+          if stop.reached(step):
             checkpointer.save(step, ..., wait=True)
             sys.exit(EXIT_INTERRUPTED)
 
@@ -85,6 +85,11 @@ class GracefulExit:
 
   def __bool__(self) -> bool:
     return self._requested
+
+  def reached(self, step: int) -> bool:
+    """Returns whether to leave once `step` is saved."""
+    del step
+    return bool(self)
 
   def request(self, reason: str = 'request'):
     """Sets the flag from inside the program, e.g. on a preemption notice."""

@@ -20,9 +20,10 @@ by SIGTERM or Ctrl-C after saving; the same command goes on from there.
 
 import contextlib
 import dataclasses
-import shutil
+import functools
 import sys
 import time
+import traceback
 
 import jax
 from absl import app, flags, logging
@@ -35,10 +36,12 @@ from meta_rl import (
   costs,
   data,
   env,
+  files,
   guards,
   held_out,
   lora,
   metrics,
+  preemption,
   profiler,
   setup_own,
   setup_run,
@@ -53,6 +56,9 @@ from meta_rl import (
 )
 
 FLAGS = flags.FLAGS
+# Where a run takes place, which changes nothing of what it does: a resumed one
+# may have others without being asked.
+PLACES = ('parallel', 'batching.micro_batches', 'batching.rows_per_device')
 # Of the curriculum, beside the data iterator's state in a checkpoint.
 CURRICULUM = 'curriculum'
 
@@ -97,8 +103,6 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   kit = setup_run.task_kit(config)
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
-  problems = make_batches(config, task)
-  eval_batches = held_out.validation_batches(config)
   optimizer = setup_run.make_optimizer(config)
 
   # ---- the jitted calls, each traced once a shape: once a thinking budget, of
@@ -112,10 +116,16 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
     for budget, stage in setup_steps.stages(config).items()
   }
   parallel, _ = calls[plan.budgets[-1]]
+  problems = make_batches(config, task, parallel.mesh)
+  eval_batches = held_out.validation_batches(config, mesh=parallel.mesh)
   reward_fn = setup_own.make_reward_fn(config, task, parallel.get)
   correct = setup_own.make_correct(config)
   eval_calls = held_out.make_calls(
-    config, model, task, budgets=plan.points or None
+    config,
+    model,
+    task,
+    budgets=plan.points or None,
+    mesh=parallel.mesh,
   )
 
   # ---- where it stands: a checkpoint's state beats init_from and the seed
@@ -142,7 +152,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
         budget: (train_calls.with_reference(call, base_params), summarize)
         for budget, (call, summarize) in calls.items()
       }
-    stop = stack.enter_context(signals.GracefulExit())
+    stop = stack.enter_context(preemption.graceful_exit())
     writer = stack.enter_context(
       metrics.MetricsWriter(folder, resume_step=first or None)
     )
@@ -169,6 +179,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
         eval_batches,
         jax.random.key(config.seed),
         at_budgets=at_budgets,
+        mesh=parallel.mesh,
       )
 
     # ---- the loop
@@ -234,14 +245,17 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
         writer.write_text_rows(
           'samples',
           step,
-          held_out.describe_traces(*samples, limit=16, decode=kit.decode),
+          held_out.describe_traces(
+            *parallel.get(samples), limit=16, decode=kit.decode
+          ),
         )
       # Read once: a signal behind the save must not leave without one.
-      leave = last or bool(stop)
+      leave = stop.reached(step) or last
       if leave or step % config.checkpoint.every == 0:
         saved = data_state | meter.state
         if plan.points:
           saved[CURRICULUM] = plan.get_state()
+        writer.save()
         saver.save(step, state, saved, row, wait=leave)
       if last and step < config.total_steps:
         budget = meter.reached
@@ -254,10 +268,10 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   return signals.EXIT_OK
 
 
-def make_batches(config, task):
+def make_batches(config, task, mesh=None):
   """Returns the resumable batches: problems, or groups of given rollouts."""
   if setup_own.rollouts_path(config) is not None:
-    return setup_own.load_rollouts(config, task)
+    return setup_own.load_rollouts(config, task, mesh)
   problems = setup_run.load_problems(config, 'train')
   if config.rollout.num_prompts > len(problems):
     raise ValueError(
@@ -268,6 +282,7 @@ def make_batches(config, task):
     problems,
     record_arrays=setup_run.task_kit(config).record_arrays,
     batch_size=config.rollout.num_prompts,
+    rows=sharding.process_slice(config.rollout.num_prompts, mesh),
     seed=config.seed,
   )
 
@@ -409,29 +424,37 @@ def rl_step(
 
 
 def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
-  """Opens the run folder and trains; every expected error becomes one line."""
+  """Opens the run folder and trains; every expected error becomes one line.
+
+  An error of one process of many ends all of them.
+  """
   loops = {'sft': sft.train}
   try:
-    with signals.as_interrupt():
+    with preemption.as_interrupt():
       config = workdir.lock_and_check(config)
       profiler.parse_span(profile_steps)
       check_config.check(config)
       check_config.check_machine(config)
-      with (
-        workdir.open_workdir(
-          folder, config.to_dict(), allow_change=allow_change
-        ) as opened,
-        forget_failed_start(opened),
-      ):
-        for key, (old, new) in opened.changed.items():
-          print(f'config: {key} changed from {old} to {new}')
+      given = config.to_dict()
+      free = [key for key in PLACES if workdir.has(given, key)]
+      opening = functools.partial(
+        workdir.open_workdir,
+        folder,
+        given,
+        allow_change=[*workdir.parse_keys(allow_change), *free],
+      )
+      with contextlib.ExitStack() as stack:
+        if opened := sharding.by_main(opening):  # others leave it to process 0
+          stack.enter_context(opened)
+          stack.enter_context(forget_failed_start(opened))
+          for key, (old, new) in opened.changed.items():
+            print(f'config: {key} changed from {old} to {new}')
         if note := check_config.note_on_saving(config):
           print(note)
         loop = loops.get(config.algorithm.name, train)
         return loop(config, folder, profile_steps=profile_steps)
   except guards.NonFiniteError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return signals.EXIT_NON_FINITE
+    return failed(signals.EXIT_NON_FINITE, error)
   except KeyboardInterrupt:  # while it starts: the loop has its own handler
     print(
       'stopped before a step: run the same command again',
@@ -439,8 +462,28 @@ def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
     )
     return signals.EXIT_INTERRUPTED
   except (ValueError, OSError, checkpoint.CheckpointError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return signals.EXIT_ERROR
+    return failed(signals.EXIT_ERROR, error)
+  except jax.errors.JaxRuntimeError as error:
+    if jax.process_count() == 1:
+      raise
+    print(
+      f'error: another process is lost ({files.one_line(error)}): jax says '
+      f'within {sharding.heartbeat_s()} s which one',
+      file=sys.stderr,
+    )
+    sharding.wait_for_verdict()
+  except Exception as error:
+    if jax.process_count() > 1:
+      traceback.print_exc()
+      sharding.leave_all(signals.EXIT_ERROR, repr(error))
+    raise
+
+
+def failed(code: int, error: Exception) -> int:
+  """Says what went wrong and returns the exit code."""
+  print(f'error: {error}', file=sys.stderr)
+  sharding.leave_all(code, str(error))
+  return code
 
 
 @contextlib.contextmanager
@@ -478,10 +521,8 @@ def forget_failed_start(opened: workdir.Workdir):
 
 def _remove(paths):
   for path in paths:
-    if path.is_dir():
-      shutil.rmtree(path, ignore_errors=True)
-    else:
-      path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      path.rmtree() if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def main(argv):
@@ -495,12 +536,14 @@ def main(argv):
   except (ValueError, RuntimeError) as error:
     print(f'error: {error}', file=sys.stderr)
     signals.leave(signals.EXIT_ERROR)
+  sharding.quiet_others()
   code = run(
     FLAGS.config,
     FLAGS.workdir,
     allow_change=FLAGS.allow_change,
     profile_steps=FLAGS.profile_steps,
   )
+  sharding.part()
   signals.leave(code)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from meta_rl import (
   costs,
   dynamic_sampling,
+  setup_devices,
   setup_own,
   setup_run,
   setup_steps,
@@ -28,7 +29,7 @@ def make_parallel(
   Args:
     config: an RL config.
     model, task, optimizer: its own.
-    mesh: in place of `config.parallel.mesh` on the devices that are here.
+    mesh: for kind 'jit', in place of what `config.parallel` asks for.
   """
   rollout = config.rollout
   generate, prove = setup_own.make_training_calls(config, model, task)
@@ -52,12 +53,12 @@ def make_parallel(
       prepare=setup_steps.make_prepare(config, task),
       axis_name=axis_name,
       trainable=setup_run.trainable(config),
-      **config.batching.to_dict(),
+      **setup_devices.batching_of(config, mesh),
     )
 
-  kind = config.parallel.kind
-  if kind != 'none' and mesh is None:
-    mesh = sharding.make_mesh(**config.parallel.mesh.to_dict())
+  kind = 'jit'
+  if mesh is None:
+    kind, mesh = setup_devices.parallel_of(config)
   return sharding.parallelize(
     kind,
     generate=generate,

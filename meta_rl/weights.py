@@ -10,13 +10,13 @@ import json
 import struct
 from collections.abc import Mapping
 from importlib import resources
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from etils import epath
 
 from meta_rl import checkpoint
 from meta_rl import value as value_head
@@ -123,7 +123,7 @@ def save_safetensors(
   atomic_write(path, safetensors.numpy.save(tensors, metadata))
 
 
-def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def _read(path: epath.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
   try:
     data = path.read_bytes()
   except FileNotFoundError:
@@ -251,7 +251,7 @@ def load_safetensors(
     WeightsError: a missing, truncated or foreign file, a missing, extra or
       differing tensor; names the file and the tensor.
   """
-  path = Path(path)
+  path = epath.Path(path)
   flat, metadata = _read(path)
   if like is not None:
     return check_like(f'weights file {path}', flat, like), metadata
@@ -300,7 +300,7 @@ def init_from(source, like: Params) -> Params:
     with resources.as_file(file) as path:
       return load_safetensors(path, like)[0]
   folder, which = _split_source(text)
-  if Path(folder).is_dir():
+  if epath.Path(folder).is_dir():
     found = checkpoint.restore_params(
       folder, like, which=which, optional=(value_head.NAME,)
     )
@@ -310,7 +310,7 @@ def init_from(source, like: Params) -> Params:
         'a .safetensors file or an asset'
       )
     return found[1]
-  if Path(text).exists() or text.endswith(_SUFFIX):
+  if epath.Path(text).exists() or text.endswith(_SUFFIX):
     return load_safetensors(text, like)[0]
   raise WeightsError(
     f'init_from={text!r} is neither a .safetensors file nor a run folder; '
@@ -321,7 +321,7 @@ def init_from(source, like: Params) -> Params:
 def describe(source) -> str:
   """Returns which checkpoint of a run `init_from` takes, '' of a file."""
   folder, which = _split_source(str(source))
-  if not folder or not Path(folder).is_dir():
+  if not folder or not epath.Path(folder).is_dir():
     return ''
   with checkpoint.open_folder(folder) as saved:
     best, last = saved.best_step(), saved.latest_step()

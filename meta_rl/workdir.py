@@ -16,10 +16,11 @@ import re
 import sys
 import weakref
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from absl import flags
+from etils import epath
 
+from meta_rl import files
 from meta_rl.files import atomic_write
 
 CONFIG_NAME = 'config.json'
@@ -84,7 +85,7 @@ class Workdir:
     made: whether the folder was not there before.
   """
 
-  def __init__(self, path: Path, lock):
+  def __init__(self, path: epath.Path, lock):
     self.path = path
     self.config: dict = {}
     self.changed: dict[str, tuple] = {}
@@ -99,7 +100,7 @@ class Workdir:
     if not self.changed:
       return
     kept = max(self.path.glob('config.*.json'), key=_number)
-    os.replace(kept, self.path / CONFIG_NAME)
+    kept.replace(self.path / CONFIG_NAME)
     self.changed = {}
 
   def close(self):
@@ -115,7 +116,7 @@ class Workdir:
     self.close()
 
 
-def _number(kept: Path) -> int:
+def _number(kept: epath.Path) -> int:
   middle = kept.name.split('.')[1]
   return int(middle) if middle.isdigit() else -1
 
@@ -135,7 +136,8 @@ def open_workdir(
   there; then the new config is recorded and the old one kept as config.N.json.
   The lock is the kernel's (flock): it ends with its process, however that
   ends, so that a stale lock cannot be left behind. Of several processes of one
-  run, process 0 alone opens the folder.
+  run, process 0 alone opens the folder. A bucket ('gs://…') has no lock: see
+  to it that one run alone uses the folder.
 
   Args:
     path: folder, made if absent.
@@ -148,17 +150,21 @@ def open_workdir(
   Raises:
     WorkdirError: not a folder, not writable, in use, or of another config.
   """
-  path = Path(path)
+  path = epath.Path(path)
   config = _plain(config)
   allowed = parse_keys(allow_change)
-  _check_allowed(allowed, config, path)
-  made = not path.exists()
   try:
+    _check_allowed(allowed, config, path)
+    made = not path.exists()
     path.mkdir(parents=True, exist_ok=True)
-    lock = _lock(path)
+    lock = None if files.is_remote(path) else _lock(path)
   except (FileExistsError, NotADirectoryError):
     raise WorkdirError(
       f'workdir {path} is a file, or lies under one: name a folder'
+    ) from None
+  except ImportError as error:
+    raise WorkdirError(
+      f"workdir {path}: {error}. Run: pip install 'meta-rl[gcs]'"
     ) from None
   except OSError as error:
     raise WorkdirError(
@@ -176,19 +182,19 @@ def open_workdir(
   return workdir
 
 
-def _check_allowed(allowed: tuple[str, ...], config: dict, path: Path):
+def _check_allowed(allowed: tuple[str, ...], config: dict, path: epath.Path):
   """Raises WorkdirError for a key that neither config has."""
   if not allowed:
     return
   old = read_config(path) or {}
   for key in allowed:
-    if not _has(config, key) and not _has(old, key):
+    if not has(config, key) and not has(old, key):
       raise WorkdirError(
         f'--allow_change={key}: {unknown_key_message(config, key)}'
       )
 
 
-def _lock(path: Path):
+def _lock(path: epath.Path):
   file = open(path / LOCK_NAME, 'a+')
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -212,10 +218,10 @@ def read_config(path) -> dict | None:
   Raises:
     WorkdirError: the file is not a JSON object.
   """
-  file = Path(path) / CONFIG_NAME
+  file = epath.Path(path) / CONFIG_NAME
   try:
     config = json.loads(file.read_text())
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     return None
   except (OSError, ValueError) as error:
     problem = f'is not JSON ({error})'
@@ -229,7 +235,7 @@ def read_config(path) -> dict | None:
   return config
 
 
-def _record(path: Path, config: dict, allowed: tuple[str, ...]) -> dict:
+def _record(path: epath.Path, config: dict, allowed: tuple[str, ...]) -> dict:
   old = read_config(path)
   changed = {} if old is None else difference(old, config)
   refused = {k: v for k, v in changed.items() if not _covered(k, allowed)}
@@ -314,11 +320,12 @@ def of_section(name: str, keys: Iterable[str] = ()):
     raise ValueError(text) from error
 
 
-def _has(config: Mapping, key: str) -> bool:
+def has(config: Mapping, key: str) -> bool:
+  """Returns whether a config has a dotted key."""
   head, _, rest = key.partition('.')
   if not isinstance(config, Mapping) or head not in config:
     return False
-  return not rest or _has(config[head], rest)
+  return not rest or has(config[head], rest)
 
 
 def parse_flags(argv: list[str], flag_values=None) -> list[str]:
@@ -381,7 +388,7 @@ def _first_unknown(argv: list[str], flag_values) -> str | None:
   config = given_config(argv, flag_values)
   for name, _, _ in [arg.lstrip('-').partition('=') for arg in argv]:
     key = name.removeprefix('config.')
-    if config and key != name and not _has(config, key):
+    if config and key != name and not has(config, key):
       return unknown_key_message(config, key)
   return None
 
@@ -401,7 +408,7 @@ def _misnamed(error: BaseException, argv: list[str], flag_values) -> str | None:
   name = error.flagname
   known = [f'--{flag}' for flag in flag_values if flag.startswith(name[:1])]
   near = difflib.get_close_matches(f'--{name}', known, n=2, cutoff=0.7)
-  if not near and _has(given_config(argv, flag_values), name):
+  if not near and has(given_config(argv, flag_values), name):
     near = [f'--config.{name}']
   hint = f': did you mean {" or ".join(near)}?' if near else ''
   return f'unknown flag --{name}{hint}'

@@ -459,9 +459,9 @@ def test_devices_that_do_not_fit(small, tmp_path):
   line = refused(small.run(config, tmp_path / 'run'))
   assert 'parallel.mesh: mesh data=7' in line
   assert 'devices' in line
-  config = small.config('sft', parallel__kind='jit')
+  config = small.config('sft', parallel__kind='pmap')
   line = refused(small.run(config, tmp_path / 'run'))
-  assert "parallel.kind='jit' is of reinforcement" in line
+  assert "parallel.kind='pmap' is of reinforcement" in line
 
 
 @pytest.mark.parametrize(

@@ -75,15 +75,33 @@ def test_epochs_are_reshuffled_and_complete(source):
   assert numbers(other, 1)[0].tolist() != batches[0]['numbers'].tolist()
 
 
-def test_shards_partition_the_same_batches(source):
+@pytest.mark.parametrize('count', [2, 3])
+def test_processes_read_their_rows_of_the_same_batches(source, count):
   whole = iterate(source, batch_size=6, seed=1)
-  shards = [
-    iterate(source, batch_size=2, seed=1, shard_index=index, shard_count=3)
-    for index in range(3)
+  size = 6 // count
+  parts = [
+    iterate(source, batch_size=6, seed=1, rows=slice(i * size, (i + 1) * size))
+    for i in range(count)
   ]
   for _ in range(len(source) // 3):
-    parts = np.stack([next(shard)['numbers'] for shard in shards], axis=1)
-    np.testing.assert_array_equal(parts.reshape(6, 3), next(whole)['numbers'])
+    found = np.concatenate([next(part)['numbers'] for part in parts])
+    np.testing.assert_array_equal(found, next(whole)['numbers'])
+  assert parts[0].get_state() == whole.get_state()
+
+
+def test_other_rows_are_not_read(source):
+  read = []
+
+  class Source:
+    __len__ = source.__len__
+
+    def __getitem__(self, index):
+      read.append(index)
+      return source[index]
+
+  next(iterate(Source(), batch_size=8, shuffle=False, rows=slice(4, 8)))
+  assert read
+  assert all(index % 8 >= 4 for index in read)
 
 
 def test_remainder(source):
@@ -99,7 +117,6 @@ def test_remainder(source):
   'options, message',
   [
     ({'batch_size': 0}, 'batch_size 0'),
-    ({'batch_size': 4, 'shard_index': 2, 'shard_count': 2}, 'shard_index 2'),
     ({'batch_size': 10**6}, 'give no batch of 1000000'),
   ],
 )

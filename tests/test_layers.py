@@ -25,8 +25,8 @@ LAYERS = [
   'signals workdir files leaves chat profiler rewards external guards hf '
   'verifiers segments chat_template',
   'steps compiled dynamic_sampling',
-  'setup_run setup_steps setup_own train_calls check_config command_line '
-  'config_keys held_out '
+  'setup_run setup_steps setup_own setup_devices preemption train_calls '
+  'check_config command_line config_keys held_out '
   'evaluate plots '
   'headline runs report report_page report_style report_traces report_parts',
   'train sft study study_cells study_files study_cell study_results '
@@ -41,6 +41,7 @@ COMMANDS += [
   'config_keys',
   'setup_steps',
   'setup_own',
+  'setup_devices',
   'train_calls',
   'held_out',
   'evaluate',

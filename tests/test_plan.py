@@ -94,7 +94,7 @@ def test_what_a_plan_says(config):
 
 
 def test_what_does_not_fit_says_what_to_change(config):
-  config.model.remat = False
+  config.model.remat = 'none'
   config.batching.micro_batches = 2
   found = a_plan(
     config,
@@ -105,7 +105,7 @@ def test_what_does_not_fit_says_what_to_change(config):
   text = plan_report.describe(found)
   assert 'update needs 17.0 GB a device of 16.0: try' in text
   for change in (
-    '--config.model.remat=True',
+    '--config.model.remat=full',
     '--config.model.attention=flash',
     '--config.batching.micro_batches=4',
     'a larger --config.parallel.mesh.fsdp',

@@ -23,6 +23,7 @@ from meta_rl import (
   models,
   setup_own,
   setup_run,
+  sharding,
   signals,
   steps,
   train,
@@ -633,10 +634,20 @@ def test_prompts_that_are_not_the_configs_problems(small, file, tmp_path):
     assert message in str(error.value)
 
 
-def test_several_processes_are_refused(small, file, monkeypatch):
-  monkeypatch.setattr(jax, 'process_count', lambda: 2)
-  with pytest.raises(ValueError, match='is read in one process'):
-    setup_own.check_external(config_of(small, file))
+def test_processes_give_their_own_groups(small, file, monkeypatch):
+  config = config_of(small, file)
+  task = setup_run.make_task(config)
+  whole = setup_own.load_rollouts(config, task)
+  size = config.rollout.num_prompts
+  halves = []
+  for own in (slice(0, size // 2), slice(size // 2, size)):
+    monkeypatch.setattr(sharding, 'process_slice', lambda *_, own=own: own)
+    halves.append(setup_own.load_rollouts(config, task))
+  for _ in range(3):
+    parts, expected = [next(half) for half in halves], next(whole)
+    for name, value in expected.items():
+      found = np.concatenate([part[name] for part in parts])
+      np.testing.assert_array_equal(found, value)
 
 
 def test_a_policy_that_samples_itself_has_no_correction(small):

@@ -617,10 +617,43 @@ def test_a_config_that_is_refused(name, changes, parts, small, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
-def test_several_processes_are_refused(small, monkeypatch):
-  monkeypatch.setattr(jax, 'process_count', lambda: 2)
-  with pytest.raises(ValueError, match='there are 2: leave config.rewards'):
-    setup_own.check_rewards(run_config(small))
+def test_processes_ask_about_their_own_traces():
+  """Each sees half of the prompts, and all have all rewards."""
+  traces, measured = traces_of(
+    f'{THOUGHT} </think> 1 <eos>', '</think> 1 <eos>', '1 2 <eos>', '1'
+  )
+  problems = {'prompts': traces.tokens[:2, :7]}
+  seen, asked = [], []
+
+  def by_length(batch):
+    seen.append(batch['responses'])
+    # The last has none, in one process alone.
+    return [len(text) if text != '1' else None for text in batch['responses']]
+
+  def fn_of(own, gather):
+    return rewards.make_reward_fn(
+      [reward(by_length)],
+      task=TASK,
+      group_size=2,
+      get=lambda tree: tree,
+      own=own,
+      gather=gather,
+    )
+
+  def record(values):
+    asked.append(values)
+    return np.tile(values, 2)
+
+  given = problems, traces, measured
+  whole, metrics = fn_of(slice(None), lambda values: values)(*given)
+  for own in (slice(0, 1), slice(1, 2)):
+    fn_of(own, record)(*given)
+  assert seen[1] + seen[2] == seen[0]
+  assert len(seen[1]) == 2
+  found, same = fn_of(slice(0, 1), lambda _: np.concatenate(asked, 1))(*given)
+  assert same == metrics
+  for name in ('rewards', 'valid', 'extra'):
+    np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
 
 
 def test_without_rewards_there_is_no_hook(small):

@@ -225,8 +225,11 @@ def gradients():
   return {
     'unrolled': (unrolled[0], stack(unrolled[1])),
     'scan': of(CONFIGS['scan'], stacked),
-    'scan, remat': of(tiny(scan_layers=True, remat=True), stacked),
     'remat': (lambda v: (v[0], stack(v[1])))(of(tiny(remat=True), params)),
+    **{
+      f'scan, {kept}': of(tiny(scan_layers=True, remat=kept), stacked)
+      for kept in ('full', 'attention', 'products')
+    },
   }
 
 
@@ -237,10 +240,42 @@ def stack(params):
   return rest | {'layers': jax.tree.map(lambda *x: jnp.stack(x), *layers)}
 
 
-@pytest.mark.parametrize('kind', ['scan', 'remat', 'scan, remat'])
+@pytest.mark.parametrize(
+  'kind',
+  ['scan', 'remat', 'scan, full', 'scan, attention', 'scan, products'],
+)
 def test_scan_and_remat_change_no_number(gradients, kind):
   close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3)
   jax.tree.map(close, gradients[kind], gradients['unrolled'])
+
+
+def count_products(remat):
+  """Matrix products of a gradient, a layer's loop counted once."""
+  config = tiny(scan_layers=True, remat=remat)
+  model, params = models.make_model(config), stack(params_of('llama'))
+
+  def loss(params):
+    return model.features_fn(params, TOKENS, POSITIONS, None)[0].sum()
+
+  return str(jax.make_jaxpr(jax.grad(loss))(params)).count('dot_general')
+
+
+def test_remat_computes_again_what_it_does_not_keep():
+  none, products, attention, full = map(
+    count_products, ('none', 'products', 'attention', 'full')
+  )
+  # A layer has 7 matrices, of which the last is of no use for the gradient, and
+  # attention has 2 products: scores, and what they weigh.
+  assert full == none + 8
+  assert attention == full - 1
+  assert products == none + 1
+
+
+def test_remat_is_one_of_four():
+  assert tiny(remat=True).remat == 'full'
+  assert tiny(remat=False) == tiny()
+  with pytest.raises(ValueError, match="'products', 'attention', 'full'"):
+    tiny(remat='some')
 
 
 def test_a_scanned_config_makes_stacked_parameters():

@@ -200,6 +200,7 @@ class RolloutBatches(Iterator[Batch]):
     thinking_budget: a warning says which thoughts are longer; None: none does.
     buckets: response columns, rising; () is one bucket, of the longest.
     needs_reward: every row must have a reward of its own.
+    own: which of the groups of each batch to give, of `process_slice`.
 
   Attributes:
     groups: of the file.
@@ -223,7 +224,9 @@ class RolloutBatches(Iterator[Batch]):
     thinking_budget: int | None = None,
     buckets: Sequence[int] = (),
     needs_reward: bool = False,
+    own: slice = slice(None),
   ):
+    self._own = own
     rows = read_rows(path, vocab_size=vocab_size, task=task, encode=encode)
     if problem_fn is not None:
       _warn_of_answers(path, rows, task.answer_length)
@@ -266,7 +269,8 @@ class RolloutBatches(Iterator[Batch]):
     self._batches = iter(dataset.to_iter_dataset(options))
 
   def __next__(self) -> Batch:
-    return next(self._batches)
+    # Cut when it is whole: its columns are those of its longest response.
+    return {k: v[self._own] for k, v in next(self._batches).items()}
 
   def get_state(self) -> dict[str, Any]:
     """Returns JSON values, to be given to `set_state`."""

@@ -11,14 +11,16 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from meta_rl import places
 from meta_rl.models.config import TransformerConfig
-from meta_rl.models.flash import flash_attend
+from meta_rl.models.flash import ATTENDED, flash_attend
 from meta_rl.models.layers import RMSNorm, make_linear
 from meta_rl.models.rope import rope_angles, rotate
 from meta_rl.types import Array, Cache
 
+PRODUCT = 'product'  # what a linear layer gives, by name: see `model.remat`
 MASKED = -1e30  # finite: a row without any key gives numbers, never NaN
 
 
@@ -50,6 +52,7 @@ class Attention(nn.Module):
 
     def heads(name, count):
       y = make_linear(c, count * c.dim, c.qkv_bias, name)(x)
+      y = checkpoint_name(y, PRODUCT)
       y = y.reshape(batch, queries, count, c.dim).swapaxes(1, 2)
       axis = 'heads' if name == 'q' else 'kv_heads'
       return places.activation(y, 'batch', axis, 'length', None)
@@ -74,7 +77,8 @@ class Attention(nn.Module):
     more = (view.valid,) if flash else ()
     y = run(q * scale, k, v, view.mask, *more, softcap=c.attention_softcap)
     y = y.swapaxes(1, 2).reshape(batch, queries, c.num_heads * c.dim)
-    return make_linear(c, c.width, c.o_bias, 'o')(y), cache
+    y = make_linear(c, c.width, c.o_bias, 'o')(checkpoint_name(y, ATTENDED))
+    return checkpoint_name(y, PRODUCT), cache
 
 
 def attend(

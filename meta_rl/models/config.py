@@ -9,6 +9,7 @@ from meta_rl.models.rope import RopeScaling
 
 ACTIVATIONS = ('silu', 'gelu_tanh')
 DTYPES = ('float32', 'bfloat16')
+REMAT = ('none', 'products', 'attention', 'full')
 ATTENTION = ('dense', 'flash')
 # The linear layers of a block.
 LORA_LAYERS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
@@ -51,7 +52,10 @@ class TransformerConfig:
     logit_softcap: the same of the logits.
     scan_layers: one compiled layer in a `lax.scan` instead of `num_layers`
       copies; parameters and cache get a leading layer axis.
-    remat: keep only each layer's input for the backward pass.
+    remat: what a layer keeps for the backward pass, which computes the rest
+      again: 'none', everything; 'products', what its matrices and its
+      attention give; 'attention', its input and what attention gives; 'full',
+      its input alone. True is 'full', False is 'none'.
     attention: of passes without a cache: 'dense', all scores at once, or
       'flash', a block of them at a time (`models.flash`), for long traces.
     dtype: of activations and the KV cache; norms, softmax and logits are
@@ -88,7 +92,7 @@ class TransformerConfig:
   attention_softcap: float | None = None
   logit_softcap: float | None = None
   scan_layers: bool = False
-  remat: bool = False
+  remat: bool | str = 'none'
   attention: str = 'dense'
   dtype: str = 'float32'
   param_dtype: str = 'float32'
@@ -103,6 +107,9 @@ class TransformerConfig:
     if self.local_layers is not None:
       flags = tuple(map(bool, self.local_layers))
       object.__setattr__(self, 'local_layers', flags)
+    if isinstance(self.remat, bool):
+      object.__setattr__(self, 'remat', 'full' if self.remat else 'none')
+    check_choice('remat', self.remat, REMAT)
     check_choice('activation', self.activation, ACTIVATIONS)
     check_choice('attention', self.attention, ATTENTION)
     check_choice('dtype', self.dtype, DTYPES)

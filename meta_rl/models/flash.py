@@ -24,6 +24,8 @@ from meta_rl import places
 from meta_rl.types import Array
 
 BLOCK = 512  # queries at a time
+# What attention gives, by name: `model.remat` may keep it.
+ATTENDED = 'attended'
 _TILE, _LANES = 512, 128  # of the Pallas kernel: its blocks, and the least
 
 Attend = Callable[..., Array]
@@ -124,6 +126,7 @@ def _splash(q, k, v, valid, mask, *, softcap, interpret=False):
     attn_logits_soft_cap=softcap,
     head_shards=1,
     q_seq_shards=1,
+    residual_checkpoint_name=ATTENDED,
     interpret=interpret,
   )
   ids = splash_attention.SegmentIds(segments, segments)

@@ -13,15 +13,18 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from meta_rl import places
 from meta_rl.models.attention import (
+  PRODUCT,
   Attention,
   attention_mask,
   make_views,
   soft_cap,
 )
 from meta_rl.models.config import TransformerConfig
+from meta_rl.models.flash import ATTENDED
 from meta_rl.models.layers import RMSNorm, make_linear, product
 from meta_rl.types import Array, Cache, Model, Params
 
@@ -30,6 +33,13 @@ _GATES = {
   'gelu_tanh': functools.partial(nn.gelu, approximate=True),
 }
 
+
+# Of `model.remat`: the names of what is kept beside a layer's input.
+_KEPT = {
+  'full': (),
+  'attention': (ATTENDED,),
+  'products': (ATTENDED, PRODUCT),
+}
 
 # Rows and vocabulary for which `unembed` turns its product round.
 _FEW_ROWS, _LARGE_VOCAB = 64, 8192
@@ -56,8 +66,9 @@ class Block(nn.Module):
       y = norm(name='attention_post_norm')(y)
     x = _place(x + y, None)
     y = norm(name='ffn_norm')(x)
-    gate = _place(linear(c.ffn_width, 'gate')(y), 'ffn')
-    up = _place(linear(c.ffn_width, 'up')(y), 'ffn')
+    gate = checkpoint_name(linear(c.ffn_width, 'gate')(y), PRODUCT)
+    up = checkpoint_name(linear(c.ffn_width, 'up')(y), PRODUCT)
+    gate, up = _place(gate, 'ffn'), _place(up, 'ffn')
     y = linear(c.width, 'down')(_GATES[c.activation](gate) * up)
     if c.post_norms:
       y = norm(name='ffn_post_norm')(y)
@@ -86,7 +97,11 @@ class Transformer(nn.Module):
       self.head = self.param(
         'head', init, (c.width, c.vocab_size), c.param_dtype
       )
-    block = nn.remat(Block, prevent_cse=not c.scan_layers) if c.remat else Block
+    block = Block
+    if c.remat != 'none':
+      names = _KEPT[c.remat]
+      policy = jax.checkpoint_policies.save_only_these_names(*names)
+      block = nn.remat(Block, prevent_cse=not c.scan_layers, policy=policy)
     if c.scan_layers:
       block = nn.scan(
         block,

@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from meta_rl import places
@@ -170,8 +171,10 @@ def check_batch(mesh, mini_batches, batch):
       f'a batch holds arrays of {sorted(local)} rows: give all of them one row '
       'a prompt.'
     )
-  prompts = local.pop() * jax.process_count()
   shards = data_shards(mesh)
+  here = batch_sharding(mesh).addressable_devices_indices_map((shards,))
+  own = {rows[0].indices(shards)[0] for rows in here.values()}
+  prompts = local.pop() * shards // len(own)
   if prompts % (shards * mini_batches):
     sizes = ' x '.join(f'{a}={mesh.shape[a]}' for a in LOGICAL_AXES['batch'])
     raise ValueError(
@@ -187,7 +190,20 @@ def _own(tree, shardings):
   Placing alone may share the memory of the caller's array (on its own device,
   whatever `may_alias` says), and donating the one would delete the other.
   """
-  return jax.device_put(jax.tree.map(jnp.copy, tree), shardings)
+  if jax.process_count() == 1:
+    return jax.device_put(jax.tree.map(jnp.copy, tree), shardings)
+  return jax.tree.map(_own_global, tree, shardings)
+
+
+def _own_global(x, sharding):
+  """Returns a copy on devices of all processes, of x or of their equal x."""
+  if not x.is_fully_addressable:
+    return jax.jit(jnp.copy, out_shardings=sharding)(x)
+  if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    data = _own_global(jax.random.key_data(x), sharding)
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+  host = np.asarray(x)
+  return jax.make_array_from_callback(x.shape, sharding, lambda i: host[i])
 
 
 def _none(_, *, generate, prove, score, value, make_update, **__):
@@ -225,57 +241,114 @@ def _jit(
   until the slowest row is done; under shard_map it ends on each device alone.
   The weights are gathered once a call for that, not once a token.
   """
-  rows, whole = batch_sharding(mesh).spec, PartitionSpec()
 
-  def per_device(fn, in_specs, out_specs):
-    return jax.jit(
-      jax.shard_map(
-        fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
-      )
+  def own_generate(params, batch, key):
+    offset = first_row(mesh, batch, rows_per_prompt)
+    return generate(params, batch, key, offset)
+
+  def own_prove(params, batch, traces, cache, key):
+    offset = first_row(mesh, batch, rows_per_prompt)
+    return prove(params, batch, traces, cache, key, offset)
+
+  def own_rows(fn, kinds, **options):
+    return (
+      None if fn is None else jax.jit(rows_call(mesh, fn, kinds, **options))
     )
 
-  offset = lambda batch: _row_offset(batch, rows_per_prompt, rows[0])
-
-  def local_generate(params, batch, key):
-    traces, cache = generate(params, batch, key, offset(batch))
-    return traces, jax.tree.map(lambda x: x[None], cache)
-
-  def local_prove(params, batch, traces, cache, key):
-    cache = jax.tree.map(lambda x: x[0], cache)
-    return prove(params, batch, traces, cache, key, offset(batch))
-
-  update = make_update(None, lambda loss_fn: _spread(loss_fn, mesh))
-
-  def sharded_update(state, traces, measured, reference=None):
-    # Cutting rows that lie on devices in order would put a mini-batch on a few
-    # of them. Every device takes all rows instead (a few bytes a token), and
-    # `_spread` lets it keep its share of each micro-batch.
-    given = jax.lax.with_sharding_constraint(
-      (traces, measured, reference), replicated(mesh)
-    )
-    with places.use(model_places(mesh)):
-      state, metrics = update(state, *given)
-    # Out as it came in: the donated memory is reused, nothing is retraced.
-    state = jax.lax.with_sharding_constraint(
-      state, state_shardings(state, mesh)
-    )
-    return state, jax.lax.with_sharding_constraint(metrics, replicated(mesh))
+  update = sharded_update(mesh, lambda spread: make_update(None, spread))
 
   def put_batch(batch):
     check_batch(mesh, mini_batches, batch)
     return global_batch(mesh, batch)
 
   return {
-    'generate': per_device(local_generate, (whole, rows, whole), rows),
-    'prove': per_device(local_prove, (whole, rows, rows, rows, whole), rows),
-    'score': None if score is None else per_device(score, (whole, rows), rows),
-    'value': None if value is None else per_device(value, (whole, rows), rows),
-    'update': jax.jit(sharded_update, donate_argnums=0),
+    'generate': own_rows(own_generate, 'wrw', gives_cache=True),
+    'prove': own_rows(own_prove, 'wrrcw'),
+    'score': own_rows(score, 'wr'),
+    'value': own_rows(value, 'wr'),
+    'update': jax.jit(update, donate_argnums=0),
     'put_params': lambda params: _own(params, param_shardings(params, mesh)),
-    'put_state': lambda state: _own(state, state_shardings(state, mesh)),
+    'put_state': lambda state: put_state(mesh, state),
     'put_batch': put_batch,
     'get': gather_to_host,
   }
+
+
+def sharded_update(mesh: Mesh, make_update: Callable) -> Callable:
+  """Returns `update(state, *batch)` as one program that is spread over a mesh.
+
+  Args:
+    mesh: of `make_mesh`.
+    make_update: `(spread) -> update(state, *batch) -> (state, metrics)`, where
+      `spread(loss_fn)` is the loss to train on.
+  """
+  update = make_update(lambda loss_fn: _spread(loss_fn, mesh))
+
+  def sharded(state, *batch):
+    # Cutting rows that lie on devices in order would put a mini-batch on a few
+    # of them. Every device takes all rows instead (a few bytes a token), and
+    # `_spread` lets it keep its share of each micro-batch.
+    batch = jax.lax.with_sharding_constraint(batch, replicated(mesh))
+    with places.use(model_places(mesh)):
+      state, metrics = update(state, *batch)
+    # Out as it came in: the donated memory is reused, nothing is retraced.
+    state = jax.lax.with_sharding_constraint(
+      state, state_shardings(state, mesh)
+    )
+    return state, jax.lax.with_sharding_constraint(metrics, replicated(mesh))
+
+  return sharded
+
+
+def put_state(mesh: Mesh, state):
+  """Returns a copy of a `TrainState` where `sharded_update` wants it."""
+  return _own(state, state_shardings(state, mesh))
+
+
+def rows_call(
+  mesh: Mesh, fn: Callable, kinds: str, *, gives_cache: bool = False
+) -> Callable:
+  """Returns `fn`, called by each device of a mesh on its own rows (shard_map).
+
+  Args:
+    mesh: of `make_mesh`.
+    fn: gives arrays with one row a trace.
+    kinds: what each of its arguments is, a letter each: 'w', whole on every
+      device; 'r', rows, of which each has its own; 'c', a cache that such a
+      call gave.
+    gives_cache: `fn` gives (arrays, cache).
+  """
+  rows = batch_sharding(mesh).spec
+
+  def own(*args):
+    args = [
+      jax.tree.map(lambda x: x[0], arg) if kind == 'c' else arg
+      for kind, arg in zip(kinds, args, strict=True)
+    ]
+    found = fn(*args)
+    if not gives_cache:
+      return found
+    found, cache = found
+    return found, jax.tree.map(lambda x: x[None], cache)
+
+  return jax.shard_map(
+    own,
+    mesh=mesh,
+    in_specs=tuple(PartitionSpec() if k == 'w' else rows for k in kinds),
+    out_specs=rows,
+    check_vma=False,
+  )
+
+
+def first_row(mesh: Mesh, batch, rows_per_prompt: int = 1):
+  """Returns i32[], the global index of a device's first trace in a `rows_call`.
+
+  Args:
+    mesh: of the call.
+    batch: the device's own problems.
+    rows_per_prompt: G.
+  """
+  return _row_offset(batch, rows_per_prompt, batch_sharding(mesh).spec[0])
 
 
 def _row_offset(batch, rows_per_prompt, axes):

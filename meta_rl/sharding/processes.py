@@ -4,7 +4,13 @@ jax's own multi-controller runtime: `initialize` joins them, every process then
 sees all devices, and a global array lies in parts on all of them.
 """
 
+import contextlib
 import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +19,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from meta_rl.sharding.mesh import batch_sharding, data_shards
+
+# After so long without a sign of life of a process jax ends all others.
+_HEARTBEAT_S = 60
+_FAILED = 'meta_rl/failed'
+_LINE_BYTES = 4096
 
 
 def initialize(
@@ -38,7 +49,7 @@ def initialize(
     RuntimeError: called too late.
   """
   if coordinator == 'auto':
-    return jax.distributed.initialize(initialization_timeout=timeout_s)
+    return _join(timeout_s)
   if coordinator is None and num_processes in (None, 1) and not process_id:
     return None
   given = (
@@ -58,9 +69,16 @@ def initialize(
     )
   if num_processes == 1:
     return None
-  return jax.distributed.initialize(
-    coordinator, num_processes, process_id, initialization_timeout=timeout_s
+  return _join(timeout_s, coordinator, num_processes, process_id)
+
+
+def _join(timeout_s, *given):
+  jax.distributed.initialize(
+    *given,
+    initialization_timeout=timeout_s,
+    heartbeat_timeout_seconds=heartbeat_s(),
   )
+  threading.Thread(target=_leave_with_others, daemon=True).start()
 
 
 def initialize_from_environment() -> None:
@@ -91,9 +109,128 @@ def initialize_from_environment() -> None:
   )
 
 
+def heartbeat_s() -> int:
+  """Returns after how many seconds of silence a process counts as lost.
+
+  That is $META_RL_HEARTBEAT_S, or 60.
+
+  Raises:
+    ValueError: no whole number above 0.
+  """
+  text = os.environ.get('META_RL_HEARTBEAT_S') or str(_HEARTBEAT_S)
+  if not text.isdecimal() or not int(text):
+    raise ValueError(
+      f"META_RL_HEARTBEAT_S='{text}': give whole seconds, 1 or more."
+    )
+  return int(text)
+
+
 def is_main() -> bool:
   """Returns whether this process writes metrics and reports."""
   return jax.process_index() == 0
+
+
+def by_main(fn: Callable[[], Any]) -> Any:
+  """Returns what `fn()` gives in process 0, which alone calls it; else None.
+
+  All processes must call it together: none goes on before process 0 is done.
+
+  Raises:
+    ValueError: in every process, with the line of the ValueError or OSError
+      that process 0 met.
+  """
+  if jax.process_count() == 1:
+    return fn()
+  found, caught = None, None
+  if is_main():
+    try:
+      found = fn()
+    except (ValueError, OSError) as error:
+      caught = error
+  problem = _tell('' if caught is None else f'{caught}' or 'it failed')
+  if problem:
+    raise caught or ValueError(problem)
+  return found
+
+
+def _tell(line: str) -> str:
+  """Returns process 0's line, in every process."""
+  data = np.zeros(_LINE_BYTES, np.uint8)
+  raw = line.encode()[:_LINE_BYTES]
+  data[: len(raw)] = np.frombuffer(raw, np.uint8)
+  told = np.asarray(multihost_utils.broadcast_one_to_all(data))
+  return bytes(told).rstrip(b'\0').decode(errors='ignore')
+
+
+def leave_all(code: int, line: str):
+  """Ends this process, and soon all others, which say why.
+
+  A process that ended in the usual way would first wait for the others, which
+  wait for it in the middle of a step. Of one process nothing happens.
+
+  Args:
+    code: exit code of all.
+    line: what happened.
+  """
+  if jax.process_count() == 1:
+    return
+  me = f'process {jax.process_index()} of {jax.process_count()}'
+  with contextlib.suppress(Exception):  # the first to fail is who is named
+    _client().key_value_set(_FAILED, f'{code} {me} ended: {line}')
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if is_main():
+    time.sleep(2)  # it keeps what the others are told with
+  os._exit(code)
+
+
+def wait_for_verdict():
+  """Waits until jax says which other process was lost, and ends this one.
+
+  It does so once nothing was heard of it for `heartbeat_s`.
+  """
+  time.sleep(2 * heartbeat_s())
+  os._exit(1)
+
+
+def _leave_with_others():
+  """Waits for the word that a process has failed, and ends this one then.
+
+  In a thread: the main one may be waiting for the lost process within a step.
+  """
+  client = _client()
+  while True:
+    try:
+      found = client.blocking_key_value_get(_FAILED, 3_600_000)
+    except Exception as error:
+      if 'DEADLINE' in str(error):
+        continue
+      return  # the run is over, or jax ends it
+    code, _, line = found.partition(' ')
+    if not line.startswith(f'process {jax.process_index()} '):
+      print(f'error: {line}', file=sys.stderr, flush=True)
+      os._exit(int(code))
+    return
+
+
+def _client():
+  # jax has no public way to its key-value store.
+  from jax._src import distributed
+
+  return distributed.global_state.client
+
+
+def quiet_others():
+  """Lets process 0 alone speak to the terminal; errors are all processes'."""
+  if not is_main():
+    sys.stdout = open(os.devnull, 'w')
+    warnings.simplefilter('ignore')
+
+
+def part():
+  """Takes leave of the other processes, all of which are done."""
+  if jax.process_count() > 1:
+    jax.distributed.shutdown()
 
 
 def process_slice(batch_size: int, mesh: Mesh | None = None) -> slice:
@@ -142,6 +279,18 @@ def global_batch(mesh: Mesh, local_arrays: Any) -> Any:
     sharding, np.asarray(x)
   )
   return jax.tree.map(place, local_arrays)
+
+
+def gather_columns(x: np.ndarray) -> np.ndarray:
+  """Returns f64[R,N], the f64[R,N/n] of n processes side by side, bit for bit.
+
+  All processes must call it together.
+  """
+  if jax.process_count() == 1:
+    return x
+  bits = np.ascontiguousarray(x, np.float64).view(np.uint32)
+  parts = np.asarray(multihost_utils.process_allgather(bits))
+  return np.concatenate([part.view(np.float64) for part in parts], axis=1)
 
 
 def gather_to_host(tree: Any) -> Any:
