@@ -106,7 +106,7 @@ def check(config: ml_collections.ConfigDict):
   for name, allowed in _CHOICES.items():
     if name in values:
       checks.check_choice(name, values[name], allowed)
-  for name in ('loss.chunk', 'rollout.top_k'):
+  for name in ('loss.chunk', 'rollout.top_k', 'batching.rows_per_device'):
     size = values.get(name)
     if size is not None and not (isinstance(size, int) and size >= 1):
       raise ValueError(f'{name}={size!r} is given; allowed is >= 1, or None.')

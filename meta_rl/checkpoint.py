@@ -267,9 +267,10 @@ class Checkpointer:
     with contextlib.suppress(Exception):
       self._manager.close()
     self._remove_half_steps()
-    # A new manager lists what is really there.
-    with contextlib.suppress(CheckpointError):
-      self._manager = self._open_manager()
+    if jax.process_count() == 1:  # or it would wait for the other processes
+      # A new manager lists what is really there.
+      with contextlib.suppress(CheckpointError):
+        self._manager = self._open_manager()
     self._scores.pop(step, None)
     steps = [s for s in self.all_steps() if s != step]
     whole = (

@@ -36,13 +36,19 @@ class AgreedExit(signals.GracefulExit):
   once.
   """
 
+  _calls = 0
+
   def reached(self, step: int) -> bool:
     """Returns whether all processes leave once `step` is saved.
 
     Args:
-      step: the same in all, which call this together, once a step.
+      step: unused; all processes call this together, once a step.
     """
-    if multihost_utils.reached_preemption_sync_point(step):
+    del step
+    # jax agrees on the number behind the largest that any process has given:
+    # 1 if none has, whatever step a resumed run begins with.
+    self._calls += 1
+    if multihost_utils.reached_preemption_sync_point(self._calls):
       self.request(self.signal_name or 'SIGTERM')
     return bool(self)
 
@@ -51,6 +57,7 @@ class AgreedExit(signals.GracefulExit):
     if self.signal_name:
       os._exit(128 + number)
     self.signal_name = signal.Signals(number).name
+    signals.say_caught(self.signal_name)
     os.kill(os.getpid(), signal.SIGTERM)
 
   def __enter__(self) -> 'AgreedExit':

@@ -309,8 +309,8 @@ def make_reward_fn(
   outcome_weight: float = 1.0,
   errors: str = 'raise',
   decode: Callable[[Sequence[int]], str] = tokenizer.decode,
-  own: slice = slice(None),
-  gather: Callable[[np.ndarray], np.ndarray] = lambda values: values,
+  own: slice | np.ndarray = slice(None),
+  gather: Callable[..., np.ndarray] = lambda values, rows, size: values,
 ) -> Callable:
   """Returns `reward_fn(problems, traces, measured) -> (measured, metrics)`.
 
@@ -323,15 +323,16 @@ def make_reward_fn(
     get: fetches a pytree as numpy arrays, e.g. `sharding.Parallel.get`.
     outcome_weight, errors: as in `combine`.
     decode: as in `text_batch`.
-    own: of several processes, the prompts whose traces this one asks about.
-    gather: gives f64[R,B] of all of them out of the [R,B/n] of each.
+    own: of several processes, the prompts whose traces this one asks about: a
+      function sees whole groups, and not those of other processes.
+    gather: `(values f64[R,C], rows i32[C], B) -> f64[R,B]`, of all of them.
   """
 
   def reward_fn(problems, traces, measured):
     problems, traces, measured = get((problems, traces, measured))
     size = len(measured.rewards)
-    first, end, _ = own.indices(size // group_size)
-    rows = slice(first * group_size, end * group_size)
+    mine = np.arange(size // group_size)[own]
+    rows = (mine[:, None] * group_size + np.arange(group_size)).ravel()
     part = lambda tree, where: jax.tree.map(
       lambda x: x[where] if np.ndim(x) else x, tree
     )
@@ -343,7 +344,7 @@ def make_reward_fn(
       group_size=group_size,
       decode=decode,
     )
-    values = gather(ask(rewards, batch, errors=errors))
+    values = gather(ask(rewards, batch, errors=errors), rows, size)
     total, valid, extra, metrics = add_up(
       rewards, measured.rewards, values, outcome_weight
     )

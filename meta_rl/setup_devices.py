@@ -22,9 +22,11 @@ def parallel_of(config: ml_collections.ConfigDict):
   if kind == 'none' or (kind == 'auto' and jax.device_count() == 1):
     return 'none', None
   devices = None
-  if kind == 'auto' and jax.process_count() == 1 and sizes['data'] == -1:
-    others = math.prod(n for axis, n in sizes.items() if axis != 'data')
-    most = max(1, jax.device_count() // others) if others > 0 else 1
+  others = [n for axis, n in sizes.items() if axis != 'data']
+  given = sizes['data'] == -1 and min(others) >= 1
+  if kind == 'auto' and jax.process_count() == 1 and given:
+    others = math.prod(others)
+    most = max(1, jax.device_count() // others)
     sizes['data'] = max(
       n
       for n in range(1, most + 1)
@@ -50,11 +52,17 @@ def _mini_batch(config):
   parts, rollout = config.batching.mini_batches, config.rollout
   if config.algorithm.name == 'sft':
     # Several sizes of batches are cut alike.
-    sizes = [each.batch_size for each in config.data.buckets.values()]
-    return math.gcd(*sizes) // parts, math.gcd(*sizes) // parts
+    rows = math.gcd(*_batch_sizes(config)) // parts
+    return rows, rows
   group = rollout.group_size * (1 + setup_steps.summaries_of(config))
   rows = rollout.num_prompts * group
   return rollout.num_prompts // parts, rows // parts
+
+
+def _batch_sizes(config):
+  """Returns the rows of the batches of imitation that the pattern names."""
+  data = config.data
+  return [data.buckets[name].batch_size for name in set(data.pattern)]
 
 
 def batching_of(config: ml_collections.ConfigDict, mesh=None) -> dict:
@@ -71,10 +79,17 @@ def batching_of(config: ml_collections.ConfigDict, mesh=None) -> dict:
   most = options.pop('rows_per_device')
   if most is None:
     return options
-  rows = _mini_batch(config)[1]
-  each = rows // (1 if mesh is None else sharding.data_shards(mesh))
-  fits = (n for n in range(1, each + 1) if each % n == 0 and each // n <= most)
-  return options | {'micro_batches': next(fits)}
+  rows, largest = _mini_batch(config)[1], 1
+  if config.algorithm.name == 'sft':  # the fullest rows count
+    largest = max(_batch_sizes(config)) // options['mini_batches'] // rows
+  shards = 1 if mesh is None else sharding.data_shards(mesh)
+  each = max(1, rows // shards)
+  fits = (
+    n
+    for n in range(1, each + 1)
+    if each % n == 0 and largest * each // n <= most
+  )
+  return options | {'micro_batches': next(fits, each)}
 
 
 def check(config: ml_collections.ConfigDict, mesh):

@@ -108,7 +108,9 @@ def make_correct(config: ml_collections.ConfigDict) -> CountedJit | None:
   )
 
 
-def make_reward_fn(config: ml_collections.ConfigDict, task: Task, get):
+def make_reward_fn(
+  config: ml_collections.ConfigDict, task: Task, get, mesh=None
+):
   """Returns the function that adds a user's rewards to what was measured.
 
   None where `config.rewards` is empty: nothing is then fetched or computed.
@@ -117,6 +119,7 @@ def make_reward_fn(config: ml_collections.ConfigDict, task: Task, get):
     config: an RL config.
     task: its task.
     get: fetches values from the devices, of `sharding.Parallel`.
+    mesh: of several processes, each of which asks about its own traces.
   """
   if not config.rewards:
     return None
@@ -128,7 +131,7 @@ def make_reward_fn(config: ml_collections.ConfigDict, task: Task, get):
     outcome_weight=config.outcome_weight,
     errors=config.reward_errors,
     decode=setup_run.task_kit(config).decode,
-    own=sharding.process_slice(config.rollout.num_prompts),
+    own=sharding.process_slice(config.rollout.num_prompts, mesh),
     gather=sharding.gather_columns,
   )
 

@@ -77,13 +77,14 @@ def make_batches(config) -> Buckets:
       f'data.pattern={tuple(config.data.pattern)} must name one or more of '
       f'data.buckets, which are {", ".join(names)}.'
     )
-  parts = config.batching.mini_batches * config.batching.micro_batches
+  batching = setup_devices.batching_of(config)
+  parts = batching['mini_batches'] * batching['micro_batches']
   for name in names:
     if buckets[name]['batch_size'] % parts:
       raise ValueError(
         f'data.buckets.{name}.batch_size={buckets[name]["batch_size"]} cannot '
-        f'be cut into batching.mini_batches={config.batching.mini_batches} x '
-        f'micro_batches={config.batching.micro_batches} equal parts.'
+        f'be cut into batching.mini_batches={batching["mini_batches"]} x '
+        f'micro_batches={batching["micro_batches"]} equal parts.'
       )
   if source == 'traces':
     kit, options = setup_run.task_kit(config), config.data.traces.to_dict()

@@ -56,6 +56,16 @@ def leave(code: int):
   sys.exit(code)
 
 
+def say_caught(name: str):
+  """Says, within a signal's handler, that the run will save and leave."""
+  # os.write, since print is not re-entrant and may be interrupted midway.
+  os.write(
+    sys.__stderr__.fileno() if sys.__stderr__ else 2,
+    f'\n{name}: finishing this step and saving; once more to leave at '
+    'once\n'.encode(),
+  )
+
+
 class GracefulExit:
   """Turns SIGTERM and Ctrl-C into a flag that the loop reads between steps.
 
@@ -110,12 +120,7 @@ class GracefulExit:
       # asynchronous save which the user has just refused to wait for.
       os._exit(128 + number)
     self.request(signal.Signals(number).name)
-    # os.write, since print is not re-entrant and may be interrupted midway.
-    os.write(
-      sys.__stderr__.fileno() if sys.__stderr__ else 2,
-      f'\n{self.signal_name}: finishing this step and saving; once more to '
-      'leave at once\n'.encode(),
-    )
+    say_caught(self.signal_name)
 
   def __enter__(self) -> 'GracefulExit':
     if threading.current_thread() is threading.main_thread():

@@ -21,6 +21,7 @@ by SIGTERM or Ctrl-C after saving; the same command goes on from there.
 import contextlib
 import dataclasses
 import functools
+import re
 import sys
 import time
 import traceback
@@ -58,7 +59,12 @@ from meta_rl import (
 FLAGS = flags.FLAGS
 # Where a run takes place, which changes nothing of what it does: a resumed one
 # may have others without being asked.
-PLACES = ('parallel', 'batching.micro_batches', 'batching.rows_per_device')
+PLACES = (
+  'parallel',
+  'batching.micro_batches',
+  'batching.rows_per_device',
+  'model.remat',
+)
 # Of the curriculum, beside the data iterator's state in a checkpoint.
 CURRICULUM = 'curriculum'
 
@@ -118,7 +124,9 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   parallel, _ = calls[plan.budgets[-1]]
   problems = make_batches(config, task, parallel.mesh)
   eval_batches = held_out.validation_batches(config, mesh=parallel.mesh)
-  reward_fn = setup_own.make_reward_fn(config, task, parallel.get)
+  reward_fn = setup_own.make_reward_fn(
+    config, task, parallel.get, parallel.mesh
+  )
   correct = setup_own.make_correct(config)
   eval_calls = held_out.make_calls(
     config,
@@ -156,6 +164,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
     writer = stack.enter_context(
       metrics.MetricsWriter(folder, resume_step=first or None)
     )
+    stack.enter_context(sharding.at_end(writer.close))
     bar = stack.enter_context(
       metrics.ProgressBar(
         config.total_steps,
@@ -446,9 +455,11 @@ def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
       with contextlib.ExitStack() as stack:
         if opened := sharding.by_main(opening):  # others leave it to process 0
           stack.enter_context(opened)
-          stack.enter_context(forget_failed_start(opened))
+          forget = stack.enter_context(forget_failed_start(opened))
+          stack.enter_context(sharding.at_end(forget))
           for key, (old, new) in opened.changed.items():
             print(f'config: {key} changed from {old} to {new}')
+        sharding.check_shared(folder)
         if note := check_config.note_on_saving(config):
           print(note)
         loop = loops.get(config.algorithm.name, train)
@@ -466,12 +477,16 @@ def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
   except jax.errors.JaxRuntimeError as error:
     if jax.process_count() == 1:
       raise
+    line = files.one_line(error)
+    if re.search('RESOURCE_EXHAUSTED|allback', str(error)):  # its own
+      return failed(signals.EXIT_ERROR, line)
     print(
-      f'error: another process is lost ({files.one_line(error)}): jax says '
-      f'within {sharding.heartbeat_s()} s which one',
+      f'error: another process is lost ({line}): jax says within '
+      f'{sharding.heartbeat_s()} s which one',
       file=sys.stderr,
+      flush=True,
     )
-    sharding.wait_for_verdict()
+    sharding.wait_for_verdict(line)
   except Exception as error:
     if jax.process_count() > 1:
       traceback.print_exc()
@@ -479,7 +494,7 @@ def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
     raise
 
 
-def failed(code: int, error: Exception) -> int:
+def failed(code: int, error: Exception | str) -> int:
   """Says what went wrong and returns the exit code."""
   print(f'error: {error}', file=sys.stderr)
   sharding.leave_all(code, str(error))
@@ -501,11 +516,8 @@ def forget_failed_start(opened: workdir.Workdir):
   saved = folder / checkpoint.CHECKPOINTS_DIR
   found = lambda: sorted(saved.iterdir()) if saved.is_dir() else []
   before, there = found(), set(folder.iterdir())
-  try:
-    yield
-    if found() == before:  # it was done already: no step was taken
-      opened.revert()
-  except BaseException:  # Ctrl-C included
+
+  def forget():
     if not found():
       for name in (workdir.CONFIG_NAME, setup_run.REFERENCE_NAME):
         (folder / name).unlink(missing_ok=True)
@@ -516,6 +528,13 @@ def forget_failed_start(opened: workdir.Workdir):
           _remove({folder})
     elif found() == before:
       opened.revert()
+
+  try:
+    yield forget
+    if found() == before:  # it was done already: no step was taken
+      opened.revert()
+  except BaseException:  # Ctrl-C included
+    forget()
     raise
 
 

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from conftest import ROOT
 
-from meta_rl import checkpoint, metrics
+from meta_rl import checkpoint, command_line, metrics, setup_run
 
 FLAGS = (
   '--config=mrt_countdown',
@@ -34,7 +35,7 @@ FLAGS = (
 HEARTBEAT_S = 10
 
 
-def start(count, devices, folder, *flags):
+def start(count, devices, folder, *flags, heartbeat_s=60, code=None):
   """Returns the processes of one run, begun."""
   with socket.socket() as free:
     free.bind(('localhost', 0))
@@ -44,9 +45,10 @@ def start(count, devices, folder, *flags):
     'JAX_NUM_CPU_DEVICES': str(devices),
     'META_RL_COORDINATOR': f'localhost:{port}',
     'META_RL_NUM_PROCESSES': str(count),
-    'META_RL_HEARTBEAT_S': str(HEARTBEAT_S),
+    'META_RL_HEARTBEAT_S': str(heartbeat_s),
   }
-  command = [sys.executable, '-m', 'meta_rl.train', f'--workdir={folder}']
+  run = ['-c', code] if code else ['-m', 'meta_rl.train']
+  command = [sys.executable, *run, f'--workdir={folder}']
   return [
     subprocess.Popen(
       [*command, *FLAGS, *flags],
@@ -96,24 +98,11 @@ def assert_same_run(folder, whole):
 
 
 def params_of(folder):
-  import orbax.checkpoint as ocp
-
-  with checkpoint.open_folder(folder) as saved:
-    step = saved.latest_step()
-  tree = ocp.PyTreeCheckpointer().restore(
-    folder / checkpoint.CHECKPOINTS_DIR / str(step) / 'state'
-  )
-  flat = {}
-
-  def walk(node, name):
-    for key, value in node.items():
-      if isinstance(value, dict):
-        walk(value, f'{name}{key}/')
-      else:
-        flat[f'{name}{key}'] = np.asarray(value)
-
-  walk(tree['params'], '')
-  return flat
+  """Parameters by their path, of the last checkpoint."""
+  like = setup_run.abstract_params(command_line.run_config(folder))
+  _, params = checkpoint.restore_params(folder, like, which='last')
+  flat, _ = jax.tree_util.tree_flatten_with_path(params)
+  return {jax.tree_util.keystr(path): np.asarray(x) for path, x in flat}
 
 
 @pytest.fixture(scope='module')
@@ -184,7 +173,13 @@ def test_preempted_and_resumed_by_others(tmp_path, one):
 
 @pytest.mark.full
 def test_a_lost_process_ends_the_others(tmp_path):
-  processes = start(2, 1, tmp_path / 'run', '--config.total_steps=400')
+  processes = start(
+    2,
+    1,
+    tmp_path / 'run',
+    '--config.total_steps=400',
+    heartbeat_s=HEARTBEAT_S,
+  )
   wait_for_step(tmp_path / 'run', 1)
   processes[1].kill()
   began = time.monotonic()
@@ -198,10 +193,105 @@ def test_a_lost_process_ends_the_others(tmp_path):
 
 @pytest.mark.full
 def test_an_error_of_one_process_ends_all(tmp_path):
-  """Process 1 has no device for its rows: it says so, and 0 says who."""
+  """Process 0 alone opens the folder."""
   (tmp_path / 'run').write_text('a file')
   codes, _, errs = finish(start(2, 1, tmp_path / 'run'))
   assert codes == [1, 1]
   for err in errs:
     assert f'workdir {tmp_path / "run"} is a file' in err
     assert 'Traceback' not in err
+
+
+# In process 1 alone; what ends it names process 1, and process 0 cleans up.
+BREAK_ONE = """
+import sys
+import jax
+from absl import app
+from meta_rl import command_line, held_out, sharding, train
+
+def validation_batches(config, *, mesh=None):
+  if jax.process_index() == 1:
+    raise ValueError('no such thing here')
+  return whole(config, mesh=mesh)
+
+whole, held_out.validation_batches = (
+  held_out.validation_batches, validation_batches
+)
+train.define_flags()
+app.run(train.main, flags_parser=command_line.parse_flags)
+"""
+
+
+@pytest.mark.full
+def test_an_error_of_process_1_ends_all(tmp_path):
+  folder = tmp_path / 'run'
+  prompts = '--config.rollout.num_prompts=6'
+  processes = start(3, 1, folder, prompts, code=BREAK_ONE)
+  codes, _, errs = finish(processes)
+  assert codes == [1, 1, 1], errs
+  assert 'error: no such thing here' in errs[1]
+  for err in (errs[0], errs[2]):
+    assert 'error: process 1 of 3 ended: no such thing here' in err
+  # As if it had not begun: the mended command may have another config.
+  assert not folder.exists()
+
+
+@pytest.mark.full
+def test_a_signal_before_a_resumed_run_has_taken_a_step(tmp_path):
+  folder = tmp_path / 'run'
+  codes, _, errs = finish(start(2, 1, folder, '--config.total_steps=2'))
+  assert codes == [0, 0], errs
+  flags = '--config.total_steps=400', '--allow_change=total_steps'
+  processes = start(2, 1, folder, *flags)
+  while not processes[0].stdout.readline().startswith('resuming after step 2'):
+    assert processes[0].poll() is None
+  processes[0].send_signal(signal.SIGTERM)
+  codes, _, errs = finish(processes)
+  assert codes == [75, 75], errs
+  assert 'stopped by SIGTERM after step 3' in errs[0]
+
+
+@pytest.mark.full
+def test_devices_that_are_not_in_order():
+  """A TPU's ring of chips: rows of one process lie between those of another."""
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = free.getsockname()[1]
+  processes = [
+    subprocess.Popen(
+      [sys.executable, '-c', RING, str(i), str(port)],
+      cwd=ROOT,
+      env=os.environ | {'JAX_NUM_CPU_DEVICES': '2'},
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(2)
+  ]
+  outputs = [process.communicate(timeout=200)[0] for process in processes]
+  found = [json.loads(out.splitlines()[-1]) for out in outputs]
+  assert found[0]['mine'] == [0, 1, 6, 7]
+  assert found[1]['mine'] == [2, 3, 4, 5]
+  for each in found:
+    assert each['whole'] == list(range(8))
+    assert each['columns'] == [[float(i) for i in range(8)]]
+
+
+RING = """
+import json, sys
+import jax, numpy as np
+from meta_rl import sharding
+sharding.initialize(f'localhost:{sys.argv[2]}', 2, int(sys.argv[1]))
+a, b, c, d = jax.devices()
+mesh = jax.sharding.Mesh(
+  np.asarray([a, c, d, b]).reshape(4, 1, 1, 1), sharding.MESH_AXES
+)
+own = sharding.process_slice(8, mesh)
+mine = np.arange(8)[own]
+x = sharding.global_batch(mesh, {'x': mine})['x']
+columns = sharding.gather_columns(mine[None].astype(float), mine, 8)
+print(json.dumps({
+  'mine': mine.tolist(),
+  'whole': sharding.gather_to_host(x).tolist(),
+  'columns': columns.tolist(),
+}))
+"""

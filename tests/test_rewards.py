@@ -640,17 +640,19 @@ def test_processes_ask_about_their_own_traces():
       gather=gather,
     )
 
-  def record(values):
+  def record(values, rows, size):
+    assert (len(rows), size) == (2, 4)
     asked.append(values)
     return np.tile(values, 2)
 
   given = problems, traces, measured
-  whole, metrics = fn_of(slice(None), lambda values: values)(*given)
-  for own in (slice(0, 1), slice(1, 2)):
+  whole, metrics = fn_of(slice(None), lambda values, *_: values)(*given)
+  for own in (slice(0, 1), np.asarray([1])):
     fn_of(own, record)(*given)
   assert seen[1] + seen[2] == seen[0]
   assert len(seen[1]) == 2
-  found, same = fn_of(slice(0, 1), lambda _: np.concatenate(asked, 1))(*given)
+  every = lambda *_: np.concatenate(asked, 1)
+  found, same = fn_of(slice(0, 1), every)(*given)
   assert same == metrics
   for name in ('rewards', 'valid', 'extra'):
     np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))

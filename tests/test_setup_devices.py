@@ -102,3 +102,14 @@ def test_as_many_devices_as_the_batch_can_be_cut_for(run_python):
   assert [each[:2] for each in found] == [['jit', 4], ['jit', 6], ['jit', 8]]
   assert found[0][2].startswith('note: 4 of 8 devices are used')
   assert found[2][2] == ''
+
+
+def test_rows_of_the_fullest_batches_count():
+  config = sft_countdown.get_config()
+  config.data.buckets.short.batch_size = 64
+  config.data.buckets.long.batch_size = 16
+  config.batching.rows_per_device = 8
+  # 64 rows in 8 parts; those of the other are of 2.
+  assert setup_devices.batching_of(config)['micro_batches'] == 8
+  config.data.pattern = ('long',)
+  assert setup_devices.batching_of(config)['micro_batches'] == 2

@@ -25,7 +25,9 @@ from meta_rl.sharding.parallel import (
   sharded_update,
 )
 from meta_rl.sharding.processes import (
+  at_end,
   by_main,
+  check_shared,
   gather_columns,
   gather_to_host,
   global_batch,
@@ -46,9 +48,11 @@ __all__ = [
   'LOGICAL_AXES',
   'MESH_AXES',
   'Parallel',
+  'at_end',
   'batch_sharding',
   'by_main',
   'check_batch',
+  'check_shared',
   'cache_shardings',
   'data_shards',
   'first_row',

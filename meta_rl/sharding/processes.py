@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -23,6 +24,7 @@ from meta_rl.sharding.mesh import batch_sharding, data_shards
 # After so long without a sign of life of a process jax ends all others.
 _HEARTBEAT_S = 60
 _FAILED = 'meta_rl/failed'
+_at_end: list[Callable[[], None]] = []
 _LINE_BYTES = 4096
 
 
@@ -153,6 +155,27 @@ def by_main(fn: Callable[[], Any]) -> Any:
   return found
 
 
+def check_shared(folder):
+  """Raises ValueError, in one line, in a process that sees another folder.
+
+  All processes must call it together.
+  """
+  if jax.process_count() == 1:
+    return
+  path = epath.Path(folder) / '.processes'
+  mark = _tell(f'{time.time_ns()}')
+  by_main(lambda: path.write_text(mark))
+  found = path.read_text() if path.exists() else None
+  multihost_utils.sync_global_devices('check_shared')
+  if is_main():
+    path.unlink()
+  if found != mark:
+    raise ValueError(
+      f'workdir {folder} of this process is not that of process 0: name a '
+      'folder that all machines share, such as gs://BUCKET/RUN.'
+    )
+
+
 def _tell(line: str) -> str:
   """Returns process 0's line, in every process."""
   data = np.zeros(_LINE_BYTES, np.uint8)
@@ -184,13 +207,29 @@ def leave_all(code: int, line: str):
   os._exit(code)
 
 
-def wait_for_verdict():
+@contextlib.contextmanager
+def at_end(hook: Callable[[], None]):
+  """Has `hook` called if the failure of another process ends this one within.
+
+  In process 0 alone; what ends in the usual way does not call it.
+  """
+  _at_end.append(hook)
+  try:
+    yield
+  finally:
+    _at_end.remove(hook)
+
+
+def wait_for_verdict(line: str):
   """Waits until jax says which other process was lost, and ends this one.
 
   It does so once nothing was heard of it for `heartbeat_s`.
+
+  Args:
+    line: what to say if no process was lost after all.
   """
   time.sleep(2 * heartbeat_s())
-  os._exit(1)
+  leave_all(1, line)
 
 
 def _leave_with_others():
@@ -209,6 +248,12 @@ def _leave_with_others():
     code, _, line = found.partition(' ')
     if not line.startswith(f'process {jax.process_index()} '):
       print(f'error: {line}', file=sys.stderr, flush=True)
+      if is_main():
+        # The others are told by it, and its main thread may be on its way out.
+        time.sleep(3)
+        for hook in _at_end[::-1]:
+          with contextlib.suppress(Exception):
+            hook()
       os._exit(int(code))
     return
 
@@ -233,18 +278,19 @@ def part():
     jax.distributed.shutdown()
 
 
-def process_slice(batch_size: int, mesh: Mesh | None = None) -> slice:
-  """Returns which rows of a global batch this process reads.
+def process_slice(
+  batch_size: int, mesh: Mesh | None = None
+) -> slice | np.ndarray:
+  """Returns which rows of a global batch this process reads, in their order.
 
   Args:
     batch_size: P, prompts of all processes together.
-    mesh: the rows are those that it puts on this process's devices; None: equal
-      runs in the order of the processes, which is the same unless the mesh
-      orders devices otherwise.
+    mesh: the rows are those that it puts on this process's devices, a slice or,
+      where rows of others lie between them (a TPU's ring of chips), their
+      numbers; None: equal runs in the order of the processes.
 
   Raises:
-    ValueError: a batch that cannot be cut evenly, or rows of this process that
-      do not follow each other.
+    ValueError: a batch that cannot be cut evenly.
   """
   index, count = jax.process_index(), jax.process_count()
   parts = count if mesh is None else data_shards(mesh)
@@ -258,12 +304,9 @@ def process_slice(batch_size: int, mesh: Mesh | None = None) -> slice:
     return slice(index * each, (index + 1) * each)
   local = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
   bounds = sorted({rows[0].indices(batch_size)[:2] for rows in local.values()})
-  if any(a[1] != b[0] for a, b in zip(bounds, bounds[1:])):
-    raise ValueError(
-      f'the mesh puts rows {bounds} of the batch on process {index}: order its '
-      'devices by process, so that they follow each other.'
-    )
-  return slice(bounds[0][0], bounds[-1][1])
+  if all(a[1] == b[0] for a, b in zip(bounds, bounds[1:])):
+    return slice(bounds[0][0], bounds[-1][1])
+  return np.concatenate([np.arange(*each) for each in bounds])
 
 
 def global_batch(mesh: Mesh, local_arrays: Any) -> Any:
@@ -281,16 +324,24 @@ def global_batch(mesh: Mesh, local_arrays: Any) -> Any:
   return jax.tree.map(place, local_arrays)
 
 
-def gather_columns(x: np.ndarray) -> np.ndarray:
-  """Returns f64[R,N], the f64[R,N/n] of n processes side by side, bit for bit.
+def gather_columns(x: np.ndarray, columns: np.ndarray, size: int) -> np.ndarray:
+  """Returns f64[R,size] of the columns that all processes have, bit for bit.
 
   All processes must call it together.
+
+  Args:
+    x: f64[R,C], of this one.
+    columns: i32[C], which they are; as many in every process.
+    size: how many there are in all.
   """
   if jax.process_count() == 1:
     return x
   bits = np.ascontiguousarray(x, np.float64).view(np.uint32)
-  parts = np.asarray(multihost_utils.process_allgather(bits))
-  return np.concatenate([part.view(np.float64) for part in parts], axis=1)
+  places, parts = multihost_utils.process_allgather((columns, bits))
+  found = np.full((len(x), size), np.nan)
+  for place, part in zip(np.asarray(places), np.asarray(parts)):
+    found[:, place] = np.ascontiguousarray(part).view(np.float64)
+  return found
 
 
 def gather_to_host(tree: Any) -> Any:
