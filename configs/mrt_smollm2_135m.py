@@ -30,7 +30,9 @@ folder with train* and test*. The regret of the untrained model:
 file of rollouts (meta_rl/external); `:tiny` runs the same code on random
 weights and a tokenizer of bytes, in seconds; words are joined by commas.
 
-Hardware: 2 cores, 8 GB. Time and score: not yet run.
+Hardware: 2 cores, 8 GB. The warm start takes half an hour, a step of MRT a
+minute; after 25 steps (400,000 forward tokens, one seed) accuracy on 160
+held-out problems is 0.68 [0.61, 0.74], from 0.59: RESULTS.md.
 """
 
 import ml_collections
