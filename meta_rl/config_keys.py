@@ -73,6 +73,15 @@ TRAINING = {
 }
 IMITATION = {'data': ('orders', 'path', 'pattern', 'source')}
 
+# Where a run takes place, which changes nothing of what it does: a resumed one
+# may have others without being asked.
+PLACES = (
+  'parallel',
+  'batching.micro_batches',
+  'batching.rows_per_device',
+  'model.remat',
+)
+
 # What is read of a run that was recorded, also by an older version.
 _NEWER = ('rollout.source', 'rollout.dynamic_sampling.max_rounds')
 RECORDED = ('task', 'model', 'rollout', 'algorithm', 'prover')

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from meta_rl import study_cells, workdir
+from meta_rl import config_keys, study_cells, workdir
 from meta_rl.study_cells import Key
 
 CELLS, FAILED, VARIANCE = 'cells', 'failed', 'variance'
@@ -144,7 +144,8 @@ def _same(what, parts, spec, result, file, defaults):
     changed = {
       name: (old, new)
       for name, (old, new) in workdir.difference(had, spec[part]).items()
-      if name in had or plain.get(f'{part}.{name}', _NO_DEFAULT) != new
+      if not (part == 'config' and workdir.covered(name, config_keys.PLACES))
+      and (name in had or plain.get(f'{part}.{name}', _NO_DEFAULT) != new)
     }
     if changed:
       shown = ', '.join(f'{k}: {o!r} -> {n!r}' for k, (o, n) in changed.items())

@@ -34,6 +34,7 @@ from meta_rl import (
   check_config,
   checkpoint,
   command_line,
+  config_keys,
   costs,
   data,
   env,
@@ -57,14 +58,6 @@ from meta_rl import (
 )
 
 FLAGS = flags.FLAGS
-# Where a run takes place, which changes nothing of what it does: a resumed one
-# may have others without being asked.
-PLACES = (
-  'parallel',
-  'batching.micro_batches',
-  'batching.rows_per_device',
-  'model.remat',
-)
 # Of the curriculum, beside the data iterator's state in a checkpoint.
 CURRICULUM = 'curriculum'
 
@@ -445,7 +438,7 @@ def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
       check_config.check(config)
       check_config.check_machine(config)
       given = config.to_dict()
-      free = [key for key in PLACES if workdir.has(given, key)]
+      free = [key for key in config_keys.PLACES if workdir.has(given, key)]
       opening = functools.partial(
         workdir.open_workdir,
         folder,

@@ -71,7 +71,8 @@ def _plain(config: Mapping) -> dict:
     ) from None
 
 
-def _covered(key: str, allowed: Iterable[str]) -> bool:
+def covered(key: str, allowed: Iterable[str]) -> bool:
+  """Returns whether a dotted key is one of `allowed`, or lies below one."""
   return any(key == name or key.startswith(f'{name}.') for name in allowed)
 
 
@@ -238,7 +239,7 @@ def read_config(path) -> dict | None:
 def _record(path: epath.Path, config: dict, allowed: tuple[str, ...]) -> dict:
   old = read_config(path)
   changed = {} if old is None else difference(old, config)
-  refused = {k: v for k, v in changed.items() if not _covered(k, allowed)}
+  refused = {k: v for k, v in changed.items() if not covered(k, allowed)}
   if refused:
     lines = ', '.join(f'{k}: {o!r} -> {n!r}' for k, (o, n) in refused.items())
     raise WorkdirError(

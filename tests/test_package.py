@@ -19,7 +19,7 @@ import meta_rl
 from meta_rl import env
 
 EXTRAS = {'tpu', 'cuda', 'serve', 'docs', 'wandb', 'llm', 'tasks', 'test'}
-EXTRAS |= {'colab', 'bench'}
+EXTRAS |= {'colab', 'bench', 'gcs'}
 
 
 def setup_arguments():

@@ -57,7 +57,7 @@ def test_rows_of_imitation():
   config.batching.rows_per_device = 4
   found = setup_devices.batching_of(config)['micro_batches']
   assert all(size % found == 0 and size // found >= 1 for size in sizes)
-  assert found == min(sizes) // 4
+  assert max(sizes) // found <= 4
 
 
 @pytest.mark.parametrize(

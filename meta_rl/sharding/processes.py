@@ -4,6 +4,7 @@ jax's own multi-controller runtime: `initialize` joins them, every process then
 sees all devices, and a global array lies in parts on all of them.
 """
 
+import atexit
 import contextlib
 import os
 import sys
@@ -80,7 +81,18 @@ def _join(timeout_s, *given):
     initialization_timeout=timeout_s,
     heartbeat_timeout_seconds=heartbeat_s(),
   )
-  threading.Thread(target=_leave_with_others, daemon=True).start()
+  over = threading.Event()
+  watcher = threading.Thread(
+    target=_leave_with_others, args=(over,), daemon=True
+  )
+  watcher.start()
+
+  def stop_watching():
+    over.set()
+    watcher.join(5)
+
+  # A thread that is within jax when the interpreter ends would crash it.
+  atexit.register(stop_watching)
 
 
 def initialize_from_environment() -> None:
@@ -232,19 +244,21 @@ def wait_for_verdict(line: str):
   leave_all(1, line)
 
 
-def _leave_with_others():
-  """Waits for the word that a process has failed, and ends this one then.
+def _leave_with_others(over: threading.Event):
+  """Asks for the word that a process has failed, and ends this one then.
 
   In a thread: the main one may be waiting for the lost process within a step.
+
+  Args:
+    over: set when the run is.
   """
-  client = _client()
-  while True:
+  while not over.wait(1.0):
     try:
-      found = client.blocking_key_value_get(_FAILED, 3_600_000)
+      found = _client().key_value_try_get(_FAILED)
     except Exception as error:
-      if 'DEADLINE' in str(error):
+      if 'NOT_FOUND' in str(error):
         continue
-      return  # the run is over, or jax ends it
+      return  # jax has parted, or ends it
     code, _, line = found.partition(' ')
     if not line.startswith(f'process {jax.process_index()} '):
       print(f'error: {line}', file=sys.stderr, flush=True)
