@@ -209,6 +209,8 @@ def leave_all(code: int, line: str):
   """
   if jax.process_count() == 1:
     return
+  # If this follows from the failure of another process, its word comes first.
+  time.sleep(2)
   me = f'process {jax.process_index()} of {jax.process_count()}'
   with contextlib.suppress(Exception):  # the first to fail is who is named
     _client().key_value_set(_FAILED, f'{code} {me} ended: {line}')
