@@ -169,7 +169,7 @@ def check_machine(config: ml_collections.ConfigDict):
       "algorithm.name='sft' takes 'auto', 'jit' or 'none'."
     )
   with workdir.of_section('parallel.mesh'):
-    kind, mesh = setup_devices.parallel_of(config)
+    _, mesh = setup_devices.parallel_of(config)
   if mesh is None:
     return
   setup_devices.check(config, mesh)

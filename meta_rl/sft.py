@@ -67,8 +67,13 @@ class Buckets:
       iterator.set_state(own)
 
 
-def make_batches(config) -> Buckets:
-  """Returns the training batches that `config.data` describes."""
+def make_batches(config, mesh=None) -> Buckets:
+  """Returns the training batches that `config.data` describes.
+
+  Args:
+    config: an SFT config.
+    mesh: of the devices that share a batch, None for one.
+  """
   source = config.data.source
   buckets = config.data.buckets.to_dict()
   names = sorted(buckets)
@@ -77,7 +82,7 @@ def make_batches(config) -> Buckets:
       f'data.pattern={tuple(config.data.pattern)} must name one or more of '
       f'data.buckets, which are {", ".join(names)}.'
     )
-  batching = setup_devices.batching_of(config)
+  batching = setup_devices.batching_of(config, mesh)
   parts = batching['mini_batches'] * batching['micro_batches']
   for name in names:
     if buckets[name]['batch_size'] % parts:
@@ -197,7 +202,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
   _, mesh = setup_devices.parallel_of(config)
-  batches = make_batches(config)
+  batches = make_batches(config, mesh)
   eval_batches = held_out.validation_batches(config, mesh=mesh)
   optimizer = setup_run.make_optimizer(config)
 
@@ -228,6 +233,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
     writer = stack.enter_context(
       metrics.MetricsWriter(folder, resume_step=first or None)
     )
+    stack.enter_context(sharding.at_end(writer.close))
     bar = stack.enter_context(
       metrics.ProgressBar(
         config.total_steps,
