@@ -30,6 +30,7 @@ from absl import logging
 
 from meta_rl import (
   checkpoint,
+  config_keys,
   env,
   evaluate,
   metrics,
@@ -100,7 +101,9 @@ def run(spec: Mapping, folder: str, out: str) -> int:
 def check_run_folder(config, folder: str):
   """Raises ValueError if an interrupted run there has another config."""
   recorded = workdir.read_config(folder)
-  changed = recorded and workdir.difference(recorded, config.to_dict())
+  changed = recorded and workdir.difference(
+    recorded, config.to_dict(), free=config_keys.PLACES
+  )
   if changed:
     shown = ', '.join(f'{k}: {o!r} -> {n!r}' for k, (o, n) in changed.items())
     raise ValueError(

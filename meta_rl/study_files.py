@@ -141,11 +141,11 @@ def _same(what, parts, spec, result, file, defaults):
   plain = workdir.flatten(study_cells.as_json({'config': defaults or {}}))
   for part in parts:
     had = workdir.flatten(result.get(part, {}))
+    free = config_keys.PLACES if part == 'config' else ()
     changed = {
       name: (old, new)
-      for name, (old, new) in workdir.difference(had, spec[part]).items()
-      if not (part == 'config' and workdir.covered(name, config_keys.PLACES))
-      and (name in had or plain.get(f'{part}.{name}', _NO_DEFAULT) != new)
+      for name, (old, new) in workdir.difference(had, spec[part], free).items()
+      if name in had or plain.get(f'{part}.{name}', _NO_DEFAULT) != new
     }
     if changed:
       shown = ', '.join(f'{k}: {o!r} -> {n!r}' for k, (o, n) in changed.items())

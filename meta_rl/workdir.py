@@ -50,13 +50,21 @@ def parse_keys(text: str | Iterable[str]) -> tuple[str, ...]:
   return tuple(key.strip() for key in parts if key.strip())
 
 
-def difference(old: Mapping, new: Mapping) -> dict[str, tuple]:
-  """Returns {dotted key: (old value, new value)} where two configs differ."""
+def difference(
+  old: Mapping, new: Mapping, free: Iterable[str] = ()
+) -> dict[str, tuple]:
+  """Returns {dotted key: (old value, new value)} where two configs differ.
+
+  Args:
+    old, new: the configs.
+    free: keys that may differ, and all below them.
+  """
   old, new = flatten(_plain(old)), flatten(_plain(new))
   return {
     key: (old.get(key, _MISSING), new.get(key, _MISSING))
     for key in sorted(old.keys() | new.keys())
     if old.get(key, _MISSING) != new.get(key, _MISSING)
+    and not covered(key, free)
   }
 
 

@@ -10,6 +10,7 @@ import types
 import numpy as np
 import pytest
 from conftest import ROOT
+from ml_collections import ConfigDict
 
 from meta_rl import signals, study_cell, study_cells, study_files
 from meta_rl.configs import study_countdown
@@ -257,6 +258,17 @@ def test_what_training_says_is_passed_on(tmp_path, monkeypatch):
     assert study_cell.run(spec, str(tmp_path / 'run'), str(out)) == code
     assert not out.exists()
   assert given == [(0, 5500.0, str(tmp_path / 'run'))] * 2
+
+
+def test_an_interrupted_run_may_go_on_in_another_place(tmp_path):
+  key = Key('tiny', 'grpo', 0)
+  study = study_countdown.get_config('tiny')
+  config = study_cells.make_specs(study, [key])[key]['config']
+  other = study_cells.as_json(config)
+  other['parallel'] = {'kind': 'none'}
+  del other['batching']['rows_per_device']  # as an older version wrote it
+  (tmp_path / 'config.json').write_text(json.dumps(other))
+  study_cell.check_run_folder(ConfigDict(config), str(tmp_path))
 
 
 def test_an_interrupted_run_of_other_settings_is_named(tmp_path, capsys):
