@@ -68,6 +68,8 @@ def make(
     'param_dtype': 'float32',
     'scan_layers': True,
     'remat': 'none' if tiny else 'full',
+    # Of the update: 'flash' never holds the scores of whole traces, 'dense' does.
+    'attention': 'flash',
     # LoRA: rank 0 trains all weights.
     'lora_rank': 0,
     'lora_alpha': 32.0,

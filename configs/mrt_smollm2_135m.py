@@ -80,6 +80,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     # A layer of its own each: slices of stacked weights are copies on a CPU.
     'scan_layers': False,
     'remat': 'none',
+    'attention': 'dense',  # for longer traces: 'flash'
   }
   if tiny:
     config.model.update(

@@ -280,12 +280,14 @@ def check_rl(config: ml_collections.ConfigDict):
   # A trace comes with its summaries, one row each.
   size = rollout.group_size * (1 + setup_steps.summaries_of(config))
   rows = rollout.num_prompts * size
-  parts = batching.mini_batches * batching.micro_batches
+  by_device = batching.rows_per_device is not None  # micro-batches follow
+  micro = 1 if by_device else batching.micro_batches
+  parts = batching.mini_batches * micro
   if rollout.num_prompts % batching.mini_batches or rows % parts:
     raise ValueError(
       f'rollout of {rollout.num_prompts} prompts x {size} rows cannot '
       f'be cut into batching.mini_batches={batching.mini_batches} x '
-      f'micro_batches={batching.micro_batches}: num_prompts must be a multiple '
+      f'micro_batches={micro}: num_prompts must be a multiple '
       'of mini_batches, and all rows of their product.'
     )
   name = config.algorithm.name

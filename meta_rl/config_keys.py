@@ -66,7 +66,13 @@ TRAINING = {
     'rows_per_device',
   ),
   'curriculum': ('budgets', 'every', 'kappa'),
-  'parallel': ('kind', 'mesh.data', 'mesh.fsdp', 'mesh.tensor'),
+  'parallel': (
+    'kind',
+    'mesh.context',
+    'mesh.data',
+    'mesh.fsdp',
+    'mesh.tensor',
+  ),
   'eval': ('batch_size', 'every', 'num_problems'),
   'checkpoint': ('every', 'max_to_keep'),
   'log': ('print_every', 'samples_every'),
@@ -79,6 +85,7 @@ PLACES = (
   'parallel',
   'batching.micro_batches',
   'batching.rows_per_device',
+  'model.attention',
   'model.remat',
 )
 

@@ -28,16 +28,17 @@ class Places(NamedTuple):
       weight, summed over all rows and cut as the weight is.
     reduce: `(parts f32[shards,D,F], path) -> f32[D,F]`, the same of sums that
       each shard has made of its own rows.
-    shards: into how many parts a batch is cut.
+    parts: `(axis) -> int`, into how many parts a dimension of that name is cut.
     local: `(fn, args, axes, out) -> y`, `fn` called on each device's part of
-      the args; axes are those of each of them, `out` those of y.
+      the args, which are arrays or trees of them; axes are those of each array,
+      `out` those of y.
   """
 
   activation: Callable[[Array, tuple], Array]
   gather: Callable[[Array, str], Array]
   outer: Callable[[Array, Array, str], Array]
   reduce: Callable[[Array, str], Array]
-  shards: int
+  parts: Callable[[str], int]
   local: Callable[[Callable, tuple, tuple, tuple], Array]
 
 
@@ -82,13 +83,13 @@ def reduce(parts: Array, path: str) -> Array:
   return parts.sum(0) if places is None else places.reduce(parts, path)
 
 
-def shards() -> int:
-  """Returns into how many parts a batch is cut, 1 without a mesh."""
+def parts(axis: str) -> int:
+  """Returns into how many parts a dimension is cut, 1 without a mesh."""
   places = _here.get()
-  return 1 if places is None else places.shards
+  return 1 if places is None else places.parts(axis)
 
 
 def local(fn: Callable, args: tuple, axes: tuple, out: tuple) -> Array:
-  """Returns fn(*args), where rows and heads do not depend on each other."""
+  """Returns fn(*args), whose parts do not depend on each other."""
   places = _here.get()
   return fn(*args) if places is None else places.local(fn, args, axes, out)

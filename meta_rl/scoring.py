@@ -195,7 +195,7 @@ def _head_forward(measure, chunk, w, features, targets):
 
 def _head_backward(measure, chunk, kept, cotangents):
   w, features, targets = kept
-  whole, shards = _gathered(w, features), places.shards()
+  whole, shards = _gathered(w, features), places.parts('batch')
   (depth, vocab), dtype = w.shape, features.dtype
   sums = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   # Of each shard's rows: [shards,rows,...].

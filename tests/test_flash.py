@@ -67,10 +67,40 @@ def test_the_tpu_kernel_is_dense_attention(softcap):
   """Interpreted here: the kernel's own code, its padding and its segments."""
   compare(
     lambda q, k, v, mask, valid: flash._splash(
-      q, k, v, valid, mask, softcap=softcap, interpret=True
+      q,
+      k,
+      v,
+      valid,
+      valid,
+      None,
+      flash.splash_kernel(
+        q.shape[1:3], 128, 1, softcap=softcap, interpret=True
+      ),
     ),
     150,
     softcap,
+  )
+
+
+@pytest.mark.parametrize('part', [0, 1, 2])
+def test_a_part_of_the_queries_is_that_part_of_attention(part):
+  """Of the kernel whose queries are cut in three, as a device has it."""
+  q, k, v, valid = inputs(384)
+  mask, _ = attention.attention_mask(valid, None, None)
+  wanted = attention.attend(q, k, v, mask)
+  kernel = flash.splash_kernel((HEADS, 384), 128, 3, interpret=True)
+  own = slice(128 * part, 128 * (part + 1))
+
+  def cut(x, axes):
+    if 'length' not in axes:
+      return x
+    return jnp.split(x, 3, axes.index('length'))[part]
+
+  kernel = jax.tree.map(cut, kernel, flash._kernel_axes(kernel))
+  found = flash._splash(q[:, :, own], k, v, valid, valid[:, own], None, kernel)
+  seen = valid[:, None, own, None]
+  np.testing.assert_allclose(
+    jnp.where(seen, found, 0), jnp.where(seen, wanted[:, :, own], 0), atol=1e-5
   )
 
 

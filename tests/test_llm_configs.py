@@ -13,11 +13,13 @@ from meta_rl import (
   hf,
   metrics,
   models,
+  plan_programs,
   setup_run,
   text_tokenizer,
   weights,
   workdir,
 )
+from meta_rl.aot.sizes import SIZES
 from meta_rl.configs import (
   _llm,
   external_countdown,
@@ -45,6 +47,26 @@ SLOW = [
   (mrt_smollm2_135m, 'sft,tiny'),
 ]
 slow = [pytest.param(*case, marks=pytest.mark.full) for case in SLOW]
+
+
+@pytest.mark.parametrize(
+  'module, arg',
+  [
+    *((module, '') for module in MATH),
+    (mrt_gemma3_1b, 'external'),
+    (mrt_llama3_2_3b_backtrack, 'sft'),
+    (mrt_qwen3_0p6b, 'external'),
+    (mrt_r1_distill_qwen_1p5b, 'external'),
+    (mrt_smollm2_135m, 'grpo'),
+    (mrt_smollm2_135m, 'gym'),
+  ],
+)
+def test_the_config_itself_is_valid(module, arg):
+  # At its own size and batch, of which ':tiny' says nothing.
+  config = plan_programs.abstract_config(
+    module.get_config(arg), SIZES['qwen2.5-0.5b']
+  )
+  check_config.check(config)
 
 
 @pytest.mark.parametrize('module', MATH)

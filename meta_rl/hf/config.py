@@ -63,7 +63,7 @@ _SCALING = {
 }
 # What a run may choose freely; the rest is the checkpoint's.
 OVERRIDES = (
-  *('dtype', 'param_dtype', 'scan_layers', 'remat'),
+  *('dtype', 'param_dtype', 'scan_layers', 'remat', 'attention'),
   *('lora_rank', 'lora_alpha', 'lora_layers'),
 )
 

@@ -9,6 +9,10 @@ gets differs, and nobody reads it. The kernels know causal attention over rows
 with padding; any other mask (a sliding window, packed rows) takes blocks of
 queries everywhere.
 
+Where a mesh cuts the time axis (context), a device has a run of the queries and
+all keys: those of grouped-query attention are few, and gathered. The last
+device's queries see the most keys, twice the average.
+
 Axes: B rows, Q query tokens, L = Q keys, H query heads, N key/value heads, E
 head width.
 """
@@ -43,7 +47,7 @@ def flash_attend(
 ) -> Array:
   """Returns softmax(q k^T) v, [B,H,Q,E], as `attend(q, k, v, mask)` does.
 
-  On a mesh each device attends for its own rows and heads.
+  On a mesh each device attends for its own rows, heads and queries.
 
   Args:
     attend: attention with all scores at once, used for a block of queries.
@@ -54,34 +58,63 @@ def flash_attend(
       over these; None: it is another one.
     softcap: as in `attention.attend`.
   """
+  parts = places.parts('heads')
+  if k.shape[1] % parts and q.shape[1] % parts == 0:
+    # More devices than key heads: each query head takes its own copy along.
+    repeats = q.shape[1] // k.shape[1]
+    k, v = (jnp.repeat(x, repeats, axis=1) for x in (k, v))
   blocks = functools.partial(_blocks, attend, softcap=softcap)
-  rows = 'batch', 'heads', None, None
+  rows = 'batch', 'heads', 'length', None
   keys = 'batch', 'kv_heads', None, None
-  whole = 'batch', None, None
   if valid is None:
     return places.local(
-      blocks, (q, k, v, mask), (rows, keys, keys, whole), rows
+      blocks,
+      (q, k, v, mask),
+      (rows, keys, keys, ('batch', 'length', None)),
+      rows,
     )
+  length = q.shape[2]
+  tile = _TILE if length > _TILE else _LANES
+  parts = places.parts('length')
+  if parts > 1:
+    # Every device's queries begin with a tile of the kernel.
+    pad = -length % (parts * tile)
+    q, k, v = (_pad(x, pad, 2) for x in (q, k, v))
+    valid = _pad(valid, pad, 1)
+  kernel = splash_kernel(q.shape[1:3], tile, parts, softcap=softcap)
 
-  def kernel(q, k, v, valid, mask):
+  def local(*args):
+    def plain(attend, q, k, v, valid, _, slots, __):
+      seen = jnp.arange(k.shape[2]) <= slots[:, None]
+      return attend(q, k, v, seen & valid[:, None])
+
     if jax.default_backend() == 'gpu' and q.dtype != jnp.float32:
-      return _cudnn(q, k, v, mask) if softcap is None else blocks(q, k, v, mask)
+      return plain(_cudnn if softcap is None else blocks, *args)
     return jax.lax.platform_dependent(
-      q,
-      k,
-      v,
-      valid,
-      mask,
-      tpu=functools.partial(_splash, softcap=softcap),
-      default=lambda q, k, v, _, mask: blocks(q, k, v, mask),
+      *args, tpu=_splash, default=functools.partial(plain, blocks)
     )
 
-  return places.local(
-    kernel,
-    (q, k, v, valid, mask),
-    (rows, keys, keys, ('batch', None), whole),
+  y = places.local(
+    local,
+    (q, k, v, valid, valid, jnp.arange(q.shape[2]), kernel),
+    (
+      rows,
+      keys,
+      keys,
+      ('batch', None),
+      ('batch', 'length'),
+      ('length',),
+      _kernel_axes(kernel),
+    ),
     rows,
   )
+  return y[:, :, :length]
+
+
+def _pad(x, count, axis):
+  """Returns x with `count` zeros behind it."""
+  widths = [(0, count if i == axis else 0) for i in range(x.ndim)]
+  return jnp.pad(x, widths)
 
 
 def _blocks(attend, q, k, v, mask, *, softcap):
@@ -105,32 +138,66 @@ def _blocks(attend, q, k, v, mask, *, softcap):
   return y.reshape(batch, heads, -1, dim)[:, :, :queries]
 
 
-def _splash(q, k, v, valid, mask, *, softcap, interpret=False):
-  """Pallas splash attention: padding is a segment of its own."""
-  del mask
-  length = q.shape[2]
-  block = _TILE if length > _TILE else _LANES
-  pad = -length % block
-  q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, pad), (0, 0))) for x in (q, k, v))
-  segments = jnp.pad(valid, ((0, 0), (0, pad))).astype(jnp.int32)
-  causal = splash_attention.CausalMask((length + pad, length + pad))
-  kernel = splash_attention.make_splash_mha(
-    splash_attention.MultiHeadMask([causal] * q.shape[1]),
+def splash_kernel(
+  shape: tuple[int, int],
+  tile: int,
+  parts: int,
+  *,
+  softcap: float | None = None,
+  interpret: bool = False,
+) -> Callable[..., Array]:
+  """Returns the Pallas kernel of causal attention, for queries cut in parts.
+
+  Args:
+    shape: (heads, tokens), of the queries of all parts.
+    tile: tokens of a block; tokens are padded to a multiple of it.
+    parts: into how many runs the queries are cut, each of whole tiles.
+    softcap: as in `flash_attend`.
+    interpret: run the kernel's own code on any device, slowly.
+  """
+  heads, length = shape
+  length += -length % tile
+  causal = splash_attention.CausalMask((length, length))
+  return splash_attention.make_splash_mha(
+    splash_attention.MultiHeadMask([causal] * heads),
     block_sizes=splash_attention.BlockSizes(
-      block_q=block,
-      block_kv=block,
-      block_q_dkv=block,
-      block_kv_dkv=block,
+      block_q=tile,
+      block_kv=tile,
+      block_q_dkv=tile,
+      block_kv_dkv=tile,
       use_fused_bwd_kernel=True,
     ),
     attn_logits_soft_cap=softcap,
     head_shards=1,
-    q_seq_shards=1,
+    q_seq_shards=parts,
     residual_checkpoint_name=ATTENDED,
     interpret=interpret,
   )
-  ids = splash_attention.SegmentIds(segments, segments)
-  return jax.vmap(kernel)(q, k, v, ids)[:, :, :length]
+
+
+def _kernel_axes(kernel):
+  """Returns what the dimensions of the kernel's arrays mean.
+
+  They say which blocks are masked, [1, query blocks, key blocks], one for all
+  heads, and where a query stands.
+  """
+  leaves, tree = jax.tree.flatten(kernel)
+  of_rank = {1: ('length',), 3: (None, 'length', None)}
+  return jax.tree.unflatten(tree, [of_rank[x.ndim] for x in leaves])
+
+
+def _splash(q, k, v, valid, own_valid, slots, kernel):
+  """Pallas splash attention: padding is a segment of its own."""
+  del slots
+  queries, keys = q.shape[2], k.shape[2]
+  tile = kernel.kwargs['block_sizes'].block_q
+  q = _pad(q, -queries % tile, 2)
+  k, v = (_pad(x, -keys % tile, 2) for x in (k, v))
+  ids = splash_attention.SegmentIds(
+    _pad(own_valid, -queries % tile, 1).astype(jnp.int32),
+    _pad(valid, -keys % tile, 1).astype(jnp.int32),
+  )
+  return jax.vmap(kernel)(q, k, v, ids)[:, :, :queries]
 
 
 def _cudnn(q, k, v, mask):

@@ -4,7 +4,7 @@ mesh axis  splits
 data       prompts; weights and optimizer state are whole on each
 fsdp       prompts, and weights and optimizer state by their width
 tensor     weights by heads, feed-forward columns and vocabulary
-context    the time axis of a KV cache
+context    the time axis of traces in the update, and of a KV cache
 """
 
 import math
@@ -155,6 +155,10 @@ def model_places(mesh: Mesh) -> places.Places:
   def reduce_scatter(fn, args, path, shape):
     """The sum over shards of what `fn` makes of each one's part of the args."""
     axes = ARRAY_AXES.get(path)
+    if data_shards(mesh) == 1:
+      # XLA refuses a sum over axes of one device beside others.
+      found = fn(*args)
+      return found if axes is None else put(found, axes)
     spec = PartitionSpec(*(_fsdp(axes or (), shape, mesh)))
     cut = [i for i, name in enumerate(spec) if name]
 
@@ -188,17 +192,22 @@ def model_places(mesh: Mesh) -> places.Places:
     return reduce_scatter(lambda x: x[0], (parts,), path, parts.shape[1:])
 
   def local(fn, args, axes, out):
-    specs = [partition(a, x.shape, mesh) for a, x in zip(axes, args)]
+    specs = jax.tree.map(
+      lambda x, names: partition(names, x.shape, mesh), args, axes
+    )
     shape = jax.eval_shape(fn, *args).shape
     return jax.shard_map(
       fn,
       mesh=mesh,
-      in_specs=tuple(specs),
+      in_specs=specs,
       out_specs=partition(out, shape, mesh),
       check_vma=False,
     )(*args)
 
-  return places.Places(put, gather, outer, reduce, data_shards(mesh), local)
+  def parts(axis):
+    return math.prod(mesh.shape[name] for name in LOGICAL_AXES[axis])
+
+  return places.Places(put, gather, outer, reduce, parts, local)
 
 
 def _fsdp(axes, shape, mesh):
