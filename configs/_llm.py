@@ -68,7 +68,7 @@ def make(
     'param_dtype': 'float32',
     'scan_layers': True,
     'remat': 'none' if tiny else 'full',
-    # Of the update: 'flash' never holds the scores of whole traces, 'dense' does.
+    # Of the update: only 'dense' holds the scores of whole traces.
     'attention': 'flash',
     # LoRA: rank 0 trains all weights.
     'lora_rank': 0,

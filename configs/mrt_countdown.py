@@ -155,7 +155,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     # 'jit' (a mesh), 'pmap' (data parallel), 'none' (one device); 'auto': jit
     # where there are several devices.
     'kind': 'auto',
-    # Devices along each axis; -1 is the rest. Context cuts traces by their time.
+    # Devices along each axis, -1 the rest. Context cuts traces by their time.
     'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1, 'context': 1},
   }
   config.eval = {'every': 25, 'num_problems': 512, 'batch_size': 256}

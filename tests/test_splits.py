@@ -37,7 +37,8 @@ def step_of(model):
   return make_update
 
 found = {}
-sizes = [s for s in itertools.product((1, 2, 4, 8), repeat=4) if np.prod(s) == 8]
+every = itertools.product((1, 2, 4, 8), repeat=4)
+sizes = [split for split in every if np.prod(split) == 8]
 assert len(sizes) == 20
 reverse = jax.devices()[::-1]
 for attention in ('dense', 'flash'):
