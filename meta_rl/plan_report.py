@@ -102,7 +102,7 @@ def _advice(plan):
     over = each.peak / 1e9, hbm / 1e9
     what = []
     if name == 'update':
-      if config.model.get('remat') in (None, False, 'none', 'products'):
+      if config.model.get('remat') not in ('full', True):
         what.append('--config.model.remat=full')
       if config.model.get('attention') != 'flash':
         what.append('--config.model.attention=flash')

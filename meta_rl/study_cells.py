@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from meta_rl import check_config, env, evaluate, workdir
+from meta_rl import check_config, checks, env, evaluate, workdir
 
 # What a study must say.
 _NEEDED = (
@@ -96,6 +96,10 @@ def check(study: ConfigDict):
           f'{group}.{name} has the wrong keys or lacks them: {wrong}; allowed '
           f'are {sorted(allowed)}, of which {", ".join(needed)} must be there.'
         )
+  for name, entry in study.doses.items():
+    for key in ('u', 'total_cost'):
+      with workdir.of_section(f'doses.{name}', entry):
+        checks.check_scalar(key, entry[key], above=0)
   listed = (*study.core, *study.rest)
   if sorted(listed) != sorted(study.methods):
     raise ValueError(

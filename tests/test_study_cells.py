@@ -128,6 +128,10 @@ def test_wrong_entries_are_refused(study):
   with pytest.raises(ValueError, match='the study lacks hero, seeds: start'):
     study_cells.check(study)
   study = study_countdown.get_config('tiny')
+  study.doses.tiny.u = -1.0
+  with pytest.raises(ValueError, match=r'^doses.tiny.u must be > 0, got -1.0'):
+    study_cells.check(study)
+  study = study_countdown.get_config('tiny')
   del study.predictions.p1.text
   with pytest.raises(ValueError, match='predictions.p1 has the keys'):
     study_cells.check(study)

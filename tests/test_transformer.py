@@ -228,7 +228,7 @@ def gradients():
     'remat': (lambda v: (v[0], stack(v[1])))(of(tiny(remat=True), params)),
     **{
       f'scan, {kept}': of(tiny(scan_layers=True, remat=kept), stacked)
-      for kept in ('full', 'attention', 'products')
+      for kept in ('full', 'attention+up', 'products')
     },
   }
 
@@ -242,7 +242,7 @@ def stack(params):
 
 @pytest.mark.parametrize(
   'kind',
-  ['scan', 'remat', 'scan, full', 'scan, attention', 'scan, products'],
+  ['scan', 'remat', 'scan, full', 'scan, attention+up', 'scan, products'],
 )
 def test_scan_and_remat_change_no_number(gradients, kind):
   close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3)
@@ -268,14 +268,19 @@ def test_remat_computes_again_what_it_does_not_keep():
   # attention has 2 products: scores, and what they weigh.
   assert full == none + 8
   assert attention == full - 1
+  assert count_products('attention+up') == full - 2
   assert products == none + 1
 
 
-def test_remat_is_one_of_four():
+def test_remat_names_what_is_kept():
   assert tiny(remat=True).remat == 'full'
   assert tiny(remat=False) == tiny()
-  with pytest.raises(ValueError, match="'products', 'attention', 'full'"):
-    tiny(remat='some')
+  with pytest.raises(
+    ValueError, match=r"remat='attention\+some': 'some' is un"
+  ):
+    tiny(remat='attention+some')
+  with pytest.raises(ValueError, match='allowed are none, full, products, or'):
+    tiny(remat=3)
 
 
 def test_a_scanned_config_makes_stacked_parameters():

@@ -20,7 +20,6 @@ from meta_rl.models.layers import RMSNorm, make_linear
 from meta_rl.models.rope import rope_angles, rotate
 from meta_rl.types import Array, Cache
 
-PRODUCT = 'product'  # what a linear layer gives, by name: see `model.remat`
 MASKED = -1e30  # finite: a row without any key gives numbers, never NaN
 
 
@@ -52,7 +51,7 @@ class Attention(nn.Module):
 
     def heads(name, count):
       y = make_linear(c, count * c.dim, c.qkv_bias, name)(x)
-      y = checkpoint_name(y, PRODUCT)
+      y = checkpoint_name(y, name)  # see `model.remat`
       y = y.reshape(batch, queries, count, c.dim).swapaxes(1, 2)
       axis = 'heads' if name == 'q' else 'kv_heads'
       return places.activation(y, 'batch', axis, 'length', None)
@@ -78,7 +77,7 @@ class Attention(nn.Module):
     y = run(q * scale, k, v, view.mask, *more, softcap=c.attention_softcap)
     y = y.swapaxes(1, 2).reshape(batch, queries, c.num_heads * c.dim)
     y = make_linear(c, c.width, c.o_bias, 'o')(checkpoint_name(y, ATTENDED))
-    return checkpoint_name(y, PRODUCT), cache
+    return checkpoint_name(y, 'o'), cache
 
 
 def attend(

@@ -9,10 +9,12 @@ from meta_rl.models.rope import RopeScaling
 
 ACTIVATIONS = ('silu', 'gelu_tanh')
 DTYPES = ('float32', 'bfloat16')
-REMAT = ('none', 'products', 'attention', 'full')
 ATTENTION = ('dense', 'flash')
 # The linear layers of a block.
 LORA_LAYERS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
+# What a layer may keep for its backward pass, of `remat`: the result of one of
+# these, by the names that the layers give them.
+KEPT = ('attention', 'q', 'k', 'v', 'o', 'gate', 'up')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +55,9 @@ class TransformerConfig:
     scan_layers: one compiled layer in a `lax.scan` instead of `num_layers`
       copies; parameters and cache get a leading layer axis.
     remat: what a layer keeps for the backward pass, which computes the rest
-      again: 'none', everything; 'products', what its matrices and its
-      attention give; 'attention', its input and what attention gives; 'full',
-      its input alone. True is 'full', False is 'none'.
+      again: 'none', everything; 'products', its input and what its matrices and
+      its attention give; 'attention+up' and the like, its input and what those
+      of `KEPT` give; 'full', its input alone. True is 'full', False is 'none'.
     attention: of passes without a cache: 'dense', all scores at once, or
       'flash', a block of them at a time (`models.flash`), for long traces.
     dtype: of activations and the KV cache; norms, softmax and logits are
@@ -109,7 +111,7 @@ class TransformerConfig:
       object.__setattr__(self, 'local_layers', flags)
     if isinstance(self.remat, bool):
       object.__setattr__(self, 'remat', 'full' if self.remat else 'none')
-    check_choice('remat', self.remat, REMAT)
+    kept_names(self.remat)
     check_choice('activation', self.activation, ACTIVATIONS)
     check_choice('attention', self.attention, ATTENTION)
     check_choice('dtype', self.dtype, DTYPES)
@@ -184,6 +186,27 @@ class TransformerConfig:
     if self.local_layers is not None:
       return self.local_layers
     return (self.sliding_window is not None,) * self.num_layers
+
+
+def kept_names(remat: str) -> tuple[str, ...]:
+  """Returns what a layer keeps beside its input, names of `KEPT`.
+
+      'attention+up' -> ('attention', 'up')
+
+  Raises:
+    ValueError: for another text.
+  """
+  whole = {'none': (), 'full': (), 'products': KEPT}
+  if remat in whole:
+    return whole[remat]
+  names = tuple(str(remat).split('+'))
+  if unknown := [name for name in names if name not in KEPT]:
+    raise ValueError(
+      f'remat={remat!r}: {unknown[0]!r} is unknown; allowed are '
+      f'{", ".join(whole)}, or some of {", ".join(KEPT)}, joined as in '
+      "'attention+up'."
+    )
+  return names
 
 
 def _known(kind: type, name: str, values: Mapping[str, Any]):

@@ -29,8 +29,10 @@ from meta_rl.types import Array
 
 BLOCK = 512  # queries at a time
 # What attention gives, by name: `model.remat` may keep it.
-ATTENDED = 'attended'
-_TILE, _LANES = 512, 128  # of the Pallas kernel: its blocks, and the least
+ATTENDED = 'attention'
+# Of the Pallas kernel: its blocks, the least, and how many of them keys have in
+# the backward pass, which writes the gradient of q once for each of those.
+_TILE, _LANES, _MORE = 512, 128, 2
 
 Attend = Callable[..., Array]
 
@@ -156,15 +158,17 @@ def splash_kernel(
     interpret: run the kernel's own code on any device, slowly.
   """
   heads, length = shape
-  length += -length % tile
-  causal = splash_attention.CausalMask((length, length))
+  more = _MORE * tile if length > tile else tile
+  queries, keys = length + -length % tile, length + -length % more
+  causal = splash_attention.CausalMask((queries, keys))
   return splash_attention.make_splash_mha(
     splash_attention.MultiHeadMask([causal] * heads),
     block_sizes=splash_attention.BlockSizes(
       block_q=tile,
       block_kv=tile,
       block_q_dkv=tile,
-      block_kv_dkv=tile,
+      block_kv_dkv=more,
+      block_kv_dkv_compute=tile,
       use_fused_bwd_kernel=True,
     ),
     attn_logits_soft_cap=softcap,
@@ -190,12 +194,12 @@ def _splash(q, k, v, valid, own_valid, slots, kernel):
   """Pallas splash attention: padding is a segment of its own."""
   del slots
   queries, keys = q.shape[2], k.shape[2]
-  tile = kernel.kwargs['block_sizes'].block_q
-  q = _pad(q, -queries % tile, 2)
-  k, v = (_pad(x, -keys % tile, 2) for x in (k, v))
+  sizes = kernel.kwargs['block_sizes']
+  q = _pad(q, -queries % sizes.block_q, 2)
+  k, v = (_pad(x, -keys % sizes.block_kv_dkv, 2) for x in (k, v))
   ids = splash_attention.SegmentIds(
-    _pad(own_valid, -queries % tile, 1).astype(jnp.int32),
-    _pad(valid, -keys % tile, 1).astype(jnp.int32),
+    _pad(own_valid, -queries % sizes.block_q, 1).astype(jnp.int32),
+    _pad(valid, -keys % sizes.block_kv_dkv, 1).astype(jnp.int32),
   )
   return jax.vmap(kernel)(q, k, v, ids)[:, :, :queries]
 

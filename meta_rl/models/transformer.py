@@ -17,28 +17,18 @@ from jax.ad_checkpoint import checkpoint_name
 
 from meta_rl import places
 from meta_rl.models.attention import (
-  PRODUCT,
   Attention,
   attention_mask,
   make_views,
   soft_cap,
 )
-from meta_rl.models.config import TransformerConfig
-from meta_rl.models.flash import ATTENDED
+from meta_rl.models.config import TransformerConfig, kept_names
 from meta_rl.models.layers import RMSNorm, make_linear, product
 from meta_rl.types import Array, Cache, Model, Params
 
 _GATES = {
   'silu': nn.silu,
   'gelu_tanh': functools.partial(nn.gelu, approximate=True),
-}
-
-
-# Of `model.remat`: the names of what is kept beside a layer's input.
-_KEPT = {
-  'full': (),
-  'attention': (ATTENDED,),
-  'products': (ATTENDED, PRODUCT),
 }
 
 # Rows and vocabulary for which `unembed` turns its product round.
@@ -66,8 +56,8 @@ class Block(nn.Module):
       y = norm(name='attention_post_norm')(y)
     x = _place(x + y, None)
     y = norm(name='ffn_norm')(x)
-    gate = checkpoint_name(linear(c.ffn_width, 'gate')(y), PRODUCT)
-    up = checkpoint_name(linear(c.ffn_width, 'up')(y), PRODUCT)
+    gate = checkpoint_name(linear(c.ffn_width, 'gate')(y), 'gate')
+    up = checkpoint_name(linear(c.ffn_width, 'up')(y), 'up')
     gate, up = _place(gate, 'ffn'), _place(up, 'ffn')
     y = linear(c.width, 'down')(_GATES[c.activation](gate) * up)
     if c.post_norms:
@@ -99,7 +89,7 @@ class Transformer(nn.Module):
       )
     block = Block
     if c.remat != 'none':
-      names = _KEPT[c.remat]
+      names = kept_names(c.remat)
       policy = jax.checkpoint_policies.save_only_these_names(*names)
       block = nn.remat(Block, prevent_cse=not c.scan_layers, policy=policy)
     if c.scan_layers:
