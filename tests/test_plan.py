@@ -94,7 +94,7 @@ def test_what_a_plan_says(config):
 
 
 def test_what_does_not_fit_says_what_to_change(config):
-  config.model.remat = 'none'
+  config.model.update({'remat': 'none', 'attention': 'dense'})
   config.batching.micro_batches = 2
   found = a_plan(
     config,
