@@ -14,16 +14,7 @@ from meta_rl.sharding.mesh import (
   replicated,
   state_shardings,
 )
-from meta_rl.sharding.parallel import (
-  KINDS,
-  Parallel,
-  check_batch,
-  first_row,
-  parallelize,
-  put_state,
-  rows_call,
-  sharded_update,
-)
+from meta_rl.sharding.parallel import KINDS, Parallel, parallelize
 from meta_rl.sharding.processes import (
   at_end,
   by_main,
@@ -40,6 +31,13 @@ from meta_rl.sharding.processes import (
   process_slice,
   quiet_others,
   wait_for_verdict,
+)
+from meta_rl.sharding.spread import (
+  check_batch,
+  first_row,
+  put_state,
+  rows_call,
+  sharded_update,
 )
 
 __all__ = [
