@@ -117,7 +117,7 @@ def make(
   config.batching.update(
     {'mini_batches': 1, 'rows_per_device': 1, 'length_buckets': (3072, 6144)}
   )
-  config.loss.chunk = 512
+  config.loss.chunk = 1024
   config.optimizer.update(
     {
       'learning_rate': 1e-6,

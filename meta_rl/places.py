@@ -12,6 +12,7 @@ import contextvars
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from meta_rl.types import Array
@@ -45,6 +46,40 @@ class Places(NamedTuple):
 _here: contextvars.ContextVar[Places | None] = contextvars.ContextVar(
   'meta_rl_places', default=None
 )
+
+
+# Mesh axes along which devices do the same: see `once`.
+_replicas: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
+  'meta_rl_replicas', default=()
+)
+
+
+@contextlib.contextmanager
+def replicas(axes: tuple[str, ...]):
+  """Says of what is traced inside that devices along `axes` do the same."""
+  token = _replicas.set(axes)
+  try:
+    yield
+  finally:
+    _replicas.reset(token)
+
+
+def once(fn: Callable, *args: Array) -> Array:
+  """Returns fn(*args), called by one of the devices that do the same.
+
+  For what may differ when it is asked twice: a grader on the host.
+
+  Args:
+    fn: gives an array of numbers.
+    args: the same on all of them.
+  """
+  axes = _replicas.get()
+  if not axes:
+    return fn(*args)
+  out = jax.eval_shape(fn, *args)
+  mine = jax.lax.axis_index(axes) == 0
+  nothing = lambda *_: jnp.zeros(out.shape, out.dtype)
+  return jax.lax.psum(jax.lax.cond(mine, fn, nothing, *args), axes)
 
 
 @contextlib.contextmanager

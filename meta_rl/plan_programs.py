@@ -5,6 +5,7 @@ text task asks of the host (grading, segmenting) is left out.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
 
 import jax
@@ -53,6 +54,9 @@ def devices_of(slice_: Slice):
   Raises:
     ValueError: libtpu is not installed, or it knows no such slice.
   """
+  # No chip is opened: another process that compiles, or trains, is not in the
+  # way.
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   try:
     topology = topologies.get_topology_desc(slice_.name, platform='tpu')
   except Exception as error:  # of whatever kind libtpu raises

@@ -235,7 +235,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
         row |= held_out.summary(measured, config.rollout.thinking_budget)
         row |= held_out.episode_shares(measured, config)
       if kit.metrics is not None:
-        row |= kit.metrics()
+        row |= kit.metrics(sharding.add_up)
       row['compile/count'] = train_calls.count_traces(
         calls.values(), eval_calls, resample, correct
       )

@@ -275,6 +275,38 @@ def test_offsets_boxed_cache_and_refusals(run_python):
 # ---- the table
 
 
+ONCE = """
+import jax, numpy as np
+from meta_rl import places, sharding
+
+asked = []
+
+def grade(x):
+  asked.append(x.tolist())
+  return x * 0 + len(asked)  # another each time
+
+def fn(x):
+  out = jax.ShapeDtypeStruct(x.shape, np.float32)
+  ask = lambda x: jax.pure_callback(grade, out, x)
+  return places.once(ask, x)
+
+mesh = sharding.make_mesh(data=2, tensor=2, context=2)
+call = jax.jit(sharding.rows_call(mesh, fn, 'r'))
+rows = sharding.batch_sharding(mesh)
+x = jax.device_put(np.arange(4, dtype=np.float32), rows)
+y = jax.block_until_ready(call(x))
+assert sorted(asked) == [[0.0, 1.0], [2.0, 3.0]], asked
+for shard in y.addressable_shards:  # the same on all that hold the rows
+  np.testing.assert_array_equal(shard.data, np.asarray(y)[shard.index])
+assert {*np.asarray(y).tolist()} <= {1.0, 2.0}, y
+assert fn(np.zeros(2, np.float32)).tolist() == [3.0, 3.0]  # no mesh
+"""
+
+
+def test_a_grader_is_asked_once_of_each_row(run_python):
+  run_python(ONCE)
+
+
 def abstract_mesh(**sizes):
   sizes = {axis: sizes.get(axis, 1) for axis in sharding.MESH_AXES}
   return jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))

@@ -11,6 +11,7 @@ takes longer than the rest of its loop body is exposed; any other is wholly so.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 
@@ -191,20 +192,22 @@ def _group(text: str, devices: int) -> int:
 def kernel_flops(program: Program, each: Instruction, where: str) -> float:
   """Returns the FLOPs of a Pallas kernel that is known here, else 0.
 
-  Splash attention is causal: half of the scores. Forward has two products of
-  them, backward five.
+  Splash attention is causal: half of the scores. Of queries that are cut over
+  devices those of the last one see the most keys. Forward has two products of
+  scores, backward five.
   """
   name = each.name
   if 'splash' not in name:
     return 0.0
   known = program.computations[where]
-  shapes = [
-    known[o].shapes[0]
-    for o in each.operands
-    if o in known and known[o].shapes and len(known[o].shapes[0].dims) == 3
+  shapes = [known[o].shapes[0] for o in each.operands if o in known]
+  # In this order: q, k, v.
+  floats = [
+    s.dims for s in shapes if s.dtype in ('bf16', 'f32') and len(s.dims) >= 3
   ]
-  if not shapes:
+  if len(floats) < 2:
     return 0.0
-  heads, length, dim = max((s.dims for s in shapes), key=lambda d: d[0] * d[1])
+  (*rows, queries, dim), keys = floats[0], floats[1][-2]
+  seen = 1 - queries / (2 * keys)
   products = 2 if 'fwd' in name else 5
-  return products * 2.0 * heads * length * length * dim / 2
+  return products * 2.0 * math.prod(rows) * queries * keys * dim * seen

@@ -16,6 +16,7 @@ from meta_rl.sharding.mesh import (
 )
 from meta_rl.sharding.parallel import KINDS, Parallel, parallelize
 from meta_rl.sharding.processes import (
+  add_up,
   at_end,
   by_main,
   check_shared,
@@ -46,6 +47,7 @@ __all__ = [
   'LOGICAL_AXES',
   'MESH_AXES',
   'Parallel',
+  'add_up',
   'at_end',
   'batch_sharding',
   'by_main',

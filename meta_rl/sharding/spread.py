@@ -69,13 +69,19 @@ def rows_call(
     gives_cache: `fn` gives (arrays, cache).
   """
   rows = batch_sharding(mesh).spec
+  others = tuple(
+    axis
+    for axis in mesh.axis_names
+    if axis not in LOGICAL_AXES['batch'] and mesh.shape[axis] > 1
+  )
 
   def own(*args):
     args = [
       jax.tree.map(lambda x: x[0], arg) if kind == 'c' else arg
       for kind, arg in zip(kinds, args, strict=True)
     ]
-    found = fn(*args)
+    with places.replicas(others):
+      found = fn(*args)
     if not gives_cache:
       return found
     found, cache = found

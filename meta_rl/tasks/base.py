@@ -125,8 +125,9 @@ class TaskKit:
       (all that it claims is true); None where episodes claim nothing.
     tokenizer: of HF `tokenizers`, that of chats and completions given as text;
       None: the vocabulary of meta_rl/tokenizer.py.
-    metrics: `() -> dict`, what became of the answers that were graded on the
-      host since the last call; None: they are graded on the device.
+    metrics: `(add_up) -> dict`, what became of the answers that were graded on
+      the host since the last call, in all processes: `add_up` sums an array
+      over these. None: answers are graded on the device.
   """
 
   make_task: Callable[..., Task]
@@ -142,7 +143,7 @@ class TaskKit:
   make_problem_fn: Callable[..., Callable] | None = None
   check_trace: Callable[..., list] | None = None
   tokenizer: Any = None
-  metrics: Callable[[], dict[str, float]] | None = None
+  metrics: Callable[[Callable], dict[str, float]] | None = None
 
 
 def verifier(task: Task, rows: dict[str, Array]) -> Callable:
