@@ -286,9 +286,10 @@ def check_rl(config: ml_collections.ConfigDict):
   if rollout.num_prompts % batching.mini_batches or rows % parts:
     raise ValueError(
       f'rollout of {rollout.num_prompts} prompts x {size} rows cannot '
-      f'be cut into batching.mini_batches={batching.mini_batches} x '
-      f'micro_batches={micro}: num_prompts must be a multiple '
-      'of mini_batches, and all rows of their product.'
+      f'be cut into batching.mini_batches={batching.mini_batches}'
+      + ('' if by_device else f' x micro_batches={micro}')
+      + ': num_prompts must be a multiple of mini_batches, and all rows of '
+      'their product.'
     )
   name = config.algorithm.name
   if name in ('mrt', 'brpo', 'segment', 'rl2') and config.prover.kind == 'none':

@@ -195,17 +195,20 @@ def candidates(config, devices: int):
   """
   rows = config.rollout.num_prompts * config.rollout.group_size
   rows //= config.batching.mini_batches
+  context = config.parallel.mesh.context
+  devices //= max(1, context)
   powers = [2**i for i in range(devices.bit_length()) if devices % 2**i == 0]
   for tensor, data in itertools.product((1, 2, 4, 8), powers):
     if devices % (tensor * data):
       continue
     fsdp = devices // (tensor * data)
     shards = data * fsdp
-    for each in (1, 2, 4):  # traces of a device and micro-batch
+    # Traces of a device and micro-batch.
+    for each in (1, 2, 4) if context == 1 else (1,):
       micro, rest = divmod(rows, shards * each)
       if micro and not rest:
-        mesh = {'data': data, 'fsdp': fsdp, 'tensor': tensor, 'context': 1}
-        yield mesh, micro
+        mesh = {'data': data, 'fsdp': fsdp, 'tensor': tensor}
+        yield mesh | {'context': context}, micro
 
 
 def define_flags():

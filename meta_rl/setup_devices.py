@@ -103,6 +103,12 @@ def check(config: ml_collections.ConfigDict, mesh):
       f'give a multiple of {shards * batching.mini_batches}.'
     )
   micro = batching_of(config, mesh)['micro_batches']
+  if mesh.shape['context'] > 1 and rows > micro * shards:
+    raise ValueError(
+      f'parallel.mesh.context={mesh.shape["context"]} cuts one trace a device '
+      f'and there are {rows // (micro * shards)}: set '
+      'batching.rows_per_device=1.'
+    )
   if rows % (micro * shards):
     raise ValueError(
       f'a micro-batch of {rows // micro} rows cannot be spread over {shards} '

@@ -437,13 +437,12 @@ def run(config, folder: str, *, allow_change='', profile_steps='') -> int:
       profiler.parse_span(profile_steps)
       check_config.check(config)
       check_config.check_machine(config)
-      given = config.to_dict()
-      free = [key for key in config_keys.PLACES if workdir.has(given, key)]
       opening = functools.partial(
         workdir.open_workdir,
         folder,
-        given,
-        allow_change=[*workdir.parse_keys(allow_change), *free],
+        config.to_dict(),
+        allow_change=allow_change,
+        free=config_keys.PLACES,
       )
       with contextlib.ExitStack() as stack:
         if opened := sharding.by_main(opening):  # others leave it to process 0

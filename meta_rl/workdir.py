@@ -136,7 +136,11 @@ def _close(workdir: Workdir | None):
 
 
 def open_workdir(
-  path, config: Mapping, *, allow_change: str | Iterable[str] = ()
+  path,
+  config: Mapping,
+  *,
+  allow_change: str | Iterable[str] = (),
+  free: Iterable[str] = (),
 ) -> Workdir:
   """Returns the run folder `path`, locked and guarded by its config.
 
@@ -152,6 +156,7 @@ def open_workdir(
     path: folder, made if absent.
     config: nested dict of JSON values.
     allow_change: dotted keys, as an iterable or as 'optimizer.lr,seed'.
+    free: keys that may change unasked, whether or not there are such.
 
   Returns:
     A `Workdir`, which is a context manager.
@@ -183,7 +188,7 @@ def open_workdir(
   workdir = Workdir(path, lock)
   workdir.made = made
   try:
-    workdir.changed = _record(path, config, allowed)
+    workdir.changed = _record(path, config, (*allowed, *free))
   except BaseException:
     workdir.close()
     raise

@@ -34,7 +34,7 @@ SIZE = {
 }
 
 
-def compile_update(topology, *, chunk=128, **mesh):
+def compile_update(topology, *, chunk=128, rows=2, **mesh):
   """Returns (program, rows a device, tokens a trace, shapes of the params)."""
   config = plan_programs.abstract_config(mrt_qwen3_0p6b.get_config(), SIZE)
   config.task.update({'prompt_length': 64, 'answer_length': 64})
@@ -44,13 +44,13 @@ def compile_update(topology, *, chunk=128, **mesh):
   budget, count = config.rollout.thinking_budget, config.prover.max_episodes
   config.prover.budgets = tuple(budget * (i + 1) // count for i in range(count))
   config.batching.length_buckets = ()
-  config.batching.rows_per_device = 2
+  config.batching.rows_per_device = rows
   config.loss.chunk = chunk
   config.parallel.mesh.update({'data': 1} | mesh)
   programs = plan_programs.make(config, chips.slice_of(topology))
   built = programs.lower['update']().compile()
   params = [x.shape for x in jax.tree.leaves(programs.params)]
-  return hlo.parse(built.as_text()), 2, programs.length, params
+  return hlo.parse(built.as_text()), rows, programs.length, params
 
 
 def gathered(program):
@@ -94,18 +94,31 @@ def test_logits_of_whole_traces_would_be_seen():
   assert logits(program, rows * length)
 
 
-def test_queries_that_are_cut_by_time_take_the_kernel():
-  program, rows, length, _ = compile_update('v5e:2x2', fsdp=2, context=2)
+def product_flops(program):
+  """Returns the FLOPs of a device's matrix products, kernels left out."""
+  return sum(
+    program.flops(each, where) * times for each, where, times in program.walk()
+  )
+
+
+def test_traces_that_are_cut_by_time():
+  program, rows, length, _ = compile_update(
+    'v5e:2x2', rows=1, fsdp=2, context=2
+  )
   kernels = [
     (each, where)
     for each, where, _ in program.walk()
     if 'splash' in each.name and each.opcode == 'custom-call'
   ]
   assert len(kernels) >= 2  # forward and backward
-  whole = 2 * 2.0 * rows * 4 * length * length * 64
+  padded = length + -length % 1024
+  whole = 2 * 2.0 * rows * 4 * padded * padded * 64
   for each, where in kernels:
     found = roofline.kernel_flops(program, each, where)
     times = 1 if 'fwd' in each.name else 2.5
     # The last half of the queries sees three quarters of the scores.
     assert found == pytest.approx(whole * times * 3 / 8)
   assert not logits(program, rows * length)
+  # And every other product is cut, too: a device's share is a quarter of all.
+  other, _, _, _ = compile_update('v5e:2x2', rows=1, fsdp=4)
+  assert product_flops(program) < 1.2 * product_flops(other)

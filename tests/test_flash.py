@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from meta_rl import models
 from meta_rl.models import attention, flash
@@ -82,26 +83,49 @@ def test_the_tpu_kernel_is_dense_attention(softcap):
   )
 
 
-@pytest.mark.parametrize('part', [0, 1, 2])
-def test_a_part_of_the_queries_is_that_part_of_attention(part):
-  """Of the kernel whose queries are cut in three, as a device has it."""
-  q, k, v, valid = inputs(384)
-  mask, _ = attention.attention_mask(valid, None, None)
-  wanted = attention.attend(q, k, v, mask)
-  kernel = flash.splash_kernel((HEADS, 384), 128, 3, interpret=True)
-  own = slice(128 * part, 128 * (part + 1))
+def test_parts_of_the_queries_are_attention_together():
+  """Of the kernel whose queries are cut in three, as devices have it."""
+  parts, tile = 3, 128
 
-  def cut(x, axes):
-    if 'length' not in axes:
-      return x
-    return jnp.split(x, 3, axes.index('length'))[part]
+  def attend(q, k, v, mask, valid):
+    kernel = flash.splash_kernel(q.shape[1:3], tile, parts, interpret=True)
+    axes = flash._kernel_axes(kernel)
+    found = []
+    for part in range(parts):
+      own = slice(tile * part, tile * (part + 1))
 
-  kernel = jax.tree.map(cut, kernel, flash._kernel_axes(kernel))
-  found = flash._splash(q[:, :, own], k, v, valid, valid[:, own], None, kernel)
-  seen = valid[:, None, own, None]
-  np.testing.assert_allclose(
-    jnp.where(seen, found, 0), jnp.where(seen, wanted[:, :, own], 0), atol=1e-5
+      def cut(x, names, part=part):
+        if 'length' not in names:
+          return x
+        return jnp.split(x, parts, names.index('length'))[part]
+
+      mine = jax.tree.map(cut, kernel, axes)
+      found.append(
+        flash._splash(q[:, :, own], k, v, valid, valid[:, own], None, mine)
+      )
+    return jnp.concatenate(found, axis=2)
+
+  compare(attend, parts * tile)
+
+
+@pytest.mark.parametrize('length', [63, 64])
+def test_cudnn_takes_any_length(length, monkeypatch):
+  """It wants even ones for a gradient with a mask; no GPU is needed to ask."""
+  monkeypatch.setattr(
+    fused_attention_stablehlo, 'check_cudnn_version', lambda: 91000
   )
+  monkeypatch.setattr(
+    fused_attention_stablehlo, 'check_compute_capability', lambda _: True
+  )
+  half = lambda x: x.astype(jnp.bfloat16)
+  q, k, v, valid = inputs(length)
+  mask, _ = attention.attention_mask(valid, None, None)
+
+  def loss(q, k, v):
+    return flash._cudnn(q, k, v, mask).astype(jnp.float32).sum()
+
+  grads = jax.eval_shape(jax.grad(loss, (0, 1, 2)), half(q), half(k), half(v))
+  assert [x.shape for x in grads] == [q.shape, k.shape, v.shape]
 
 
 @pytest.mark.parametrize(

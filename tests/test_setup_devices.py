@@ -26,8 +26,8 @@ def test_one_device():
 class Mesh:
   """As many data shards as are said."""
 
-  def __init__(self, data, fsdp=1):
-    self.shape = {'data': data, 'fsdp': fsdp}
+  def __init__(self, data, fsdp=1, context=1):
+    self.shape = {'data': data, 'fsdp': fsdp, 'context': context}
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,7 @@ def test_rows_of_imitation():
 @pytest.mark.parametrize(
   'changes, mesh, words',
   [
+    ({}, Mesh(4, 1, 2), 'context=2 cuts one trace a device and there are 4'),
     ({}, Mesh(8), 'num_prompts=24 cannot be spread over 8 devices'),
     ({}, Mesh(12), 'micro-batch of 16 rows cannot be spread over 12'),
     ({'batching__rows_per_device': 1}, Mesh(5), 'give a multiple of 10'),

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-# A step of SGD at rate 1 is the gradient. Rows with padding on either side; 4
-# heads over 2 of keys, which a tensor axis of 4 or 8 does not divide.
+# A step of SGD at rate 1 is the gradient. Rows with padding on either side, of
+# a length that no axis divides; 4 heads over 2 of keys, which a tensor axis of
+# 4 or 8 does not.
 SPLITS = """
 import itertools, json
 import jax, numpy as np, jax.numpy as jnp, optax
@@ -13,8 +14,9 @@ from meta_rl import models, scoring, sharding, update
 from meta_rl.types import WeightedSum
 
 rng = np.random.default_rng(0)
-tokens = rng.integers(1, 64, (8, 64)).astype(np.int32)
-mask = np.ones((8, 64), bool)
+LENGTH = 61  # which nothing divides
+tokens = rng.integers(1, 64, (8, LENGTH)).astype(np.int32)
+mask = np.ones((8, LENGTH), bool)
 mask[:3, :5], mask[4, 50:] = False, False
 batch = {'tokens': tokens, 'token_mask': mask}
 optimizer = optax.sgd(1.0)

@@ -208,6 +208,8 @@ def kernel_flops(program: Program, each: Instruction, where: str) -> float:
   if len(floats) < 2:
     return 0.0
   (*rows, queries, dim), keys = floats[0], floats[1][-2]
-  seen = 1 - queries / (2 * keys)
+  # Keys may be padded by less than a device's queries.
+  end = keys // queries * queries
+  scores = queries * (end - queries / 2)
   products = 2 if 'fwd' in name else 5
-  return products * 2.0 * math.prod(rows) * queries * keys * dim * seen
+  return products * 2.0 * math.prod(rows) * scores * dim

@@ -83,7 +83,7 @@ def config_from_hf(values: Mapping[str, Any], **overrides) -> TransformerConfig:
 
   Args:
     values: the object in config.json, of any version of `transformers`.
-    **overrides: `dtype`, `param_dtype`, `scan_layers`, `remat`; and, for Gemma
+    **overrides: those of `OVERRIDES`; and, for Gemma
       3, `attention_softcap`, which `transformers` keeps and never applies (as
       of 5.24), so that neither do we unless told to.
 

@@ -5,7 +5,6 @@ E head width. Attention keeps heads before time, so that every product is a
 plain batched matrix multiply.
 """
 
-import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -72,11 +71,13 @@ class Attention(nn.Module):
       cache = {'k': k, 'v': v}
     scale = c.dim**-0.5 if c.query_scale is None else c.query_scale
     flash = cache is None and c.attention == 'flash'
-    run = functools.partial(flash_attend, attend) if flash else attend
-    more = (view.valid,) if flash else ()
-    y = run(q * scale, k, v, view.mask, *more, softcap=c.attention_softcap)
+    args, cap = (q * scale, k, v, view.mask), c.attention_softcap
+    if flash:
+      y = flash_attend(attend, *args, view.valid, softcap=cap)
+    else:
+      y = checkpoint_name(attend(*args, softcap=cap), ATTENDED)
     y = y.swapaxes(1, 2).reshape(batch, queries, c.num_heads * c.dim)
-    y = make_linear(c, c.width, c.o_bias, 'o')(checkpoint_name(y, ATTENDED))
+    y = make_linear(c, c.width, c.o_bias, 'o')(y)
     return checkpoint_name(y, 'o'), cache
 
 

@@ -197,9 +197,10 @@ def kept_names(remat: str) -> tuple[str, ...]:
     ValueError: for another text.
   """
   whole = {'none': (), 'full': (), 'products': KEPT}
-  if remat in whole:
-    return whole[remat]
-  names = tuple(str(remat).split('+'))
+  text = str(remat)
+  if text in whole:
+    return whole[text]
+  names = tuple(text.split('+'))
   if unknown := [name for name in names if name not in KEPT]:
     raise ValueError(
       f'remat={remat!r}: {unknown[0]!r} is unknown; allowed are '

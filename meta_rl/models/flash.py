@@ -22,6 +22,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention
 
 from meta_rl import places
@@ -30,9 +31,9 @@ from meta_rl.types import Array
 BLOCK = 512  # queries at a time
 # What attention gives, by name: `model.remat` may keep it.
 ATTENDED = 'attention'
-# Of the Pallas kernel: its blocks, the least, and how many of them keys have in
-# the backward pass, which writes the gradient of q once for each of those.
-_TILE, _LANES, _MORE = 512, 128, 2
+# Of the Pallas kernel: its least block, its own, and how many of these a block
+# of keys has backward, where the gradient of q is written once for each.
+TILE, _LARGE_TILE, _MORE = 128, 512, 2
 
 Attend = Callable[..., Array]
 
@@ -65,7 +66,11 @@ def flash_attend(
     # More devices than key heads: each query head takes its own copy along.
     repeats = q.shape[1] // k.shape[1]
     k, v = (jnp.repeat(x, repeats, axis=1) for x in (k, v))
-  blocks = functools.partial(_blocks, attend, softcap=softcap)
+
+  def blocks(*args):
+    y = _blocks(attend, *args, softcap=softcap)
+    return checkpoint_name(y, ATTENDED)  # as the kernel names its own
+
   rows = 'batch', 'heads', 'length', None
   keys = 'batch', 'kv_heads', None, None
   if valid is None:
@@ -76,10 +81,16 @@ def flash_attend(
       rows,
     )
   length = q.shape[2]
-  tile = _TILE if length > _TILE else _LANES
+  tile = _LARGE_TILE if length > _LARGE_TILE else TILE
   parts = places.parts('length')
   if parts > 1:
-    # Every device's queries begin with a tile of the kernel.
+    # Every device's queries begin with a tile of the kernel: the largest one
+    # that pads little.
+    tile = next(
+      n
+      for n in (_LARGE_TILE, _LARGE_TILE // 2, TILE)
+      if n == TILE or -length % (parts * n) <= length // 16
+    )
     pad = -length % (parts * tile)
     q, k, v = (_pad(x, pad, 2) for x in (q, k, v))
     valid = _pad(valid, pad, 1)
@@ -205,7 +216,14 @@ def _splash(q, k, v, valid, own_valid, slots, kernel):
 
 
 def _cudnn(q, k, v, mask):
-  """cuDNN's fused attention; it knows padding as a bias of the scores alone."""
+  """cuDNN's fused attention; it knows padding as a bias of the scores alone.
+
+  With a bias it wants an even number of queries, and of keys.
+  """
+  queries, keys = q.shape[2], k.shape[2]
+  q = _pad(q, queries % 2, 2)
+  k, v = (_pad(x, keys % 2, 2) for x in (k, v))
+  mask = _pad(_pad(mask, queries % 2, 1), keys % 2, 2)
   time_first = lambda x: x.swapaxes(1, 2)
   y = jax.nn.dot_product_attention(
     *map(time_first, (q, k, v)),
@@ -213,4 +231,4 @@ def _cudnn(q, k, v, mask):
     scale=1.0,
     implementation='cudnn',
   )
-  return time_first(y)
+  return checkpoint_name(time_first(y)[:, :, :queries], ATTENDED)

@@ -23,6 +23,7 @@ from meta_rl.models.attention import (
   soft_cap,
 )
 from meta_rl.models.config import TransformerConfig, kept_names
+from meta_rl.models.flash import TILE
 from meta_rl.models.layers import RMSNorm, make_linear, product
 from meta_rl.types import Array, Cache, Model, Params
 
@@ -199,7 +200,18 @@ def make_model(config: TransformerConfig) -> Model:
 
   def features_fn(params, tokens, positions, cache, mask=None):
     check(tokens, positions, mask, cache)
-    return module.apply({'params': params}, tokens, positions, cache, mask)
+    length, parts = tokens.shape[1], places.parts('length')
+    if cache is None and parts > 1:
+      # Whole tiles of attention for each device: else nothing could be cut.
+      pad = -length % (parts * TILE)
+      tokens = jnp.pad(tokens, ((0, 0), (0, pad)))
+      positions = jnp.pad(positions, ((0, 0), (0, pad)), constant_values=-1)
+      if mask is not None:
+        mask = jnp.pad(mask, ((0, 0), (0, pad), (0, pad)))
+    features, cache = module.apply(
+      {'params': params}, tokens, positions, cache, mask
+    )
+    return features[:, :length], cache
 
   def unembed_fn(params, features):
     return module.apply({'params': params}, features, method='unembed')
