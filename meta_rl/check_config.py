@@ -140,6 +140,7 @@ def check(config: ml_collections.ConfigDict):
   if config.algorithm.name != 'sft':
     setup_steps.budgets_of(config)
   check_lora(config)
+  check_eval(config)
   check_curriculum(config)
   for stage in setup_steps.stages(config).values():
     setup_own.make_training_calls(stage, model, task)
@@ -157,6 +158,13 @@ def check_lora(config: ml_collections.ConfigDict):
       f'{config.model.lora_rank}: the reference is the policy without its '
       "factors, which generates no prefixes; use 'current', or lora_rank=0."
     )
+
+
+def check_eval(config: ml_collections.ConfigDict):
+  """Raises ValueError for a prover that cannot measure a policy."""
+  checks.check_choice(
+    'eval.prover', setup_steps.measuring_prover(config), ('exact', 'sampled')
+  )
 
 
 def check_machine(config: ml_collections.ConfigDict):

@@ -32,6 +32,7 @@ from meta_rl import (
   held_out,
   metrics,
   setup_run,
+  setup_steps,
   signals,
   statistics,
   weights,
@@ -189,14 +190,17 @@ def evaluate(
       num_problems=min(extrapolate_problems, num_problems),
       batch_size=batch_size,
     )
-  prover = {'kind': 'exact', 'training': config.prover.kind}
-  if compare_provers:
+  kind = setup_steps.measuring_prover(config)
+  prover = {'kind': kind, 'training': config.prover.kind}
+  if compare_provers or kind == 'sampled':
     prover['branches'] = config.prover.num_branches
+  if compare_provers:
     prover['gap'] = compared(
       calls,
       params,
       source,
       key,
+      kind=kind,
       kit=kit,
       num_problems=min(compare_provers, num_problems),
       batch_size=batch_size,
@@ -313,7 +317,7 @@ def extrapolated(
 
 
 def compared(
-  calls, params, source, key, *, kit, num_problems, batch_size
+  calls, params, source, key, *, kind, kit, num_problems, batch_size
 ) -> dict:
   """Returns `eval_figures.prover_gap` of the first problems.
 
@@ -333,11 +337,13 @@ def compared(
     )
   # Answers of a key of their own; the traces are those of the headline.
   found = held_out.measure(
-    calls, params, batches, key, sampled_key=jax.random.fold_in(key, 2)
+    calls, params, batches, key, other_key=jax.random.fold_in(key, 2)
   )
+  provers = found['success'], found['other_success']
+  if kind == 'sampled':
+    provers = provers[::-1]
   return eval_figures.prover_gap(
-    found['success'],
-    found['sampled_success'],
+    *provers,
     found['count'],
     clusters=cluster_ids(source, num_problems, kit.cluster_key),
   )

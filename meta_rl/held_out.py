@@ -7,6 +7,7 @@ termination at each of its episode boundaries and at fixed token budgets.
 Axes: N traces, T tokens, K episodes.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -16,9 +17,6 @@ import numpy as np
 
 from meta_rl import (
   checks,
-  costs,
-  episodes,
-  prover,
   setup_run,
   setup_steps,
   sharding,
@@ -117,10 +115,10 @@ def make_calls(
 ) -> dict[str, CountedJit]:
   """Returns the jitted generate and prove for one trace a problem.
 
-  J is always the exact prover's here, whatever trains, and measured at episode
-  boundaries (`prove`) and at fixed token budgets (`prove_budgets`). At the same
-  boundaries `prove_sampled` asks the verifier about `prover.num_branches`
-  sampled answers, for who wants to know how far the two differ.
+  J is by `setup_steps.measuring_prover`, whatever trains, and measured at
+  episode boundaries (`prove`) and at fixed token budgets (`prove_budgets`).
+  `prove_other` measures by the other of the two kinds at the same boundaries,
+  for who wants to know how far they differ.
 
   Args:
     config: an RL config.
@@ -130,14 +128,15 @@ def make_calls(
       the policy stops, or at the budget.
     budgets: tokens at which `prove_budgets` measures; None: BUDGET_POINTS equal
       shares of the budget.
-    mesh: of devices that each take their rows of a batch (`prove_sampled` does
+    mesh: of devices that each take their rows of a batch (`prove_other` does
       not); None: one device.
   """
-  exact = config.copy_and_resolve_references()
-  exact.unlock()
-  exact.prover.update(
+  kind = setup_steps.measuring_prover(config)
+  own = config.copy_and_resolve_references()
+  own.unlock()
+  own.prover.update(
     {
-      'kind': 'exact',
+      'kind': kind,
       # Of text, what training takes for an episode: it has no short attempts.
       'boundaries': 'delimiters'
       if task.segment is None or config.prover.boundaries == 'budgets'
@@ -146,47 +145,22 @@ def make_calls(
       'num_enumerated': None,
     }
   )
-  exact.rollout.thinking_budget *= factor or 1
-  exact.prover.max_episodes *= factor or 1
-  budget = exact.rollout.thinking_budget
-  by_verifier = exact.copy_and_resolve_references()
-  by_verifier.prover.kind = 'sampled'
-  if by_verifier.algorithm.get('summaries_per_trace'):
-    by_verifier.algorithm.summaries_per_trace = 0  # nothing is trained on them
-  _, prove_sampled = setup_steps.make_calls(
-    by_verifier, model, task, group_size=1
+  if own.algorithm.get('summaries_per_trace'):
+    own.algorithm.summaries_per_trace = 0  # nothing is trained on them
+  own.rollout.thinking_budget *= factor or 1
+  own.prover.max_episodes *= factor or 1
+  budget = own.rollout.thinking_budget
+  points = budgets or (
+    round(budget * (i + 1) / BUDGET_POINTS) for i in range(BUDGET_POINTS)
   )
-  generate, prove = setup_steps.make_calls(
-    exact, model, task, group_size=1, min_thinking=factor and budget
-  )
-  points = tuple(
-    budgets
-    or (round(budget * (i + 1) / BUDGET_POINTS) for i in range(BUDGET_POINTS))
-  )
-
-  def prove_budgets(params, batch, traces, cache):
-    found = episodes.from_budgets(
-      traces.thinking_mask, budgets=points, start=batch['prompts'].shape[1] - 1
-    )
-    success = prover.exact(
-      model,
-      params,
-      traces.tokens,
-      traces.token_mask,
-      found.ends,
-      batch['answers'],
-      batch['answer_mask'],
-      stop_ids=task.stop_ids,
-      temperature=config.rollout.temperature,
-      top_p=config.rollout.top_p,
-      top_k=config.rollout.top_k,
-      cache=cache,
-    )
-    fed = costs.exact_tokens(
-      found.count, batch['answer_mask'], len(task.stop_ids)
-    )
-    return success, found, fed
-
+  other = own.copy_and_resolve_references()
+  other.prover.kind = 'sampled' if kind == 'exact' else 'exact'
+  at_budgets = own.copy_and_resolve_references()
+  at_budgets.prover.update({'boundaries': 'budgets', 'budgets': tuple(points)})
+  make = functools.partial(setup_steps.make_calls, group_size=1)
+  generate, prove = make(own, model, task, min_thinking=factor and budget)
+  _, prove_other = make(other, model, task)
+  _, prove_budgets = make(at_budgets, model, task)
   if mesh is not None:
     generate, prove, prove_budgets = _spread(
       mesh, generate, prove, prove_budgets
@@ -195,7 +169,7 @@ def make_calls(
     'generate': CountedJit(generate),
     'prove': CountedJit(prove),
     'prove_budgets': CountedJit(prove_budgets),
-    'prove_sampled': CountedJit(prove_sampled),
+    'prove_other': CountedJit(prove_other),
   }
 
 
@@ -206,11 +180,18 @@ def _spread(mesh, generate, prove, prove_budgets):
     offset += sharding.first_row(mesh, batch)
     return generate(params, batch, key, offset)
 
+  def own_rows(prove):
+    def own_prove(params, batch, traces, cache, key, offset):
+      offset += sharding.first_row(mesh, batch)
+      return prove(params, batch, traces, cache, key, offset)
+
+    return rows(mesh, own_prove, 'wrrcww')
+
   rows = sharding.rows_call
   return (
     rows(mesh, own_generate, 'wrww', gives_cache=True),
-    rows(mesh, prove, 'wrrcw'),
-    rows(mesh, prove_budgets, 'wrrc'),
+    own_rows(prove),
+    own_rows(prove_budgets),
   )
 
 
@@ -222,7 +203,7 @@ def measure(
   *,
   at_budgets: bool = False,
   base_params=None,
-  sampled_key=None,
+  other_key=None,
   mesh=None,
 ) -> dict[str, np.ndarray]:
   """Returns what was measured on every trace, numpy, N rows (host).
@@ -237,8 +218,8 @@ def measure(
     key: PRNG key.
     at_budgets: also J at fixed token budgets.
     base_params: of a second, frozen prover that answers from the same traces.
-    sampled_key: PRNG key of the answers of a sampled prover, at the same
-      boundaries; None: there is none.
+    other_key: PRNG key of the other kind of prover, at the same boundaries;
+      None: it is not asked.
     mesh: that the calls were made with.
 
   Returns:
@@ -246,7 +227,7 @@ def measure(
     f32[N,K+1], ends i32[N,K+1], count i32[N], forced, truncated bool[N],
     problem i32[N]; with at_budgets also budget_success f32[N,S+1], budget_ends
     i32[N,S+1] and budget_tokens i32[N], fed for these; with base_params
-    base_success f32[N,K+1]; with sampled_key sampled_success f32[N,K+1].
+    base_success f32[N,K+1]; with other_key other_success f32[N,K+1].
   """
   parts = []
   for index, batch in enumerate(batches):
@@ -258,7 +239,10 @@ def measure(
         mesh, {k: v[own] for k, v in arrays.items()}
       )
     traces, cache = calls['generate'](params, arrays, key, offset)
-    found = calls['prove'](params, arrays, traces, cache, key)
+    given = arrays, traces, cache
+    # Of text that is sampled: keys of its own for each use.
+    keys = iter(jax.random.split(jax.random.fold_in(key, 1), 3))
+    found = calls['prove'](params, *given, next(keys), offset)
     part = {
       'tokens': traces.tokens,
       'token_mask': traces.token_mask,
@@ -273,18 +257,21 @@ def measure(
       'stop_index': found.stop_index,
     }
     if at_budgets:
-      success, cut, fed = calls['prove_budgets'](params, arrays, traces, cache)
-      part |= {'budget_success': success, 'budget_ends': cut.ends}
-      part['budget_tokens'] = fed
+      cut = calls['prove_budgets'](params, *given, next(keys), offset)
+      part |= {
+        'budget_success': cut.success,
+        'budget_ends': cut.episodes.ends,
+        'budget_tokens': cut.prover_tokens,
+      }
     if base_params is not None:
       # The cache holds the policy's own keys and values.
-      frozen = calls['prove'](base_params, arrays, traces, None, key)
+      given = arrays, traces, None
+      frozen = calls['prove'](base_params, *given, next(keys), offset)
       part['base_success'] = frozen.success
-    if sampled_key is not None:
-      sampled = calls['prove_sampled'](
-        params, arrays, traces, cache, sampled_key, offset
-      )
-      part['sampled_success'] = sampled.success
+    if other_key is not None:
+      given = arrays, traces, cache
+      other = calls['prove_other'](params, *given, other_key, offset)
+      part['other_success'] = other.success
     part = sharding.gather_to_host(part) | {'problem': batch['problem']}
     parts.append({k: v[batch['counts']] for k, v in part.items()})
   return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}

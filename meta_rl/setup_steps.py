@@ -115,6 +115,16 @@ def make_training_calls(config, model: Model, task: Task):
   return generate, prove
 
 
+def measuring_prover(config) -> str:
+  """Returns by which prover a policy is measured: `eval.prover`, or 'exact'.
+
+  'exact' sums the likelihood of the accepted answers that are listed, with no
+  noise; 'sampled' asks the verifier about `prover.num_branches` answers, where
+  a right answer can be written in more ways than a list has.
+  """
+  return config.eval.get('prover') or 'exact'
+
+
 def budgets_of(config: ml_collections.ConfigDict) -> tuple[int, ...] | None:
   """Returns the token budgets of `config.prover`; None where it has delimiters.
 

@@ -10,6 +10,7 @@ import tokenizers
 from meta_rl import (
   check_config,
   export,
+  held_out,
   hf,
   metrics,
   models,
@@ -292,3 +293,49 @@ def test_from_a_checkpoint_through_lora_to_a_checkpoint(small, tmp_path):
   assert abs(found - logits(own, before)).max() > 1e-3  # it was trained
   with pytest.raises(ValueError, match='exists: give a folder'):
     export.export_hf(str(folder), str(out), which='last', dtype=None)
+
+
+def test_what_is_boxed_is_measured_by_the_verifier(tmp_path):
+  """A policy that is always right has J = 1, though no list has its answers."""
+  for split, count in (('train', 60), ('test', 8)):
+    rows = [
+      json.dumps({'question': f'{split}: {i} + {4 - i}?', 'answer': '4'})
+      for i in range(count)
+    ]
+    (tmp_path / f'{split}.jsonl').write_text('\n'.join(rows))
+  config = mrt_r1_distill_qwen_1p5b.get_config()
+  config.unlock()
+  config.model = {'vocab_size': 262}
+  config.task.update({'tokenizer': 'bytes', 'prompt_length': 192, 'workers': 1})
+  config.task.update({'answer_length': 48})
+  config.task.data.path = str(tmp_path)
+  config.rollout.thinking_budget = 16
+  config.prover.max_episodes = 2
+  words = text_tokenizer.load('bytes')
+  ids = [words.encode(c)[0] for c in '*\\boxed{4}'] + [words.eos_id]
+  table = np.full((262, 262), -30.0, np.float32)
+  table[:, words.encode('W')[0]] = 0.0  # thinks W W W …
+  for last, following in zip(ids, ids[1:]):
+    table[last] = -30.0
+    table[last, following] = 0.0
+  model = models.from_apply_fn(lambda p, tokens, *_: (p[tokens], None))
+  task, kit = setup_run.make_task(config), setup_run.task_kit(config)
+  batches = held_out.problem_batches(
+    setup_run.load_problems(config, 'test'),
+    record_arrays=kit.record_arrays,
+    num_problems=4,
+    batch_size=4,
+  )
+  found = held_out.measure(
+    held_out.make_calls(config, model, task),
+    table,
+    batches,
+    jax.random.key(0),
+    at_budgets=True,
+    other_key=jax.random.key(1),
+  )
+  np.testing.assert_array_equal(found['rewards'], 1.0)
+  np.testing.assert_array_equal(held_out.final_success(found), 1.0)
+  assert held_out.budget_success(found) == [1.0] * 4
+  assert found['other_success'].max() < 1e-6  # the listed answer is the bare 4
+  assert held_out.summary(found, 16)['eval/regret_token_weighted'] == 0.0
