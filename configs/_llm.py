@@ -3,6 +3,7 @@
 import dataclasses
 
 import ml_collections
+from ml_collections import config_dict
 
 from meta_rl import chat_template
 from meta_rl.configs import mrt_countdown, take_rollouts
@@ -79,11 +80,21 @@ def make(
     'name': 'text',
     'source': 'files',
     # JSONL, JSON or Parquet with questions and answers: a file, or a folder
-    # with train*, test* (meta_rl/tasks/text_files.py).
-    'data': {'path': '' if tiny else '???', 'answer_format': 'plain'},
+    # with train*, test* (meta_rl/tasks/text_files.py). What is None is found
+    # in them, or known of the source ('gsm8k', 'math').
+    'data': {
+      'path': '' if tiny else '???',
+      'test_path': config_dict.placeholder(str),
+      'answer_format': config_dict.placeholder(str),  # plain, boxed, gsm8k
+      'question_key': config_dict.placeholder(str),
+      'answer_key': config_dict.placeholder(str),
+    },
     'tokenizer': 'bytes',
     'verifier': 'math',
     'timeout_s': 5.0,
+    'workers': config_dict.placeholder(int),  # that grade; None: one a core
+    'template': 'checkpoint',  # its own, 'chatml' or 'none'
+    'system': '',
     'instruction': instruction,
     # What templates that ask take for today: every prompt of a run has it.
     'date': '2024-07-26',
@@ -99,6 +110,9 @@ def make(
     'prompt_length': 1024,
     'answer_length': 512,
     'max_answers': 1,
+    'spellings': ('{}',),  # of a listed answer, for the exact prover
+    # Of what the verifier is told of a problem; None: 512.
+    'gold_bytes': config_dict.placeholder(int),
   }
   if not tiny:
     config.task.tokenizer = config.model.get_oneway_ref('path')

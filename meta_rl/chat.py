@@ -1,6 +1,7 @@
 """Supervised examples from chat JSONL files, loss on the completions alone."""
 
 import os
+from collections.abc import Callable
 
 import numpy as np
 import tokenizers
@@ -19,6 +20,7 @@ def chat_jsonl(
   tokenizer: tokenizers.Tokenizer,
   *,
   template: str | None = None,
+  render: Callable[..., str] | None = None,
   eos_token: str | None = None,
   max_length: int | None = None,
 ) -> list[Example]:
@@ -38,6 +40,8 @@ def chat_jsonl(
       content, <|im_end|> and a line break; 'plain' writes the contents and an
       end token after each assistant turn. None: 'chatml' if the tokenizer has
       <|im_start|>, else 'plain'.
+    render: `(messages, add_generation_prompt) -> str`, a checkpoint's own chat
+      template, which messages are written by in place of `template`.
     eos_token: the token that ends a completion; None: <|im_end|> for 'chatml'
       and <eos> for 'plain'.
     max_length: the most tokens of an example; None: no limit.
@@ -56,17 +60,21 @@ def chat_jsonl(
   if template not in TEMPLATES:
     raise ValueError(f'template {template!r} must be one of {TEMPLATES}')
   eos_token = eos_token or _END_OF_TURN[template]
-  needed = [eos_token] + ['<|im_start|>'] * (template == 'chatml')
+  chatml = template == 'chatml' and render is None
+  needed = [eos_token] + ['<|im_start|>'] * chatml
   for token in needed:
     if tokenizer.token_to_id(token) is None:
       raise ValueError(
         f'the tokenizer has no token {token!r}, which template {template!r} '
         'needs: choose another template or eos_token'
+        if render is None
+        else f'the tokenizer has no token {token!r}: choose another eos_token'
       )
 
   def parse(number, record):
     del number
-    example = _tokenize(_pieces(record, template, eos_token), tokenizer)
+    pieces = _pieces(record, template, eos_token, render)
+    example = _tokenize(pieces, tokenizer)
     if max_length is not None and len(example[0]) > max_length:
       raise ValueError(
         f'{len(example[0])} tokens, at most {max_length} are allowed: '
@@ -80,9 +88,12 @@ def chat_jsonl(
   return examples
 
 
-def _pieces(record, template, eos_token) -> list[tuple[str, bool]]:
+def _pieces(record, template, eos_token, render) -> list[tuple[str, bool]]:
   """Returns the texts of an example, each with whether it counts."""
   if 'messages' in record:
+    _check_messages(record['messages'])
+    if render is not None:
+      return _rendered_pieces(record['messages'], render)
     return _message_pieces(record['messages'], template, eos_token)
   if not {'prompt', 'completion'} <= set(record):
     raise ValueError(
@@ -95,10 +106,9 @@ def _pieces(record, template, eos_token) -> list[tuple[str, bool]]:
   return [(prompt, False), (completion, True), (eos_token, True)]
 
 
-def _message_pieces(messages, template, eos_token) -> list[tuple[str, bool]]:
+def _check_messages(messages):
   if not isinstance(messages, list) or not messages:
     raise ValueError('"messages" must be a list that is not empty')
-  pieces = []
   for index, message in enumerate(messages):
     if not isinstance(message, dict) or not {'role', 'content'} <= set(message):
       raise ValueError(f'message {index} needs a "role" and a "content"')
@@ -108,6 +118,43 @@ def _message_pieces(messages, template, eos_token) -> list[tuple[str, bool]]:
         f'message {index} has role {role!r} and content of type '
         f'{type(content).__name__}: roles are {ROLES}, content is a string'
       )
+  roles = [message['role'] for message in messages]
+  if 'assistant' not in roles:
+    raise ValueError('no message of the assistant: there is nothing to learn')
+  if roles[0] == 'assistant':
+    raise ValueError("the first message is the assistant's: give a prompt")
+
+
+def _rendered_pieces(messages, render) -> list[tuple[str, bool]]:
+  """Returns the pieces that a template makes, what each turn adds at a time.
+
+  A turn counts to its end token; a line break behind that does not.
+  """
+  pieces, done = [], ''
+  for index, message in enumerate(messages):
+    if message['role'] != 'assistant':
+      continue
+    begun = render(messages[:index], add_generation_prompt=True)
+    whole = render(messages[: index + 1], add_generation_prompt=False)
+    turn = whole[len(begun) :]
+    grown = begun.startswith(done) and whole.startswith(begun)
+    if not grown or message['content'].strip() not in turn:
+      raise ValueError(
+        f'message {index}: the chat template of the checkpoint does not write '
+        'it whole behind what a generation begins with (some leave thoughts '
+        'out); give "prompt" and "completion" texts'
+      )
+    counts = turn.rstrip()
+    pieces.append((begun[len(done) :], False))
+    pieces += [(counts, True), (turn[len(counts) :], False)]
+    done = whole
+  return pieces
+
+
+def _message_pieces(messages, template, eos_token) -> list[tuple[str, bool]]:
+  pieces = []
+  for message in messages:
+    role, content = message['role'], message['content']
     counts = role == 'assistant'
     if template == 'chatml':
       pieces.append((f'<|im_start|>{role}\n', False))
@@ -115,10 +162,6 @@ def _message_pieces(messages, template, eos_token) -> list[tuple[str, bool]]:
     else:
       pieces.append((content, counts))
       pieces += [(eos_token, True)] * counts
-  if not any(counts for _, counts in pieces):
-    raise ValueError('no message of the assistant: there is nothing to learn')
-  if pieces[0][1]:
-    raise ValueError("the first message is the assistant's: give a prompt")
   return pieces
 
 

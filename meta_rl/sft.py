@@ -117,9 +117,12 @@ def make_batches(config, mesh=None) -> Buckets:
     # Those alone that batches come from: no example may wait in other rows.
     names = sorted(set(config.data.pattern))
     lengths = {name: buckets[name]['length'] for name in names}
+    kit = setup_run.task_kit(config)
     examples = data.chat_jsonl(
       config.data.path,
-      setup_run.task_kit(config).tokenizer or tokenizer.make_tokenizer(),
+      kit.tokenizer or tokenizer.make_tokenizer(),
+      render=kit.render_chat,
+      eos_token=kit.end_token,
       max_length=max(lengths.values()),
     )
     own = spread_examples(examples, lengths)

@@ -7,7 +7,7 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from meta_rl import chat, data, tokenizer
+from meta_rl import chat, chat_template, data, tokenizer
 
 PROMPT = '<bos> 1 2 = 3 <think>'
 
@@ -127,3 +127,60 @@ def test_templates_need_their_tokens(path):
     chat.chat_jsonl(path, made, template='chatml')
   with pytest.raises(ValueError, match="template 'llama'"):
     chat.chat_jsonl(path, made, template='llama')
+
+
+LLAMA = (
+  "{{ '<s>' }}{% for m in messages %}"
+  "{{ '<|h|>' + m['role'] + '<|/h|>\\n' + m['content'] + '<|eot|>\\n' }}"
+  "{% endfor %}{% if add_generation_prompt %}{{ '<|h|>assistant<|/h|>\\n' }}"
+  '{% endif %}'
+)
+
+
+@pytest.fixture(scope='module')
+def llama_tokenizer(byte_tokenizer):
+  made = tokenizers.Tokenizer.from_str(byte_tokenizer.to_str())
+  made.add_special_tokens(['<s>', '<|h|>', '<|/h|>', '<|eot|>'])
+  return made
+
+
+def by_template(path, tokenizer, template=LLAMA):
+  render = chat_template.ChatTemplate(template).render
+  return chat.chat_jsonl(path, tokenizer, render=render, eos_token='<|eot|>')
+
+
+def turn(role, content):
+  return {'role': role, 'content': content}
+
+
+def test_messages_by_the_checkpoint_s_own_template(path, llama_tokenizer):
+  turns = [turn('user', '1+1?'), turn('assistant', '2')]
+  more = [turn('user', 'And 2+2?'), turn('assistant', '4')]
+  write(path, {'messages': turns + more})
+  ((tokens, mask),) = by_template(path, llama_tokenizer)
+  show = lambda ids: llama_tokenizer.decode(ids, skip_special_tokens=False)
+  render = chat_template.ChatTemplate(LLAMA).render
+  assert show(tokens) == render(turns + more, add_generation_prompt=False)
+  # The answers and what ends them; not the line break behind that.
+  assert show(tokens[mask]) == '2<|eot|>4<|eot|>'
+  # What stands before an answer is what a generation begins with.
+  first = np.flatnonzero(mask)[0]
+  assert show(tokens[:first]) == render(turns[:1], add_generation_prompt=True)
+
+
+@pytest.mark.parametrize(
+  'template',
+  [
+    # Thoughts are left out of a turn that is over.
+    LLAMA.replace("m['content']", "m['content'].split('</think>')[-1]"),
+    # A generation begins with what no finished turn has.
+    LLAMA.replace('assistant<|/h|>\\n', 'assistant<|/h|>\\n<think>'),
+  ],
+)
+def test_a_template_that_does_not_write_the_turn(
+  path, llama_tokenizer, template
+):
+  turns = [turn('user', '1+1?'), turn('assistant', 'Hm.</think>2')]
+  write(path, {'messages': turns})
+  with pytest.raises(ValueError, match='line 1: message 1: the chat template'):
+    by_template(path, llama_tokenizer, template)

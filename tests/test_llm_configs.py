@@ -339,3 +339,31 @@ def test_what_is_boxed_is_measured_by_the_verifier(tmp_path):
   assert held_out.budget_success(found) == [1.0] * 4
   assert found['other_success'].max() < 1e-6  # the listed answer is the bare 4
   assert held_out.summary(found, 16)['eval/regret_token_weighted'] == 0.0
+
+
+@pytest.mark.parametrize(
+  'source, row',
+  [
+    ('files', {'question': '1 + 1?', 'answer': '2'}),
+    ('gsm8k', {'question': '1 + 1?', 'answer': 'It is two.\n#### 2'}),
+    ('math', {'problem': '1 + 1?', 'solution': 'So $\\boxed{2}$.'}),
+  ],
+)
+def test_a_source_is_read_as_it_is_written(tmp_path, source, row):
+  question = next(iter(row))
+  for split in ('train', 'test'):
+    rows = [json.dumps(row | {question: f'{split} {i}'}) for i in range(40)]
+    (tmp_path / f'{split}.jsonl').write_text('\n'.join(rows))
+  config = mrt_qwen3_0p6b.get_config()
+  config.unlock()
+  config.model = {'vocab_size': 262}
+  config.task.update({'tokenizer': 'bytes', 'source': source})
+  config.task.data.path = str(tmp_path)
+  found = setup_run.load_problems(config, 'train')[0]
+  assert found['accepted'] == ('2',)
+
+
+@pytest.mark.parametrize('key', ['workers', 'template', 'gold_bytes', 'system'])
+def test_keys_that_the_readme_names_are_there(key):
+  for module in MATH:
+    assert key in module.get_config().task

@@ -125,6 +125,9 @@ class TaskKit:
       (all that it claims is true); None where episodes claim nothing.
     tokenizer: of HF `tokenizers`, that of chats and completions given as text;
       None: the vocabulary of meta_rl/tokenizer.py.
+    render_chat: `(messages, add_generation_prompt) -> str`, the chat template
+      of a checkpoint; None: there is none.
+    end_token: the text of its end-of-text token; None: a format's own.
     metrics: `(add_up) -> dict`, what became of the answers that were graded on
       the host since the last call, in all processes: `add_up` sums an array
       over these. None: answers are graded on the device.
@@ -143,6 +146,8 @@ class TaskKit:
   make_problem_fn: Callable[..., Callable] | None = None
   check_trace: Callable[..., list] | None = None
   tokenizer: Any = None
+  render_chat: Callable[..., str] | None = None
+  end_token: str | None = None
   metrics: Callable[[Callable], dict[str, float]] | None = None
 
 

@@ -181,6 +181,8 @@ def _make_kit(text: str) -> TaskKit:
     vote=encoded.vote,
     make_problem_fn=make_problem_fn,
     tokenizer=words.tokenizer,
+    render_chat=encoded.render_chat,
+    end_token=encoded.end_token,
     metrics=encoded.grader.metrics,
   )
 
@@ -192,7 +194,9 @@ def _parse(options: dict) -> TextOptions:
   for name in ('source', 'tokenizer', 'verifier'):
     if not options.get(name):
       raise ValueError(f'{name} is missing: a text task needs one')
-  own = TextOptions(**options)
+  data = options.get('data') or {}
+  known = {k: v for k, v in data.items() if v is not None}
+  own = TextOptions(**options | {'data': known})
   checks.check_choice('source', own.source, SOURCES)
   checks.check_choice('delimiter', own.delimiter, DELIMITERS)
   checks.check_choice('template', own.template, TEMPLATES)
@@ -284,6 +288,17 @@ class _Encoder:
       segment=text_host.make_segment(words, **own.segments),
       stop_table=words.stop_table(own.stop_strings),
     )
+
+  @property
+  def render_chat(self):
+    return None if self._template is None else self._template.render
+
+  @property
+  def end_token(self):
+    # ChatML ends turns in its own way.
+    if self._template is None:
+      return None
+    return self._words.tokenizer.id_to_token(self._words.eos_id)
 
   def prompt(self, record: Mapping[str, Any]) -> list[int]:
     """Returns the ids of a question, ready to be thought about."""
