@@ -1,7 +1,5 @@
 """What the configs of language models share (no config of its own)."""
 
-import dataclasses
-
 import ml_collections
 from ml_collections import config_dict
 
@@ -58,10 +56,9 @@ def make(
   config.init_from = ''  # what model.path holds; 'random' for fresh weights
   how, instruction = chat_template.thinking(thinking), MATH
   if thinking == 'plain':
-    # What ends a thought must be one token, as '####' is of Llama 3 and known
-    # from GSM8K. A tokenizer without it is refused at the start: choose another
-    # close, stop and instruction then.
-    how, instruction = dataclasses.replace(how, close='####'), PLAIN
+    # A tokenizer of which '####' is not one token is refused at the start:
+    # choose another close, stop and instruction then.
+    instruction = PLAIN
   config.model = {
     # A folder in Hugging Face format: config.json, *.safetensors, tokenizer.
     'path': '' if tiny else '???',

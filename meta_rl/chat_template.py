@@ -316,12 +316,13 @@ THINKING = {
     answer_prefix='\n\n**Step-by-Step Explanation and Answer:**\n\n1. **',
   ),
   # Models without marks of a thought: they reason aloud, and a line of their
-  # own says where the answer begins. It must be in the prompt's instructions
-  # or in the warm start's traces.
+  # own says where the answer begins: one token of Llama 3 and SmolLM2, and
+  # known from GSM8K. It must be in the prompt's instructions or in the warm
+  # start's traces.
   'plain': Thinking(
     name='plain',
     open='',
-    close='Final answer:',
+    close='####',
     termination='',
     answer_prefix='',
   ),

@@ -296,15 +296,15 @@ def test_r1_stops_as_in_the_paper():
 
 def test_a_plain_model():
   plain = chat_template.thinking('plain')
-  assert plain.forced_stop() == '\n\nFinal answer:'
-  assert plain.natural_stop() == '\nFinal answer:'
+  assert plain.forced_stop() == '\n\n####'
+  assert plain.natural_stop() == '\n####'
   assert plain.opened('Q: 1 + 1\n') == 'Q: 1 + 1\n'
-  assert plain.split('two\nFinal answer: 2') == ('two\n', ' 2')
+  assert plain.split('two\n#### 2') == ('two\n', ' 2')
   own = chat_template.thinking(
-    'plain', close='####', stop_strings=('\nQ:',), answer_prefix=' '
+    'plain', close='Answer:', stop_strings=('\nQ:',), answer_prefix=' '
   )
-  assert own.forced_stop() == '\n\n#### '
-  assert own.split('so 2 #### 2\nQ: 3') == ('so 2 ', ' 2')
+  assert own.forced_stop() == '\n\nAnswer: '
+  assert own.split('so 2 Answer: 2\nQ: 3') == ('so 2 ', ' 2')
 
 
 @pytest.mark.parametrize(
