@@ -71,7 +71,7 @@ def make(
     # LoRA: rank 0 trains all weights.
     'lora_rank': 0,
     'lora_alpha': 32.0,
-    'lora_layers': ('q', 'k', 'v', 'o', 'gate', 'up', 'down'),
+    'lora_layers': ('*',),  # of q, k, v, o, gate, up, down
   }
   config.task = {
     'name': 'text',

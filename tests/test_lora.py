@@ -187,3 +187,23 @@ def test_gradients_are_those_of_all_parameters():
 def test_options_that_cannot_be_used(changes, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(PLAIN, **changes)
+
+
+@pytest.mark.parametrize(
+  'patterns, layers',
+  [
+    (('*',), ('q', 'k', 'v', 'o', 'gate', 'up', 'down')),
+    ('[qkvo]', ('q', 'k', 'v', 'o')),
+    (('up', 'q_proj'), ('q', 'up')),
+    (['*_proj'], ('q', 'k', 'v', 'o', 'gate', 'up', 'down')),
+  ],
+)
+def test_layers_by_pattern(patterns, layers):
+  own = dataclasses.replace(OWN, lora_layers=patterns)
+  assert own.lora_layers == layers
+
+
+@pytest.mark.parametrize('patterns', ['qv', ('q', 'x*'), ('self_attn.*',)])
+def test_a_pattern_of_no_layer_is_refused(patterns):
+  with pytest.raises(ValueError, match=r"such as '\*' and '\[qkvo\]'"):
+    dataclasses.replace(OWN, lora_layers=patterns)

@@ -1,6 +1,7 @@
 """Shape and switches of a decoder-only transformer."""
 
 import dataclasses
+import fnmatch
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,7 +66,8 @@ class TransformerConfig:
     param_dtype: of stored parameters.
     lora_rank: r of LoRA, 0 for none (`layers.Linear`).
     lora_alpha: the product of A and B counts alpha / r times.
-    lora_layers: names of the linear layers that have it, out of LORA_LAYERS.
+    lora_layers: the linear layers of every block that have it: names out of
+      LORA_LAYERS, or shell patterns of them ('*', '[qkvo]', '*_proj').
   """
 
   vocab_size: int
@@ -121,15 +123,25 @@ class TransformerConfig:
     self._check_lora()
 
   def _check_lora(self):
-    object.__setattr__(self, 'lora_layers', tuple(self.lora_layers))
+    given = self.lora_layers
+    patterns = (given,) if isinstance(given, str) else tuple(given)
     check_count('lora_rank', self.lora_rank, low=0)
     check_range('lora_alpha', self.lora_alpha, above=0)
-    unknown = sorted(set(self.lora_layers) - set(LORA_LAYERS))
-    if unknown or (self.lora_rank and not self.lora_layers):
+    # By their own names, or by those of Hugging Face: q_proj.
+    names = {name: (name, f'{name}_proj') for name in LORA_LAYERS}
+    found = {
+      pattern: [n for n in names if fnmatch.filter(names[n], str(pattern))]
+      for pattern in patterns
+    }
+    wrong = [pattern for pattern, matched in found.items() if not matched]
+    if wrong or (self.lora_rank and not patterns):
       raise ValueError(
-        f'lora_layers={self.lora_layers} is given; allowed are one or more of '
-        f'{LORA_LAYERS}.'
+        f'lora_layers={given} is given; allowed are one or more of '
+        f"{LORA_LAYERS}, or patterns of these, such as '*' and '[qkvo]'."
       )
+    every = {name for matched in found.values() for name in matched}
+    layers = tuple(name for name in LORA_LAYERS if name in every)
+    object.__setattr__(self, 'lora_layers', layers)
 
   def _check_sizes(self):
     if self.head_dim is None and self.width % self.num_heads:
