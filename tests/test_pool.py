@@ -12,6 +12,8 @@ import time
 
 import pytest
 from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from verifier_graders import Unreadable
 
 from meta_rl.verifiers import VerifierError, pool
@@ -353,3 +355,53 @@ def test_no_worker_outlives_the_program(how, tmp_path):
       process.kill()
   pids = file.read_text().split()
   assert all(map(gone, pids))
+
+
+PIECES = st.sampled_from(
+  [
+    *('\\boxed{', '}', '{', '\\frac', '^', '_', '$', '**', '(', '9' * 40),
+    *('1/0', '\\sqrt', 'e', '\\int', '=', ',', '\n', '\x00', '\ud800', '####'),
+    *('lambda:', '__import__("os")', '\\begin{matrix}', '10^10^10', '-', '.'),
+  ]
+)
+HOSTILE_TEXT = st.lists(PIECES | st.text(max_size=3), max_size=12).map(''.join)
+
+
+@pytest.fixture(scope='module')
+def pools():
+  """One pool a verifier that ships, started when it is first asked for."""
+  found = {}
+
+  def of(verifier):
+    if verifier not in found:
+      found[verifier] = pool.Pool(verifier, workers=2, timeout_s=10.0)
+    return found[verifier]
+
+  yield of
+  for each in found.values():
+    each.close()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+  'verifier, record, right',
+  [
+    ('math', {'answer': '1/2'}, '\\boxed{\\frac{1}{2}}'),
+    ('integer', {'answer': '7'}, '\\boxed{7}'),
+    ('text', {'answer': 'Paris'}, '\\boxed{Paris}'),
+    ('expression', {'numbers': [3, 5], 'target': 8}, '\\boxed{3 + 5}'),
+  ],
+)
+@settings(max_examples=15, deadline=None)
+@given(texts=st.lists(HOSTILE_TEXT, max_size=6))
+def test_hostile_answers_cost_themselves_alone(
+  pools, verifier, record, right, texts
+):
+  # One of a megabyte among them, and right ones on either side.
+  answers = [right, *texts, '\\boxed{' + 'x' * 1_000_000 + '}', right]
+  grades = pools(verifier).grade(answers, [record] * len(answers))
+  assert grades.values[0] == grades.values[-1] == 1.0
+  assert set(grades.statuses) <= set(pool.STATUSES)
+  for value, status in zip(grades.values, grades.statuses):
+    assert (value is None) == (status != 'ok')
+    assert value in (None, 0.0, 1.0)
