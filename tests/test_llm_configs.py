@@ -30,6 +30,7 @@ from meta_rl.configs import (
   mrt_r1_distill_qwen_1p5b,
   mrt_smollm2_135m,
 )
+from meta_rl.hf.config import OVERRIDES
 
 pytest_plugins = ['small_runs']
 
@@ -367,3 +368,8 @@ def test_a_source_is_read_as_it_is_written(tmp_path, source, row):
 def test_keys_that_the_readme_names_are_there(key):
   for module in MATH:
     assert key in module.get_config().task
+
+
+@pytest.mark.parametrize('module', [*MATH, mrt_smollm2_135m])
+def test_a_checkpoint_takes_every_key_of_the_model(module):
+  assert set(module.get_config().model) - {'path'} <= set(OVERRIDES)
