@@ -121,6 +121,7 @@ def make(
     {
       'kind': 'sampled',
       'num_branches': 4,
+      'block_rows': 2,  # traces whose branches are in memory at a time
       'max_episodes': 6,
       'boundaries': 'text',
     }

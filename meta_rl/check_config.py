@@ -40,6 +40,7 @@ _COUNTS = (
   'rollout.group_size',
   'prover.max_episodes',
   'prover.num_branches',
+  'prover.block_rows',
   'curriculum.every',
   'batching.mini_batches',
   'batching.epochs',

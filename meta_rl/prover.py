@@ -404,7 +404,6 @@ def sample_answers(
   block_rows = min(block_rows, rows)
   cache = probes.cache_of(cache, model, params, tokens, token_mask)
   room = branches * (len(stop) + max_answer_len - 1)
-  trace = caches.grow(model, cache.cache, room)
   before = jnp.cumsum(token_mask, axis=1)
   real = jnp.repeat(probes.is_boundary(ends), num_branches, axis=1)
   decode = functools.partial(
@@ -426,8 +425,10 @@ def sample_answers(
     start = jnp.minimum(index * block_rows, rows - block_rows)
     row = start + jnp.arange(block_rows)
     end = jnp.repeat(ends[row], num_branches, axis=1)
+    # With room for the answers of these traces alone.
+    own = caches.grow(model, caches.take(model, cache.cache, row), room)
     new = decode(
-      caches.take(model, trace, row),
+      own,
       end=end,
       start=probes.tokens_until(before[row], end),
       real=real[row],

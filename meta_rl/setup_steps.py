@@ -66,6 +66,7 @@ def make_calls(
     budgets=budgets_of(config),
     num_branches=config.prover.num_branches,
     num_enumerated=config.prover.num_enumerated,
+    block_rows=config.prover.get('block_rows') or steps.BLOCK_ROWS,
     thinking_budget=rollout.thinking_budget,
     summaries_per_trace=summaries_of(config) if kind == 'sampled' else 0,
     temperature=rollout.temperature,

@@ -30,6 +30,7 @@ from meta_rl.steps.pathwise import (
   with_answers,
 )
 from meta_rl.steps.prove import (
+  BLOCK_ROWS,
   KINDS,
   PROVERS,
   make_prove,
@@ -58,6 +59,7 @@ from meta_rl.steps.train import (
 from meta_rl.steps.value import make_value, make_value_term
 
 __all__ = [
+  'BLOCK_ROWS',
   'BOUNDARIES',
   'CORRECTIONS',
   'KINDS',

@@ -18,6 +18,9 @@ def per_trace(batch: dict, group_size: int) -> dict:
   return {k: jnp.repeat(x, group_size, axis=0) for k, x in batch.items()}
 
 
+BLOCK_ROWS = 16  # traces at a time, of provers that sample
+
+
 def make_prove(
   model: Model,
   task: Task,
@@ -29,6 +32,7 @@ def make_prove(
   budgets: Sequence[int] | None = None,
   num_branches: int = 8,
   num_enumerated: int | None = None,
+  block_rows: int = BLOCK_ROWS,
   thinking_budget: int | None = None,
   summaries_per_trace: int = 0,
   temperature: float = 1.0,
@@ -57,6 +61,7 @@ def make_prove(
     num_branches: M of the provers that sample.
     num_enumerated: accepted answers that 'control_variate' takes exactly; None
       for all.
+    block_rows: traces at a time of which those provers keep answers in memory.
     thinking_budget: tokens of thought, up to which 'continued' goes on.
     summaries_per_trace: of its answers, how many of each trace to keep for
       training (meta_rl/steps/summaries.py).
@@ -111,6 +116,7 @@ def make_prove(
       row_offset=row_offset,
       support={'temperature': temperature, 'top_p': top_p, 'top_k': top_k},
       num_enumerated=num_enumerated,
+      block_rows=block_rows,
       thinking_budget=thinking_budget,
       summaries_per_trace=summaries_per_trace,
     )
@@ -158,7 +164,8 @@ class Prefixes:
     num_branches: M of the provers that sample.
     row_offset: global index of the first trace.
     support: temperature, top_p and top_k.
-    num_enumerated, thinking_budget, summaries_per_trace: as in `make_prove`.
+    num_enumerated, block_rows, thinking_budget, summaries_per_trace: as in
+      `make_prove`.
   """
 
   model: Model
@@ -173,6 +180,7 @@ class Prefixes:
   row_offset: int | Array
   support: dict
   num_enumerated: int | None = None
+  block_rows: int = BLOCK_ROWS
   thinking_budget: int | None = None
   summaries_per_trace: int = 0
 
@@ -223,6 +231,7 @@ def _sampled(asked):
     verifier(asked.task, asked.rows),
     asked.key,
     return_mask=True,
+    block_rows=asked.block_rows,
     **asked.sampling,
   )
   fed = costs.sampled_tokens(mask, len(asked.task.stop_ids))
@@ -238,6 +247,7 @@ def _control_variate(asked):
     asked.key,
     num_enumerated=asked.num_enumerated,
     return_mask=True,
+    block_rows=asked.block_rows,
     **asked.sampling,
   )
   stop = len(asked.task.stop_ids)
