@@ -63,16 +63,17 @@ class GgufFile:
     tensors: name -> the package's tensor.
 
   Raises:
-    ImportError: without the package `gguf`.
-    WeightsError: a missing, truncated or foreign file.
+    WeightsError: the package `gguf` is missing; a missing, truncated or foreign
+      file.
   """
 
   def __init__(self, path):
     try:
       import gguf
     except ImportError:
-      raise ImportError(
-        "GGUF files need the package gguf: pip install 'meta-rl[llm]'"
+      raise WeightsError(
+        f'weights file {path}: GGUF files need the package gguf: run pip '
+        "install 'meta-rl[llm]'"
       ) from None
     self.path = Path(path)
     self._dequantize = gguf.quants.dequantize
