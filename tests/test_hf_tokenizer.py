@@ -78,6 +78,14 @@ def test_ids_of_several_files(folder):
     read_tokenizer(folder)
 
 
+def test_a_special_token_that_the_model_lacks(folder):
+  edit_json(folder / 'config.json', vocab_size=1)
+  with pytest.raises(
+    WeightsError, match="token '<eos>', id=1 is given.* to 0:"
+  ):
+    read_tokenizer(folder)
+
+
 def test_a_template_that_is_not_utf_8(folder):
   (folder / 'chat_template.jinja').write_bytes(b'\xff')
   with pytest.raises(

@@ -80,6 +80,7 @@ def read_tokenizer(folder) -> TokenizerInfo:
       raise WeightsError(
         f'{where} {token!r} is not in tokenizer.json: name one that is'
       )
+    check_id(f'{where} {token!r}, id', index, size)
     return index
 
   def ids(name):

@@ -264,6 +264,7 @@ class _Encoder:
         words.chat_template,
         special_tokens=words.special,
         now=datetime.datetime.combine(day, datetime.time()),
+        name=f'the chat template of {own.tokenizer}',
       )
     elif own.template == 'checkpoint' and own.tokenizer != BYTES:
       raise ValueError(
@@ -272,7 +273,7 @@ class _Encoder:
       )
     self.task = Task(
       name=f'text_{own.source}',
-      vocab_size=words.vocab_size,
+      vocab_size=words.needed_vocab_size,
       pad_id=words.pad_id,
       eos_id=words.eos_id,
       think_end_id=close,
