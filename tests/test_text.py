@@ -338,6 +338,10 @@ def test_episodes_of_open_ended_text():
     ({'tokenizer': '/none'}, 'neither a folder nor a .gguf'),
     ({'prompt_length': 0}, 'prompt_length must be a whole number'),
     ({'timeout_s': 0}, 'timeout_s must be > 0'),
+    (
+      {'spellings': ['{}', ' {}'], 'max_answers': 1},
+      'spellings has 2 texts and max_answers=1 would leave some out: raise',
+    ),
   ],
 )
 def test_options_that_cannot_be_used(changes, message):

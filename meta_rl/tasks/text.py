@@ -201,6 +201,12 @@ def _parse(options: dict) -> TextOptions:
       checks.check_count(name, getattr(own, name))
   checks.check_range('timeout_s', own.timeout_s, above=0)
   _check_spellings(own.spellings)
+  if len(set(own.spellings)) > own.max_answers:
+    raise ValueError(
+      f'spellings has {len(set(own.spellings))} texts and max_answers='
+      f'{own.max_answers} would leave some out: raise task.max_answers to as '
+      'many for each accepted answer'
+    )
   try:
     datetime.date.fromisoformat(own.date)
   except (TypeError, ValueError) as error:
