@@ -42,7 +42,6 @@ EXTRAS = {
   'docs': ['sphinx>=8', 'myst-parser>=4', 'furo>=2024.8.6'],
   'wandb': ['wandb>=0.19'],
   'llm': [
-    'transformers>=4.56',
     'gguf>=0.17',
     'math-verify>=0.9',
     'jinja2>=3.1.6',  # older ones let templates out of their sandbox

@@ -210,6 +210,11 @@ def from_folder(
   else:
     file, text = config_path, config.get('chat_template')
   if isinstance(text, list):
+    if not all(isinstance(t, dict) for t in text):
+      raise ChatTemplateError(
+        f'{file}: chat_template={checks.show(text)} is given; allowed is text, '
+        'or a list of {"name": text, "template": text}'
+      )
     named = {t.get('name'): t.get('template') for t in text}
     if variant not in named:
       raise ChatTemplateError(

@@ -59,13 +59,21 @@ def load(path: str, *, thinking: str, dtype: str, **options) -> Speaker:
 
   Raises:
     ValueError: a checkpoint without a chat template, or one that cannot be
-      read; a thinking budget where no token ends a thought.
+      read; a tokenizer of another model; a thinking budget where no token ends
+      a thought.
   """
   words = text_tokenizer.load(path)
   if not words.chat_template:
     raise ValueError(
       f'--model={path} has no chat template: it is a base model, which goes on '
       'with a text and does not answer; take an instruct model.'
+    )
+  needed, size = words.needed_vocab_size, hf.model_config(path).vocab_size
+  if size < needed:
+    raise ValueError(
+      f'--model={path}: its tokenizer has ids up to {needed - 1}; the '
+      f'vocabulary of the model is 0..{size - 1}: put the tokenizer.json there '
+      'that the model was trained with'
     )
   knows = words.tokenizer.token_to_id('</think>') is not None
   how = chat_template.thinking(thinking or ('r1' if knows else 'plain'))
@@ -86,7 +94,9 @@ def load(path: str, *, thinking: str, dtype: str, **options) -> Speaker:
     params=params,
     words=words,
     template=chat_template.ChatTemplate(
-      words.chat_template, special_tokens=words.special
+      words.chat_template,
+      special_tokens=words.special,
+      name=f'the chat template of {path}',
     ),
     thinking=how,
     options=options,

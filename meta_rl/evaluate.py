@@ -9,6 +9,7 @@ forced termination at each of its episode boundaries and at fixed token budgets.
 The result is DIR/eval.json, which `meta_rl.report` draws.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -38,7 +39,7 @@ from meta_rl import (
   weights,
 )
 from meta_rl.answers import extract_boxed, maj_at_k, pass_at_k
-from meta_rl.files import atomic_write
+from meta_rl.files import atomic_write, is_remote, made_folder
 
 __all__ = [
   'evaluate',
@@ -419,14 +420,25 @@ def policy(folder: str, config, *, base: bool, which: str):
   return config, weights.init_from(f'{folder}@{which}', like)
 
 
-def make_folder(path: str):
-  """Makes the folder of a result, or raises ValueError: it is a file."""
-  try:
+@contextlib.contextmanager
+def result_folder(path: str):
+  """Makes the folder of a result; an error takes it away if it made it.
+
+  Raises:
+    ValueError: it is a file.
+  """
+  if is_remote(path):
     epath.Path(path).mkdir(parents=True, exist_ok=True)
-  except (FileExistsError, NotADirectoryError):
-    raise ValueError(
-      f'workdir {path} is a file, or lies under one: name a folder.'
-    ) from None
+    yield
+    return
+  with contextlib.ExitStack() as stack:
+    try:
+      stack.enter_context(made_folder(path))
+    except (FileExistsError, NotADirectoryError):
+      raise ValueError(
+        f'workdir {path} is a file, or lies under one: name a folder.'
+      ) from None
+    yield
 
 
 def main(argv):
@@ -445,26 +457,26 @@ def main(argv):
       )
     factors = [int(factor) for factor in FLAGS.extrapolate]
     check_factors(factors, FLAGS.extrapolate_problems)
-    make_folder(FLAGS.workdir)
-    frozen = setup_run.initial_params(config) if FLAGS.base_prover else None
-    result = evaluate(
-      config,
-      params,
-      name=FLAGS.name or ('base' if FLAGS.base else config.name),
-      algorithm='base' if FLAGS.base else config.name.lower(),
-      num_problems=min(FLAGS.num_problems, len(source)),
-      batch_size=FLAGS.batch_size,
-      samples=FLAGS.samples,
-      sample_problems=FLAGS.sample_problems,
-      extrapolate=factors,
-      extrapolate_problems=FLAGS.extrapolate_problems,
-      base_params=frozen,
-      compare_provers=FLAGS.compare_provers,
-    )
-    if not FLAGS.base:
-      result['training_tokens'] = training_tokens(FLAGS.workdir)
-    path = os.path.join(FLAGS.workdir, 'eval.json')
-    atomic_write(path, json.dumps(result).encode())
+    with result_folder(FLAGS.workdir):
+      frozen = setup_run.initial_params(config) if FLAGS.base_prover else None
+      result = evaluate(
+        config,
+        params,
+        name=FLAGS.name or ('base' if FLAGS.base else config.name),
+        algorithm='base' if FLAGS.base else config.name.lower(),
+        num_problems=min(FLAGS.num_problems, len(source)),
+        batch_size=FLAGS.batch_size,
+        samples=FLAGS.samples,
+        sample_problems=FLAGS.sample_problems,
+        extrapolate=factors,
+        extrapolate_problems=FLAGS.extrapolate_problems,
+        base_params=frozen,
+        compare_provers=FLAGS.compare_provers,
+      )
+      if not FLAGS.base:
+        result['training_tokens'] = training_tokens(FLAGS.workdir)
+      path = os.path.join(FLAGS.workdir, 'eval.json')
+      atomic_write(path, json.dumps(result).encode())
   except (ValueError, OSError, checkpoint.CheckpointError) as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(signals.EXIT_ERROR)

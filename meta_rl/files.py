@@ -49,6 +49,24 @@ def atomic_write(path, data: bytes):
     raise
 
 
+@contextlib.contextmanager
+def made_folder(path):
+  """Makes a folder and those above it; an error takes away the empty ones.
+
+  Those that were there before stay, as do those that something was put into.
+  """
+  path = Path(path)
+  made = [p for p in (path, *path.parents) if not p.exists()]
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    yield
+  except BaseException:
+    with contextlib.suppress(OSError):
+      for folder in made:
+        folder.rmdir()
+    raise
+
+
 def is_remote(path) -> bool:
   """Returns whether a path is of a bucket: 'gs://bucket/run'."""
   return '://' in os.fspath(path)

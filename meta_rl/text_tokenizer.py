@@ -19,6 +19,7 @@ BYTES = 'bytes'
 # Of the byte tokenizer; each is one token.
 _SPECIAL = ('<pad>', '<eos>', '<|im_start|>', '<|im_end|>', '<think>')
 _SPECIAL += ('</think>',)
+_CHATML = '<|im_start|><|im_end|>'
 # How '\n' is written inside a token of a byte-level vocabulary.
 _LINE_BREAKS = ('\n', 'Ċ', '<0x0A>')
 
@@ -51,6 +52,24 @@ class TextTokenizer:
   def vocab_size(self) -> int:
     """Token ids are below it."""
     return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+  @property
+  def needed_vocab_size(self) -> int:
+    """Tokens that a model must have for whatever a text or a chat may hold.
+
+    A special token counts where something here writes it: Gemma 3's tokenizer
+    has one for images that its model of text alone lacks.
+    """
+    added = self.tokenizer.get_added_tokens_decoder()
+    written = self.chat_template + _CHATML
+    own = {self.eos_id, self.pad_id, self.bos_id, *self.end_ids}
+    unused = {
+      index
+      for index, token in added.items()
+      if token.special and token.content not in written and index not in own
+    }
+    ids = self.tokenizer.get_vocab(with_added_tokens=True).values()
+    return max(set(ids) - unused) + 1
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of a text, nothing added to it."""

@@ -168,6 +168,12 @@ def diagnose(data: bytes, error: Exception) -> str:
           f'is truncated: {max(ends) - len(data) + 8 + size} bytes are missing '
           f'from its end (tensor {last}); copy or download it again'
         )
+  elif data[:2] == b'PK' or data[:1] == b'\x80':
+    kind = 'a zip, as torch.save writes,' if data[:2] == b'PK' else 'a pickle'
+    return (
+      f'is {kind} and not a safetensors file: no pickle is ever read; convert '
+      'it to safetensors'
+    )
   return f'is not a safetensors file ({error})'
 
 

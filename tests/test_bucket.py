@@ -110,7 +110,8 @@ def test_without_gcsfs_one_line_says_so(monkeypatch):
 
 def test_a_result_makes_no_folder_here(bucket, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  evaluate.make_folder('gs://bucket/run')
+  with evaluate.result_folder('gs://bucket/run'):
+    pass
   files.atomic_write('gs://bucket/run/eval.json', b'{}')
   assert (bucket / 'run' / 'eval.json').exists()
   assert not list(tmp_path.iterdir())

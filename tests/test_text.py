@@ -338,6 +338,10 @@ def test_episodes_of_open_ended_text():
     ({'tokenizer': '/none'}, 'neither a folder nor a .gguf'),
     ({'prompt_length': 0}, 'prompt_length must be a whole number'),
     ({'timeout_s': 0}, 'timeout_s must be > 0'),
+    (
+      {'spellings': ['{}', ' {}'], 'max_answers': 1},
+      'spellings has 2 texts and max_answers=1 would leave some out: raise',
+    ),
   ],
 )
 def test_options_that_cannot_be_used(changes, message):
@@ -539,6 +543,35 @@ def test_one_long_problem_is_found_before_the_run(tmp_path, data_dir):
       lines.append(str(error))
   assert len(lines) == 1  # it belongs to one split
   assert re.fullmatch(message, lines[0])
+
+
+def test_an_answer_that_its_verifier_cannot_use(tmp_path, data_dir):
+  rows = [
+    {'question': f'What is {i} + {i}?', 'answer': str(2 * i)} for i in range(99)
+  ]
+  for row in rows[40:42]:
+    row['answer'] = 'it is about 0'
+  for split in ('train', 'validation', 'test'):
+    (tmp_path / f'{split}.jsonl').write_text(
+      '\n'.join(
+        json.dumps({**row, 'question': f'{split}: {row["question"]}'})
+        for row in (rows if split == 'train' else rows[:9])
+      )
+    )
+  kit = make(source='files', data={'path': str(tmp_path)}, verifier='integer')
+  assert len(kit.load_source(data_dir, 'test')) == 9
+  message = (
+    r"problem 41 of train, 'train: What is 40 \+ 40\?': the right answer 'it "
+    r"is about 0' is no integer, which task.verifier='integer' needs: mend it, "
+    r'leave it out, or take another verifier; 2 of 99 are such'
+  )
+  with pytest.raises(ValueError, match=f'^{message}$'):
+    kit.load_source(data_dir, 'train')
+
+
+def test_a_verifier_of_other_problems(data_dir):
+  with pytest.raises(ValueError, match="it has no 'answer', which task.verif"):
+    make(verifier='integer').load_source(data_dir, 'train')
 
 
 def test_one_pool_for_all_devices(monkeypatch):

@@ -257,7 +257,8 @@ def test_what_is_held_out_is_not_trained_on():
     'validation': problems([301, 302, 203]),
     'test': [*problems(range(200, 210)), *problems([200])],
   }
-  splits, counts = text_data.split_problems(found)
+  splits, counts, first = text_data.split_problems(found)
+  assert first == 'Question 203?'
   assert splits['train'] == problems(range(100))
   assert splits['validation'] == problems([301, 302])
   assert splits['test'] == problems(range(200, 210))
@@ -271,7 +272,7 @@ def test_what_is_held_out_is_not_trained_on():
 
 def test_validation_by_the_hash_of_the_question():
   """10 percent of 2000; three standard deviations are 2 percent."""
-  one, _ = text_data.split_problems(
+  one, *_ = text_data.split_problems(
     {'train': problems(range(2000)), 'test': problems([5000])}
   )
   assert abs(len(one['validation']) / 2000 - 0.1) < 0.02
@@ -279,7 +280,7 @@ def test_validation_by_the_hash_of_the_question():
   others = [
     Problem(p.question.upper(), '') for p in problems(range(1000, 3000))
   ]
-  two, _ = text_data.split_problems(
+  two, *_ = text_data.split_problems(
     {'train': others[::-1], 'test': problems([5000])}
   )
   held_out = {p.answer for p in one['validation'] if int(p.answer) >= 1000}
@@ -289,7 +290,7 @@ def test_validation_by_the_hash_of_the_question():
 
 
 def test_one_file_gives_three_splits():
-  splits, counts = text_data.split_problems(
+  splits, counts, _ = text_data.split_problems(
     {'all': problems(range(1000))}, validation_percent=20, test_percent=30
   )
   sizes = [len(splits[split]) for split in SPLITS]
@@ -311,7 +312,7 @@ def test_no_question_is_in_two_splits(test, train):
     'test': [Problem(q, '1') for q in ['z', *test]],
     'train': [Problem(q, '1') for q in train] + others,
   }
-  splits, counts = text_data.split_problems(found)
+  splits, counts, _ = text_data.split_problems(found)
   keys = [text_data.question_key(p.question) for s in SPLITS for p in splits[s]]
   assert len(keys) == len(set(keys))
   lower = {q.casefold() for q in test}
@@ -332,6 +333,27 @@ def test_splits_that_cannot_be():
     ValueError, match="'test': 0}: validation is empty|empty;"
   ):
     text_data.split_problems({'all': problems(range(2))})
+  same = {'train': problems(range(60)), 'test': problems(range(60))}
+  with pytest.raises(
+    ValueError,
+    match=r"train is empty, since 60 of its problems, such as 'Question "
+    r"0\?', are held out too .*: give others to train on",
+  ):
+    text_data.split_problems(same)
+
+
+@pytest.mark.parametrize(
+  'files, message',
+  [
+    ({'test': 3}, r"in: there are files of \['test'\] and none to train on"),
+    ({'train': 2, 'test': 9}, 'in: the problems give .* is empty'),
+  ],
+)
+def test_splits_that_cannot_be_name_their_folder(files, message, tmp_path):
+  for split, size in files.items():
+    write(tmp_path / 'in' / f'{split}.jsonl', *map(qa, range(size)))
+  with pytest.raises(ValueError, match=message):
+    text_data.load_source(tmp_path / 'data', 'train', path=str(tmp_path / 'in'))
 
 
 # ---- the dataset
@@ -364,8 +386,33 @@ def test_a_dataset_from_files_to_records(tmp_path, caplog):
   assert (
     sum('dropped of the problems: 1 contaminated_by' in x for x in lines) == 1
   )
+  (line,) = [x for x in lines if 'contaminated_by' in x]
+  assert line.startswith(f'{tmp_path / "in"}: dropped')
+  assert line.endswith("held out and in train is 'Q 7 \U0001f600'")
+  # Another process says so again, with the dataset built.
+  text_data._say_once.cache_clear()
+  caplog.clear()
+  text_data.load_source(data_dir, 'test', **options)
+  assert [r.getMessage() for r in caplog.records] == [line]
   # A slice, and the other way to say where the test problems are.
   assert len(text_data.load_source(data_dir, 'train[:5]', **options)) == 5
+
+
+def test_a_split_of_one_file_is_said(tmp_path, caplog):
+  caplog.set_level('WARNING', logger='absl')
+  file = write(tmp_path / 'in' / 'train.jsonl', *map(qa, range(60)))
+  options = {'path': str(tmp_path / 'in')}
+  sizes = [
+    len(text_data.load_source(tmp_path / 'data', split, **options))
+    for split in SPLITS
+  ]
+  (line,) = [r.getMessage() for r in caplog.records]
+  assert line.startswith(f'{file}: there is no test file, so that its problems')
+  assert '{} train, {} validation, {} test;'.format(*sizes) in line
+  write(tmp_path / 'in' / 'test.jsonl', qa(100))
+  caplog.clear()
+  text_data.load_source(tmp_path / 'data', 'train', **options)
+  assert caplog.records == []
 
 
 def test_names_follow_contents_and_options(tmp_path):
@@ -392,7 +439,7 @@ def test_a_test_file_of_another_form(tmp_path):
   config = text_data.make_config(
     path=str(train), test_path=str(test), test_answer_format='boxed'
   )
-  splits, counts = text_data._read(config)
+  splits, counts, _ = text_data._read(config)
   assert splits['test'] == [Problem('question 7?', '7')]
   assert counts['contaminated_by_test'] == 1
 

@@ -460,6 +460,59 @@ def test_every_verifier_has_a_path():
     assert callable(verifiers.resolve(name))
 
 
+@pytest.mark.parametrize(
+  'verifier, good, bad, message',
+  [
+    ('integer', ['7', '1,024', '$-3$'], ['it is about 0', '1/2'], 'no integer'),
+    ('text', ['yes'], ['', '$.'], 'is empty'),
+    (
+      'math',
+      [
+        '7',
+        '1{,}024',
+        r'\boxed{5}',
+        r'\frac{1}{2}',
+        r'\{1, 2\}',
+        'Evelyn',
+        '???',
+      ],
+      [r'\frac{', '}{', r'\text{yes'],
+      'its braces do not match',
+    ),
+    ('math', [], ['', ' '], 'is empty'),
+    ('json:dumps', ['anything', ''], [], ''),
+  ],
+)
+def test_right_answers_that_none_could_match(verifier, good, bad, message):
+  check = verifiers.gold_check_of(verifier)
+  for answer in good:
+    check({'answer': answer})
+  for answer in bad:
+    with pytest.raises(ValueError, match=message) as caught:
+      check({'answer': answer})
+    assert '\n' not in str(caught.value)
+
+
+def test_right_answers_of_mathematics_are_not_parsed(monkeypatch):
+  """A data set of thousands is looked at before a run."""
+  monkeypatch.setattr(mathematics, '_parse', None)
+  for answer in ('7', r'\boxed{5}', r'x^2 + \sqrt{3}', '9^{9^{9^9}}'):
+    mathematics.check_gold({'answer': answer})
+
+
+def test_no_false_alarm_about_time_limits(run_python):
+  code = """
+import logging, sys
+from meta_rl import verifiers
+sys.stderr = sys.stdout
+verifiers.resolve('math')
+logging.getLogger('math_verify.parser').warning('another')
+"""
+  found = run_python(code)
+  assert 'Timeout is disabled' not in found
+  assert 'another' in found
+
+
 def test_integers_fast_enough():
   """At least 500 rows a second (issue: on two cores)."""
   texts = [rf'It is \boxed{{{i}}}' for i in range(2000)]

@@ -121,8 +121,14 @@ def config_from_hf(values: Mapping[str, Any], **overrides) -> TransformerConfig:
   return TransformerConfig(**fields | overrides)
 
 
-def _is_count(value) -> bool:
-  return type(value) is int and value >= 1
+# Beyond any model, and well within what an index of an array can be.
+_MAX_SIZE = 10**8
+_MAX_LAYERS = 10**4
+_MAX_POSITION = 2**31 - 1
+
+
+def _is_count(value, high: int = _MAX_POSITION) -> bool:
+  return type(value) is int and 1 <= value <= high
 
 
 def _is_positive(value) -> bool:
@@ -138,13 +144,25 @@ def _is_names(value) -> bool:
 # in words)
 _KINDS = (
   (
+    ('num_hidden_layers',),
+    lambda value: _is_count(value, _MAX_LAYERS),
+    f'a whole number >= 1 and <= {_MAX_LAYERS}',
+  ),
+  (
     (
-      *(*_SIZES, 'num_key_value_heads', 'head_dim', 'sliding_window'),
-      *('sliding_window_pattern', '_sliding_window_pattern'),
-      'max_position_embeddings',
+      *(name for name in _SIZES if name != 'num_hidden_layers'),
+      *('num_key_value_heads', 'head_dim'),
+    ),
+    lambda value: _is_count(value, _MAX_SIZE),
+    f'a whole number >= 1 and <= {_MAX_SIZE}',
+  ),
+  (
+    (
+      *('sliding_window', 'sliding_window_pattern'),
+      *('_sliding_window_pattern', 'max_position_embeddings'),
     ),
     _is_count,
-    'a whole number >= 1',
+    f'a whole number >= 1 and <= {_MAX_POSITION}',
   ),
   (
     ('max_window_layers',),

@@ -63,21 +63,29 @@ class GgufFile:
     tensors: name -> the package's tensor.
 
   Raises:
-    ImportError: without the package `gguf`.
-    WeightsError: a missing, truncated or foreign file.
+    WeightsError: the package `gguf` is missing; a missing, truncated or foreign
+      file.
   """
 
   def __init__(self, path):
     try:
       import gguf
     except ImportError:
-      raise ImportError(
-        "GGUF files need the package gguf: pip install 'meta-rl[llm]'"
+      raise WeightsError(
+        f'weights file {path}: GGUF files need the package gguf: run pip '
+        "install 'meta-rl[llm]'"
       ) from None
     self.path = Path(path)
     self._dequantize = gguf.quants.dequantize
+    if self.path.is_dir():
+      raise WeightsError(
+        f'weights file {path} is a folder: name a .gguf file in it, or give a '
+        'folder of safetensors a name that does not end in .gguf'
+      )
     if not self.path.is_file():
-      raise WeightsError(f'weights file {path} does not exist')
+      raise WeightsError(
+        f'weights file {path} does not exist: name one that does'
+      )
     try:
       reader = _reader(gguf)(self.path)
     except Exception as error:  # whatever damaged bytes lead the reader to
@@ -280,7 +288,10 @@ def load_params(
   names = {entry.name for entry in wanted}
   source = f'weights file {file.path}'
   if missing := names - file.tensors.keys():
-    raise WeightsError(f'{source} lacks tensor {first_few(missing)}')
+    raise WeightsError(
+      f'{source} lacks tensor {first_few(missing)}: download it again, or '
+      'convert the checkpoint again'
+    )
   if extra := file.tensors.keys() - names - {_ROPE_FACTORS}:
     raise WeightsError(
       f'{source} has tensor {first_few(extra)}, which this model does not'
@@ -289,7 +300,8 @@ def load_params(
     if file.shape(entry.name) != entry.shape:
       raise WeightsError(
         f'{source}: tensor {entry.name} has shape '
-        f'{list(file.shape(entry.name))}; this model needs {list(entry.shape)}'
+        f'{list(file.shape(entry.name))}; this model needs '
+        f'{list(entry.shape)}: convert the checkpoint again'
       )
   undo = _undo(file.metadata, config)
   read = lambda entry: undo(entry, file.read(entry.name))

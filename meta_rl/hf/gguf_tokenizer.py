@@ -14,7 +14,8 @@ from tokenizers import (
   processors,
 )
 
-from meta_rl.hf.tokenizer import TokenizerInfo
+from meta_rl.checks import show
+from meta_rl.hf.tokenizer import TokenizerInfo, check_id
 from meta_rl.weights import first_few
 
 _CONTROL, _USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type
@@ -113,19 +114,33 @@ def tokenizer_of(metadata: Mapping[str, Any]) -> TokenizerInfo:
       if kind in (_CONTROL, _USER_DEFINED)
     ]
   )
-  bos = get('bos_token_id')
+  bos, pad = get('bos_token_id'), get('padding_token_id')
+  names = ('eos_token_id', 'eot_token_id', 'eom_token_id')
+  for name in ('bos_token_id', 'padding_token_id', *names):
+    if get(name) is not None:
+      check_id(f'tokenizer.ggml.{name}', get(name), len(tokens))
+  template = metadata.get('tokenizer.chat_template')
+  if not isinstance(template, str | None):
+    raise ValueError(
+      f'tokenizer.chat_template={show(template)} is given; allowed is text'
+    )
   add_bos = get('add_bos_token')
   # Where the file doesn't say, Llama 3 begins with BOS and the others don't.
   if add_bos or (add_bos is None and pre == 'llama-bpe'):
+    if bos is None:
+      raise ValueError(
+        'tokenizer.ggml.bos_token_id is missing, and each text is to begin '
+        'with it: convert the checkpoint again'
+      )
     tokenizer.post_processor = processors.TemplateProcessing(
       single='$bos $A'.replace('$bos', tokens[bos]),
       special_tokens=[(tokens[bos], bos)],
     )
-  ends = [get('eos_token_id'), get('eot_token_id'), get('eom_token_id')]
+  ends = [get(name) for name in names]
   return TokenizerInfo(
     tokenizer=tokenizer,
-    chat_template=metadata.get('tokenizer.chat_template'),
+    chat_template=template,
     bos_id=bos,
     eos_ids=tuple(dict.fromkeys(i for i in ends if i is not None)),
-    pad_id=get('padding_token_id'),
+    pad_id=pad,
   )

@@ -70,7 +70,10 @@ def _check(source, wanted, held, config):
   """Raises unless the checkpoint holds what is wanted, and nothing else."""
   names = {entry.name for entry in wanted}
   if missing := names - held.keys():
-    raise WeightsError(f'{source} lacks tensor {first_few(missing)}')
+    raise WeightsError(
+      f'{source} lacks tensor {first_few(missing)}: is config.json '
+      'of another checkpoint? If not, copy or download the weights again'
+    )
   extra = {n for n in held.keys() - names if not _BUFFERS.search(n)}
   if config.tie_embeddings and 'lm_head.weight' in extra:
     _check_tied(source, held)
@@ -87,7 +90,8 @@ def _check(source, wanted, held, config):
     where = f'weights file {file.path}: tensor {entry.name}'
     if shape != entry.shape:
       raise WeightsError(
-        f'{where} has shape {list(shape)}; this model needs {list(entry.shape)}'
+        f'{where} has shape {list(shape)}; this model needs '
+        f'{list(entry.shape)}: is config.json of another checkpoint?'
       )
     if not jnp.issubdtype(dtype, jnp.floating):
       raise WeightsError(

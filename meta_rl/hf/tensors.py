@@ -18,6 +18,7 @@ from meta_rl.weights import DTYPES, WeightsError, diagnose, first_few
 INDEX_NAME = 'model.safetensors.index.json'
 SINGLE_NAME = 'model.safetensors'
 _MAX_HEADER = 100_000_000  # the format's own limit
+_AGAIN = 'copy or download it again'
 
 
 def read_json(path: Path, what: str = 'file') -> dict:
@@ -29,13 +30,13 @@ def read_json(path: Path, what: str = 'file') -> dict:
   try:
     value = json.loads(path.read_text('utf-8'))
   except FileNotFoundError:
-    raise WeightsError(f'{what} {path} does not exist') from None
+    raise WeightsError(f'{what} {path} does not exist: {_AGAIN}') from None
   except (OSError, ValueError, RecursionError) as error:
     raise WeightsError(
-      f'{what} {path} cannot be read: {one_line(error)}'
+      f'{what} {path} cannot be read ({one_line(error)}): {_AGAIN}'
     ) from None
   if not isinstance(value, dict):
-    raise WeightsError(f'{what} {path} holds no JSON object')
+    raise WeightsError(f'{what} {path} holds no JSON object: {_AGAIN}')
   return value
 
 
@@ -58,8 +59,8 @@ class TensorFile:
         size = os.fstat(f.fileno()).st_size
         length = int.from_bytes(f.read(8), 'little')
         if size < 8 or length > min(size - 8, _MAX_HEADER):
-          head = b'' if size == 0 else b'\0' * 8 + f.read(1)
-          raise self._error(_not_whole(size, length, head))
+          f.seek(0)
+          raise self._error(_not_whole(size, length, f.read(9)))
         text = f.read(length)
     except FileNotFoundError:
       raise self._error('does not exist') from None
@@ -143,8 +144,8 @@ class TensorFile:
 def _not_whole(size: int, length: int, head: bytes) -> str:
   """Tells an empty or cut file from one of another format."""
   if head[8:9] == b'{' and length <= _MAX_HEADER:
-    return 'is truncated: copy or download it again'
-  return diagnose(head[:size], ValueError('no header'))
+    return f'is truncated: {_AGAIN}'
+  return diagnose(head, ValueError('no header'))
 
 
 def open_folder(folder) -> dict[str, TensorFile]:
@@ -166,7 +167,7 @@ def open_folder(folder) -> dict[str, TensorFile]:
     return _single(folder)
   where = read_json(index, 'index').get('weight_map')
   if not isinstance(where, dict) or not where:
-    raise WeightsError(f'index {index} has no weight_map')
+    raise WeightsError(f'index {index} has no weight_map: {_AGAIN}')
   files, held = {}, {}
   for tensor, name in where.items():
     if not isinstance(name, str) or Path(name).name != name or name == '..':
@@ -177,14 +178,14 @@ def open_folder(folder) -> dict[str, TensorFile]:
     if not os.path.isfile(folder / name):
       raise WeightsError(
         f'checkpoint {folder} lacks file {name}, which {INDEX_NAME} names for '
-        f'tensor {tensor}'
+        f'tensor {tensor}: copy or download it too'
       )
     if name not in files:
       files[name] = TensorFile(folder / name)
     if tensor not in files[name].tensors:
       raise WeightsError(
         f'weights file {folder / name} lacks tensor {tensor}, which '
-        f'{INDEX_NAME} says it holds'
+        f'{INDEX_NAME} says it holds: {_AGAIN}, and the index'
       )
   for name, file in files.items():
     for tensor in file.tensors:
@@ -218,4 +219,6 @@ def _single(folder: Path) -> dict[str, TensorFile]:
       f'checkpoint {folder} has its weights in {first_few(others)} only: no '
       'pickle is ever read; convert it to safetensors'
     )
-  raise WeightsError(f'checkpoint {folder} has no {SINGLE_NAME}')
+  raise WeightsError(
+    f'checkpoint {folder} has no {SINGLE_NAME}: copy or download it'
+  )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import tokenizers
 
+from meta_rl.checks import show
 from meta_rl.files import one_line
 from meta_rl.hf.tensors import read_json
 from meta_rl.weights import WeightsError
@@ -38,8 +39,9 @@ def read_tokenizer(folder) -> TokenizerInfo:
   generation_config.json also end a text with come after.
 
   Raises:
-    WeightsError: no tokenizer.json, one that cannot be read, or a special token
-      that it does not know.
+    WeightsError: no tokenizer.json, a file that cannot be read, a special token
+      that the tokenizer does not know, an id that is none, or a chat template
+      that is no text.
   """
   folder = Path(folder)
   path = folder / 'tokenizer.json'
@@ -58,40 +60,98 @@ def read_tokenizer(folder) -> TokenizerInfo:
     read_json(folder / name) if (folder / name).is_file() else {}
   )
   settings = optional('tokenizer_config.json')
-  model = optional('config.json') | optional('generation_config.json')
+  files = {n: optional(n) for n in ('config.json', 'generation_config.json')}
+  size = files['config.json'].get('vocab_size')
+  if type(size) is not int:
+    size = vocab_size(tokenizer)
 
   def special(name):
     token = settings.get(f'{name}_token')
     token = token.get('content') if isinstance(token, dict) else token
     if token is None:
       return None
-    if (index := tokenizer.token_to_id(token)) is None:
+    where = f'{folder / "tokenizer_config.json"}: {name}_token'
+    if not isinstance(token, str):
       raise WeightsError(
-        f'{folder / "tokenizer_config.json"}: {name}_token {token!r} is not in '
+        f'{where}={show(token)} is given; allowed is the text of a token of '
         'tokenizer.json'
       )
+    if (index := tokenizer.token_to_id(token)) is None:
+      raise WeightsError(
+        f'{where} {token!r} is not in tokenizer.json: name one that is'
+      )
+    check_id(f'{where} {token!r}, id', index, size)
     return index
 
-  first = lambda *ids: next((i for i in ids if isinstance(i, int)), None)
-  ends = [special('eos')]
-  for name in ('config.json', 'generation_config.json'):
-    ids = optional(name).get('eos_token_id')
-    ends += ids if isinstance(ids, list) else [ids]
+  def ids(name):
+    """Yields the ids of a special token, of one file after the other."""
+    for file, values in files.items():
+      given = values.get(key := f'{name}_token_id')
+      for index in given if isinstance(given, list) else [given]:
+        # Llama 1 says -1 for no padding.
+        if index is None or (name == 'pad' and index == -1):
+          continue
+        check_id(f'{folder / file}: {key}', index, size, given)
+        yield index
+
+  ends = [special('eos'), *ids('eos')]
+  # Of several files the last counts.
+  last = lambda name: next(iter([*ids(name)][::-1]), None)
+  one = lambda name: last(name) if special(name) is None else special(name)
   return TokenizerInfo(
     tokenizer=tokenizer,
     chat_template=_template(folder, settings),
-    bos_id=first(special('bos'), model.get('bos_token_id')),
+    bos_id=one('bos'),
     eos_ids=tuple(dict.fromkeys(i for i in ends if i is not None)),
-    pad_id=first(special('pad'), model.get('pad_token_id')),
+    pad_id=one('pad'),
   )
+
+
+def vocab_size(tokenizer: tokenizers.Tokenizer) -> int:
+  """Returns a number that all ids of a tokenizer are below."""
+  ids = tokenizer.get_vocab(with_added_tokens=True).values()
+  return max(ids, default=-1) + 1
+
+
+def check_id(where: str, index, size: int, given=None):
+  """Raises WeightsError unless an index is that of a token.
+
+  Args:
+    where: the file and the key.
+    index: what was given.
+    size: of the vocabulary.
+    given: the list that it stands in, for the message; None: it stands alone.
+  """
+  if type(index) is not int or not 0 <= index < size:
+    raise WeightsError(
+      f'{where}={show(index if given is None else given)} is given; allowed is '
+      f'a token id, 0 to {size - 1}: mend it'
+    )
 
 
 def _template(folder: Path, settings: dict) -> str | None:
   path = folder / TEMPLATE_NAME
   if path.is_file():
-    return path.read_text('utf-8')
-  template = settings.get('chat_template')
-  if isinstance(template, list):  # several, by name
-    named = {entry['name']: entry['template'] for entry in template}
-    template = named.get('default')
-  return template
+    try:
+      return path.read_text('utf-8')
+    except ValueError as error:
+      raise WeightsError(
+        f'{path} is not UTF-8 ({one_line(error)}): save it as UTF-8'
+      ) from None
+  found = given = settings.get('chat_template')
+  if isinstance(given, list):  # several, by name
+    fits = all(
+      isinstance(e, dict) and {'name', 'template'} <= e.keys() for e in given
+    )
+    found = None
+    for entry in given if fits else ():
+      if entry['name'] == 'default':
+        found = entry['template']
+  else:
+    fits = True
+  if not fits or not isinstance(found, str | None):
+    raise WeightsError(
+      f'{folder / "tokenizer_config.json"}: chat_template={show(given)} is '
+      'given; allowed is text, or a list of {"name": text, "template": text}'
+    )
+  return found

@@ -205,6 +205,12 @@ def _parse(options: dict) -> TextOptions:
       checks.check_count(name, getattr(own, name))
   checks.check_range('timeout_s', own.timeout_s, above=0)
   _check_spellings(own.spellings)
+  if len(set(own.spellings)) > own.max_answers:
+    raise ValueError(
+      f'spellings has {len(set(own.spellings))} texts and max_answers='
+      f'{own.max_answers} would leave some out: raise task.max_answers to as '
+      'many for each accepted answer'
+    )
   try:
     datetime.date.fromisoformat(own.date)
   except (TypeError, ValueError) as error:
@@ -260,6 +266,7 @@ class _Encoder:
         f'stop={own.stop!r}: in front of or behind other text close='
         f'{own.close!r} is another token than alone; put a line break there'
       )
+    self._check_gold = verifiers.gold_check_of(own.verifier)
     self._vote = verifiers.vote_of(own.verifier)
     self._template = None
     if own.template == 'checkpoint' and words.chat_template:
@@ -268,6 +275,7 @@ class _Encoder:
         words.chat_template,
         special_tokens=words.special,
         now=datetime.datetime.combine(day, datetime.time()),
+        name=f'the chat template of {own.tokenizer}',
       )
     elif own.template == 'checkpoint' and own.tokenizer != BYTES:
       raise ValueError(
@@ -276,7 +284,7 @@ class _Encoder:
       )
     self.task = Task(
       name=f'text_{own.source}',
-      vocab_size=words.vocab_size,
+      vocab_size=words.needed_vocab_size,
       pad_id=words.pad_id,
       eos_id=words.eos_id,
       think_end_id=close,
@@ -359,18 +367,33 @@ class _Encoder:
     }
 
   def check_all(self, problems: Sequence[Mapping[str, Any]], split: str):
-    """Raises ValueError for problems that do not fit, before a run begins.
+    """Raises ValueError for problems that are of no use, before a run begins.
+
+    They do not fit, or have an answer that the verifier cannot use.
 
     Args:
       problems: of a split, each of which is looked at once.
       split: its name, for the message.
     """
-    longest, over = {}, {}
+    longest, over, bad = {}, {}, []
     for number, record in enumerate(problems, start=1):
+      try:
+        self._check_gold(record['gold'])
+      except ValueError as error:
+        bad.append((number, record, str(error)))
+      except KeyError as error:
+        bad.append((number, record, f'it has no {error}'))
       for name, size in self._sizes(self._encode(record)).items():
         longest[name] = max(size, longest.get(name, 0))
         if size > self._limit(name):
           over.setdefault(name, []).append((number, size))
+    if bad:
+      number, record, error = bad[0]
+      raise ValueError(
+        f'problem {number} of {split}, {record["question"][:40]!r}: {error}, '
+        f'which task.verifier={self._own.verifier!r} needs: mend it, leave it '
+        f'out, or take another verifier; {len(bad)} of {len(problems)} are such'
+      )
     for name, found in over.items():
       number, size = found[0]
       raise ValueError(

@@ -35,6 +35,9 @@ DATASETS = {
   'math': {'hub': 'EleutherAI/hendrycks_math', 'answer_format': 'boxed'},
 }
 
+# The key of a dataset's metadata for one question that was dropped.
+_FIRST = 'first_contaminated'
+
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class TextConfig(tfds.core.BuilderConfig):
@@ -105,7 +108,7 @@ def split_problems(
   *,
   validation_percent: int = 10,
   test_percent: int = 10,
-) -> tuple[dict[str, list[Problem]], dict[str, int]]:
+) -> tuple[dict[str, list[Problem]], dict[str, int], str]:
   """Returns the problems of train, validation and test, and what was dropped.
 
   No two of all the problems that are left have the same normalised question: of
@@ -118,10 +121,10 @@ def split_problems(
     validation_percent, test_percent: as in `TextConfig`.
 
   Returns:
-    (problems by split, counts). Counts: `duplicates`, dropped within their own
-    split; `conflicts`, those of them whose answer was another;
+    (problems by split, counts, question). Counts: `duplicates`, dropped within
+    their own split; `conflicts`, those of them whose answer was another;
     `contaminated_by_test` and `contaminated_by_validation`, dropped since those
-    splits have them.
+    splits have them. The question is the first of these, '' without one.
 
   Raises:
     ValueError: a split would be empty.
@@ -147,6 +150,7 @@ def split_problems(
   }
   percent['train'] = 100 - sum(percent.values())
   owners: dict[str, tuple[str, str]] = {}
+  first = ''
   for split in ('test', 'validation', 'train', 'all'):
     for problem in found.get(split, ()):
       text = text_files.normalize_question(problem.question)
@@ -156,6 +160,7 @@ def split_problems(
         counts['conflicts'] += answer != problem.answer
       elif owner:
         counts[f'contaminated_by_{owner}'] += 1
+        first = first or problem.question
       else:
         owners[text] = split, problem.answer
         held_out = split in ('test', 'validation')
@@ -164,11 +169,18 @@ def split_problems(
   empty = [split for split in SPLITS if not splits[split]]
   if empty:
     sizes = {split: len(problems) for split, problems in splits.items()}
+    lost = sum(n for what, n in counts.items() if what.startswith('contam'))
+    if empty[0] == 'train' and lost:
+      raise ValueError(
+        f'the problems give {sizes}: train is empty, since {lost} of its '
+        f'problems, such as {_short(first)!r}, are held out too (as test or '
+        'validation): give others to train on'
+      )
     raise ValueError(
       f'the problems give {sizes}: {empty[0]} is empty; give more problems, a '
       f'{empty[0]} file, or other percentages'
     )
-  return splits, counts
+  return splits, counts, first
 
 
 class TextProblems(tfds.core.GeneratorBasedBuilder):
@@ -183,7 +195,7 @@ class TextProblems(tfds.core.GeneratorBasedBuilder):
 
   def __init__(self, *, data_dir: str | os.PathLike, **fields):
     config = make_config(**fields)
-    self._splits, self._counts = _read(config)
+    self._splits, self._counts, self._first = _read(config)
     super().__init__(
       data_dir=os.fspath(data_dir), config=config, file_format='array_record'
     )
@@ -196,7 +208,9 @@ class TextProblems(tfds.core.GeneratorBasedBuilder):
       builder=self,
       description='Questions with one answer each.',
       features=tfds.features.FeaturesDict(features),
-      metadata=tfds.core.MetadataDict(self._counts),
+      metadata=tfds.core.MetadataDict(
+        self._counts | {_FIRST: _short(self._first)}
+      ),
       disable_shuffling=True,
     )
 
@@ -234,15 +248,40 @@ def load_source(
   Raises:
     ValueError: in one line, whatever is wrong with an option or a file.
   """
-  name = make_config(**fields).name
-  known = _folder(data_dir, name).exists()
+  config = make_config(**fields)
+  name = config.name
   source = sources.load_source(TextProblems, name, data_dir, split, **fields)
-  if not known:  # here, since a build silences what is logged
-    counts = load_counts(data_dir, **fields)
-    dropped = ', '.join(f'{n} {what}' for what, n in counts.items() if n)
-    if dropped:
-      logging.warning('%s: dropped of the problems: %s', name, dropped)
+  # Here, since a build silences what is logged.
+  for line in _notes(config, _folder(data_dir, name)):
+    _say_once(os.fspath(data_dir), name, line)
   return source
+
+
+@functools.lru_cache(maxsize=1024)
+def _say_once(data_dir: str, name: str, line: str):
+  """Logs a line, once a process for all splits of a dataset."""
+  del data_dir, name
+  logging.warning('%s', line)
+
+
+def _notes(config: TextConfig, folder: pathlib.Path):
+  """Yields what a user should know of a dataset that is built."""
+  info = tfds.builder_from_directory(os.fspath(folder)).info
+  files = _files(config)
+  where = config.path or config.hub
+  counts, first = dict(info.metadata), info.metadata.get(_FIRST, '')
+  counts.pop(_FIRST, None)
+  dropped = ', '.join(f'{n} {what}' for what, n in counts.items() if n)
+  if dropped:
+    such = f'; held out and in train is {first!r}' if first else ''
+    yield f'{where}: dropped of the problems: {dropped}{such}'
+  if not any(split == 'test' for split, _ in files):
+    sizes = [info.splits[split].num_examples for split in SPLITS]
+    yield (
+      f'{files[0][1]}: there is no test file, so that its problems are split '
+      f'by the hash of their questions: {sizes[0]} train, {sizes[1]} '
+      f'validation, {sizes[2]} test; task.data.test_path names a file of others'
+    )
 
 
 def load_counts(data_dir: str | os.PathLike, **fields) -> dict[str, int]:
@@ -253,7 +292,7 @@ def load_counts(data_dir: str | os.PathLike, **fields) -> dict[str, int]:
   """
   folder = _folder(data_dir, make_config(**fields).name)
   metadata = tfds.builder_from_directory(os.fspath(folder)).info.metadata
-  return {key: int(value) for key, value in metadata.items()}
+  return {key: int(n) for key, n in metadata.items() if key != _FIRST}
 
 
 def record_text(record: Mapping[str, Any]) -> dict[str, str]:
@@ -313,11 +352,20 @@ def _read(config: TextConfig):
     names = ('answer_format', 'question_key', 'answer_key')
     problems = text_files.read_problems(file, **dict(zip(names, chosen)))
     found.setdefault(split, []).extend(problems)
-  return split_problems(
-    found,
-    validation_percent=config.validation_percent,
-    test_percent=config.test_percent,
-  )
+  try:
+    return split_problems(
+      found,
+      validation_percent=config.validation_percent,
+      test_percent=config.test_percent,
+    )
+  except ValueError as error:
+    raise ValueError(f'{config.path or config.hub}: {error}') from error
+
+
+def _short(question: str) -> str:
+  """Returns the beginning of a question, on one line."""
+  text = ' '.join(question.split())
+  return text if len(text) <= 40 else f'{text[:39]}…'
 
 
 def _digest(file: pathlib.Path) -> str:

@@ -78,7 +78,7 @@ def load_files(data_dir, split: str, *, preset: str = '', **options):
 
 
 def load_reasoning_gym(
-  data_dir, split: str, *, task: str, size: int | None = None, **options
+  data_dir, split: str, *, task: str = '', size: int | None = None, **options
 ):
   """Returns problems of a task of reasoning-gym.
 
@@ -90,10 +90,15 @@ def load_reasoning_gym(
     **options: of the task; `seed` too.
 
   Raises:
-    ValueError: as `reasoning_gym.make_source`, or a task whose verifier would
-      not take its own answers, once its problems were sent to it as JSON.
+    ValueError: as `reasoning_gym.make_source`; no task, or one whose verifier
+      would not take its own answers, once its problems were sent to it as JSON.
   """
   del data_dir
+  if not isinstance(task, str) or not task:
+    raise ValueError(
+      f'task.data.task={task!r} is given; allowed is the name of a task of '
+      'reasoning-gym: set one, such as gcd'
+    )
   source = reasoning_gym.make_source(
     task, size=size or _SIZE[split], split=split, **options
   )

@@ -9,7 +9,9 @@ holds the right answer under 'answer'. It runs in a worker process (pool.py),
 because what a model writes may make it hang, crash or eat all memory. A new one
 is a module with such a function and a row in VERIFIERS; anybody's own is named
 by its path, 'package.module:function'. The module may also have a function
-`vote(answer)`, what an answer votes for under maj@k: see `vote_of`.
+`vote(answer)`, what an answer votes for under maj@k: see `vote_of`; and one
+`check_gold(record)`, which refuses a right answer that none could match: see
+`gold_check_of`.
 
 This package is what a worker imports: nothing heavy may be imported here.
 """
@@ -113,6 +115,24 @@ def vote_of(verifier: str) -> Callable[[str], Hashable | None]:
   resolve(verifier)
   module = importlib.import_module(path_of(verifier).partition(':')[0])
   return getattr(module, 'vote', _vote)
+
+
+def gold_check_of(verifier: str) -> Callable[[Record], None]:
+  """Returns `check_gold(record)` of a verifier's module.
+
+  It raises ValueError, in one line, for a right answer that the verifier cannot
+  use: each answer to such a problem would be an error, or wrong. It costs next
+  to nothing. Of a module without such a function it takes all.
+
+  Args:
+    verifier: as in `path_of`.
+
+  Raises:
+    VerifierError: as `resolve`.
+  """
+  resolve(verifier)
+  module = importlib.import_module(path_of(verifier).partition(':')[0])
+  return getattr(module, 'check_gold', lambda record: None)
 
 
 def _vote(answer: str) -> str | None:

@@ -29,6 +29,19 @@ def vote(answer: str) -> str | None:
   return normalize(found) or None if found else None
 
 
+def check_gold(record: Record) -> None:
+  """Raises ValueError for a record whose answer is empty."""
+  _gold(record)
+
+
+def _gold(record: Record) -> str:
+  gold = normalize(str(record['answer']))
+  if not gold:
+    answer = str(record['answer'])[:80]
+    raise ValueError(f'the right answer {answer!r} is empty')
+  return gold
+
+
 def grade(answer: str, record: Record) -> float:
   """Returns 1.0 if an answer is the record's text, else 0.0.
 
@@ -40,8 +53,6 @@ def grade(answer: str, record: Record) -> float:
   Raises:
     ValueError: the record's answer is empty.
   """
-  gold = normalize(str(record['answer']))
-  if not gold:
-    raise ValueError(f'the right answer {record["answer"]!r} is empty')
+  gold = _gold(record)
   found = extract.final_answer(answer)
   return float(found is not None and normalize(found) == gold)

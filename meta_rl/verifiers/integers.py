@@ -82,6 +82,19 @@ def vote(answer: str) -> str | None:
   return find_integer(answer)
 
 
+def check_gold(record: Record) -> None:
+  """Raises ValueError for a record whose answer is no integer."""
+  _gold(record)
+
+
+def _gold(record: Record) -> str:
+  gold = normalize(str(record['answer']))
+  if gold is None:
+    answer = str(record['answer'])[:80]
+    raise ValueError(f'the right answer {answer!r} is no integer')
+  return gold
+
+
 def grade(answer: str, record: Record) -> float:
   """Returns 1.0 if the integer that an answer gives is the record's, else 0.0.
 
@@ -92,7 +105,4 @@ def grade(answer: str, record: Record) -> float:
   Raises:
     ValueError: the record's answer is no integer.
   """
-  gold = normalize(str(record['answer']))
-  if gold is None:
-    raise ValueError(f'the right answer {record["answer"]!r} is no integer')
-  return float(find_integer(answer) == gold)
+  return float(find_integer(answer) == _gold(record))
