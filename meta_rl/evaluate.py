@@ -318,7 +318,7 @@ def extrapolated(
 
 
 def compared(
-  calls, params, source, key, *, kind, kit, num_problems, batch_size
+  calls, params, source, key, *, kit, num_problems, batch_size, kind='exact'
 ) -> dict:
   """Returns `eval_figures.prover_gap` of the first problems.
 

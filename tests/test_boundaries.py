@@ -182,8 +182,10 @@ def test_held_out_problems_are_measured_at_delimiters(small, monkeypatch):
   monkeypatch.setattr(steps, 'make_prove', make_prove)
   held_out.make_calls(config, setup_run.make_model(config, task), task)
   assert {options['kind'] for options in seen} == {'exact', 'sampled'}
-  for options in seen:
-    assert (options['boundaries'], options['budgets']) == ('delimiters', None)
+  own, other, at_budgets = (o['boundaries'] for o in seen)
+  assert own == other == 'delimiters'
+  assert [o['budgets'] for o in seen] == [None, None, (7, 14, 20, 27)]
+  assert at_budgets == 'budgets'
   assert config.prover.budgets == (5, 27)
 
 

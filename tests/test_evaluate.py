@@ -168,7 +168,7 @@ def fake_calls(seen):
       forced=yes[:, 0], truncated=yes[:, 0],
     ), 'cache'  # fmt: skip
 
-  def prove(params, batch, traces, cache, key):
+  def prove(params, batch, traces, cache, key, offset):
     del params, batch, key
     assert cache == 'cache'
     number = traces.tokens[:, 0]
@@ -208,7 +208,7 @@ def test_samples_do_not_depend_on_the_batch(trained, small):
       source_of(trained), num_problems=10, batch_size=size
     )
     calls = fake_calls([]) | {'generate': CountedJit(generate)}
-    calls['prove'] = lambda p, batch, traces, cache, key: types.SimpleNamespace(
+    calls['prove'] = lambda p, batch, traces, *_: types.SimpleNamespace(
       rewards=traces.tokens[:, 0],
       success=traces.tokens,
       episodes=types.SimpleNamespace(
