@@ -240,9 +240,8 @@ def measure(
       )
     traces, cache = calls['generate'](params, arrays, key, offset)
     given = arrays, traces, cache
-    # Of text that is sampled: keys of its own for each use.
-    keys = iter(jax.random.split(jax.random.fold_in(key, 1), 3))
-    found = calls['prove'](params, *given, next(keys), offset)
+    own_key, budget_key = jax.random.split(jax.random.fold_in(key, 1))
+    found = calls['prove'](params, *given, own_key, offset)
     part = {
       'tokens': traces.tokens,
       'token_mask': traces.token_mask,
@@ -257,19 +256,20 @@ def measure(
       'stop_index': found.stop_index,
     }
     if at_budgets:
-      cut = calls['prove_budgets'](params, *given, next(keys), offset)
+      cut = calls['prove_budgets'](params, *given, budget_key, offset)
       part |= {
         'budget_success': cut.success,
         'budget_ends': cut.episodes.ends,
         'budget_tokens': cut.prover_tokens,
       }
     if base_params is not None:
-      # The cache holds the policy's own keys and values.
-      given = arrays, traces, None
-      frozen = calls['prove'](base_params, *given, next(keys), offset)
+      # The cache holds the policy's own keys and values. Of provers that sample
+      # both draw by one key: their difference is the narrower for it.
+      frozen = calls['prove'](
+        base_params, arrays, traces, None, own_key, offset
+      )
       part['base_success'] = frozen.success
     if other_key is not None:
-      given = arrays, traces, cache
       other = calls['prove_other'](params, *given, other_key, offset)
       part['other_success'] = other.success
     part = sharding.gather_to_host(part) | {'problem': batch['problem']}

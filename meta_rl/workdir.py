@@ -64,7 +64,7 @@ def difference(
     key: (old.get(key, _MISSING), new.get(key, _MISSING))
     for key in sorted(old.keys() | new.keys())
     if old.get(key, _MISSING) != new.get(key, _MISSING)
-    and not covered(key, free)
+    and not _covered(key, free)
   }
 
 
@@ -79,7 +79,7 @@ def _plain(config: Mapping) -> dict:
     ) from None
 
 
-def covered(key: str, allowed: Iterable[str]) -> bool:
+def _covered(key: str, allowed: Iterable[str]) -> bool:
   """Returns whether a dotted key is one of `allowed`, or lies below one."""
   return any(key == name or key.startswith(f'{name}.') for name in allowed)
 
@@ -252,7 +252,7 @@ def read_config(path) -> dict | None:
 def _record(path: epath.Path, config: dict, allowed: tuple[str, ...]) -> dict:
   old = read_config(path)
   changed = {} if old is None else difference(old, config)
-  refused = {k: v for k, v in changed.items() if not covered(k, allowed)}
+  refused = {k: v for k, v in changed.items() if not _covered(k, allowed)}
   if refused:
     lines = ', '.join(f'{k}: {o!r} -> {n!r}' for k, (o, n) in refused.items())
     raise WorkdirError(

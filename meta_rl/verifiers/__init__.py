@@ -112,9 +112,7 @@ def vote_of(verifier: str) -> Callable[[str], Hashable | None]:
   Raises:
     VerifierError: as `resolve`.
   """
-  resolve(verifier)
-  module = importlib.import_module(path_of(verifier).partition(':')[0])
-  return getattr(module, 'vote', _vote)
+  return _beside(verifier, 'vote', _vote)
 
 
 def gold_check_of(verifier: str) -> Callable[[Record], None]:
@@ -130,9 +128,14 @@ def gold_check_of(verifier: str) -> Callable[[Record], None]:
   Raises:
     VerifierError: as `resolve`.
   """
+  return _beside(verifier, 'check_gold', lambda record: None)
+
+
+def _beside(verifier, name, default):
+  """Returns a function of a verifier's module, or the default."""
   resolve(verifier)
   module = importlib.import_module(path_of(verifier).partition(':')[0])
-  return getattr(module, 'check_gold', lambda record: None)
+  return getattr(module, name, default)
 
 
 def _vote(answer: str) -> str | None:
