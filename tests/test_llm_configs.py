@@ -65,6 +65,8 @@ slow = [pytest.param(*case, marks=pytest.mark.full) for case in SLOW]
 )
 def test_the_config_itself_is_valid(module, arg):
   # At its own size and batch, of which ':tiny' says nothing.
+  if arg == 'gym':
+    pytest.importorskip('reasoning_gym')
   config = plan_programs.abstract_config(
     module.get_config(arg), SIZES['qwen2.5-0.5b']
   )
