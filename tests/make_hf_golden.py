@@ -3,9 +3,10 @@
     python tests/make_hf_golden.py make DIR [SEED]
     python tests/make_hf_golden.py read CHECKPOINT OUT.npz
     python tests/make_hf_golden.py gguf FILE REQUEST.json OUT.json
+    python tests/make_hf_golden.py tokenizer FOLDER REQUEST.json OUT.json
 
-`make` wrote tests/data/hf (seed 0). `read` and `gguf` ask transformers about a
-checkpoint that is given. Needs torch and transformers, and for `gguf` that
+`make` wrote tests/data/hf (seed 0). The others ask transformers about what is
+given. Needs torch and transformers, and for `gguf` that
 package; the tests that compare with a record need none of them.
 """
 
@@ -239,12 +240,33 @@ def gguf(path, request, out):
   pathlib.Path(out).write_text(json.dumps(result), 'utf-8')
 
 
+def tokenizer(folder, request, out):
+  """Writes what `transformers` makes of the tokenizer in a folder.
+
+  The request holds `strings`, whose ids are given, and `messages`, a chat.
+  """
+  import transformers
+
+  asked = json.loads(pathlib.Path(request).read_text('utf-8'))
+  found = transformers.AutoTokenizer.from_pretrained(folder)
+  ids = [found(s, add_special_tokens=False).input_ids for s in asked['strings']]
+  result = {
+    'strings': ids,
+    'decoded': [found.decode(i, skip_special_tokens=True) for i in ids],
+    'chat': found.apply_chat_template(
+      asked['messages'], add_generation_prompt=True, tokenize=False
+    ),
+    'special': [found.bos_token_id, found.eos_token_id, found.pad_token_id],
+  }
+  pathlib.Path(out).write_text(json.dumps(result), 'utf-8')
+
+
 def main(command, *args):
-  """Runs one of the three commands."""
+  """Runs one of the four commands."""
   if command == 'make':
     make(args[0], int(args[1]) if len(args) > 1 else 0)
   else:
-    {'read': read, 'gguf': gguf}[command](*args)
+    {'read': read, 'gguf': gguf, 'tokenizer': tokenizer}[command](*args)
 
 
 if __name__ == '__main__':

