@@ -10,10 +10,12 @@ The result is DIR/eval.json, which `meta_rl.report` draws.
 """
 
 import contextlib
+import functools
 import json
 import math
 import os
 import sys
+import time
 import zlib
 from collections.abc import Callable, Sequence
 
@@ -62,6 +64,7 @@ def several_samples(
   samples,
   batch_size,
   stop_length=1,
+  on_batch=None,
 ) -> dict[str, dict[str, float]]:
   """Returns pass@k and maj@k over `samples` traces of each problem.
 
@@ -76,7 +79,7 @@ def several_samples(
     batch_size=batch_size,
     repeats=samples,
   )
-  found = held_out.measure(calls, params, batches, key)
+  found = held_out.measure(calls, params, batches, key, on_batch=on_batch)
   right = found['rewards'].reshape(num_problems, samples) >= 1
   votes = []
   for i, reward in enumerate(found['rewards']):
@@ -113,6 +116,7 @@ def evaluate(
   extrapolate_problems: int = 256,
   base_params=None,
   compare_provers: int = 0,
+  progress: Callable[[str, int, int], None] | None = None,
 ) -> dict:
   """Returns the content of `eval.json` for one policy on the test split.
 
@@ -146,7 +150,10 @@ def evaluate(
     base_params: of the policy that training started from.
     compare_provers: problems on which the exact prover is compared with one
       that samples `prover.num_branches` answers and asks the verifier; 0: none.
+    progress: is told after each batch what is measured, how many traces of it
+      are done, and of how many.
   """
+  telling = lambda what: progress and functools.partial(progress, what)
   checks.check_count('compare_provers', compare_provers, low=0)
   check_factors(extrapolate, extrapolate_problems)
   kit = setup_run.task_kit(config)
@@ -163,7 +170,13 @@ def evaluate(
     batch_size=batch_size,
   )
   found = held_out.measure(
-    calls, params, batches, key, at_budgets=True, base_params=base_params
+    calls,
+    params,
+    batches,
+    key,
+    at_budgets=True,
+    base_params=base_params,
+    on_batch=telling('J along traces'),
   )
   clusters = cluster_ids(source, num_problems, kit.cluster_key)
   grid = list(range(horizon + 1))  # J is a step function: every token
@@ -190,6 +203,7 @@ def evaluate(
       factors=extrapolate,
       num_problems=min(extrapolate_problems, num_problems),
       batch_size=batch_size,
+      on_batch=telling('longer traces'),
     )
   kind = setup_steps.measuring_prover(config)
   prover = {'kind': kind, 'training': config.prover.kind}
@@ -205,6 +219,7 @@ def evaluate(
       kit=kit,
       num_problems=min(compare_provers, num_problems),
       batch_size=batch_size,
+      on_batch=telling('both provers'),
     )
   if base_params is not None:
     more['base_prover'] = eval_figures.base_prover(
@@ -253,6 +268,7 @@ def evaluate(
         samples=samples,
         batch_size=batch_size,
         stop_length=len(task.stop_ids),
+        on_batch=telling('pass@k'),
       ),
     },
     'per_problem': {
@@ -300,6 +316,7 @@ def extrapolated(
   factors,
   num_problems,
   batch_size,
+  on_batch=None,
 ) -> dict:
   """Returns `eval_figures.extrapolation` of freshly sampled, kept traces."""
   calls = held_out.make_calls(config, model, task, factor=max(factors))
@@ -310,7 +327,7 @@ def extrapolated(
     batch_size=min(batch_size, num_problems),
   )
   return eval_figures.extrapolation(
-    held_out.measure(calls, params, batches, key),
+    held_out.measure(calls, params, batches, key, on_batch=on_batch),
     horizon=config.rollout.thinking_budget,
     factors=factors,
     clusters=cluster_ids(source, num_problems, kit.cluster_key),
@@ -318,7 +335,16 @@ def extrapolated(
 
 
 def compared(
-  calls, params, source, key, *, kit, num_problems, batch_size, kind='exact'
+  calls,
+  params,
+  source,
+  key,
+  *,
+  kit,
+  num_problems,
+  batch_size,
+  kind='exact',
+  on_batch=None,
 ) -> dict:
   """Returns `eval_figures.prover_gap` of the first problems.
 
@@ -338,7 +364,12 @@ def compared(
     )
   # Answers of a key of their own; the traces are those of the headline.
   found = held_out.measure(
-    calls, params, batches, key, other_key=jax.random.fold_in(key, 2)
+    calls,
+    params,
+    batches,
+    key,
+    other_key=jax.random.fold_in(key, 2),
+    on_batch=on_batch,
   )
   provers = found['success'], found['other_success']
   if kind == 'sampled':
@@ -368,6 +399,25 @@ def cluster_ids(source, num_problems: int, cluster_key: Callable) -> np.ndarray:
 def training_tokens(folder: str) -> float:
   """Returns the response tokens that a run has sampled in training."""
   return metrics.total(folder, 'rollout/tokens_sum')
+
+
+class Progress:
+  """Says on stderr how far an evaluation is, at most a line every 15 s."""
+
+  def __init__(self, every_s: float = 15.0):
+    self._every_s, self._start = every_s, time.monotonic()
+    self._last = self._start
+
+  def __call__(self, what: str, done: int, total: int):
+    now = time.monotonic()
+    if now - self._last < self._every_s:
+      return
+    self._last = now
+    print(
+      f'evaluate: {what}, {done} of {total} traces, {now - self._start:.0f} s',
+      file=sys.stderr,
+      flush=True,
+    )
 
 
 def define_flags():
@@ -472,6 +522,7 @@ def main(argv):
         extrapolate_problems=FLAGS.extrapolate_problems,
         base_params=frozen,
         compare_provers=FLAGS.compare_provers,
+        progress=Progress(),
       )
       if not FLAGS.base:
         result['training_tokens'] = training_tokens(FLAGS.workdir)

@@ -146,7 +146,7 @@ def export_hf(folder: str, out: str, *, which: str, dtype: str | None) -> dict:
 def define_flags():
   """Defines the command's flags."""
   flags.DEFINE_string('workdir', None, 'Run folder.')
-  flags.DEFINE_string('out', None, 'File to write.')
+  flags.DEFINE_string('out', None, 'File to write; with --format=hf a folder.')
   flags.DEFINE_enum('which', 'last', ['last', 'best'], 'Checkpoint of the run.')
   flags.DEFINE_enum(
     'dtype', None, ['float16', 'bfloat16'], 'Storage type; default the own.'
@@ -180,6 +180,8 @@ def main(argv):
     sys.exit(signals.EXIT_ERROR)
   scores = json.loads(metadata['scores'])
   print(f'{FLAGS.out}: step {metadata["step"]}')
+  if FLAGS.format == 'hf':
+    print(f'  chat: python -m meta_rl.generate --model={FLAGS.out}')
   for name, score in scores.items():
     print(f'  {name:<40} {score:.4g}')
 

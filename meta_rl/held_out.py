@@ -85,7 +85,7 @@ def validation_batches(config, *, mesh=None) -> list[dict[str, np.ndarray]]:
   if config.eval.num_problems > len(source):
     raise ValueError(
       f'eval.num_problems={config.eval.num_problems} is given; the validation '
-      f'split holds {len(source)}.'
+      f'split holds {len(source)}: ask for no more, or bring more problems.'
     )
   return problem_batches(
     source,
@@ -205,6 +205,7 @@ def measure(
   base_params=None,
   other_key=None,
   mesh=None,
+  on_batch: Callable[[int, int], None] | None = None,
 ) -> dict[str, np.ndarray]:
   """Returns what was measured on every trace, numpy, N rows (host).
 
@@ -221,6 +222,7 @@ def measure(
     other_key: PRNG key of the other kind of prover, at the same boundaries;
       None: it is not asked.
     mesh: that the calls were made with.
+    on_batch: is told how many rows are done, and of how many, after each batch.
 
   Returns:
     tokens i32[N,T], mask, thinking_mask bool[N,T], rewards f32[N], success
@@ -230,6 +232,7 @@ def measure(
     base_success f32[N,K+1]; with other_key other_success f32[N,K+1].
   """
   parts = []
+  rows = sum(len(batch['problem']) for batch in batches)
   for index, batch in enumerate(batches):
     offset = index * len(batch['problem'])
     arrays = {k: v for k, v in batch.items() if k not in ('problem', 'counts')}
@@ -274,6 +277,8 @@ def measure(
       part['other_success'] = other.success
     part = sharding.gather_to_host(part) | {'problem': batch['problem']}
     parts.append({k: v[batch['counts']] for k, v in part.items()})
+    if on_batch is not None:
+      on_batch(offset + len(batch['problem']), rows)
   return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
 

@@ -270,7 +270,7 @@ class ProgressBar:
   """Step, reward, regret, tokens a second and time left.
 
   On a terminal a bar; elsewhere (a log file, CI) one line every
-  `print_every` steps and one for the last step.
+  `print_every` steps and one for the first and the last step.
 
   Args:
     total_steps: steps of the whole run.
@@ -316,7 +316,10 @@ class ProgressBar:
     if self._bar is not None:
       self._bar.set_postfix_str(', '.join(figures), refresh=False)
       self._bar.update(step - self._bar.n)
-    elif step % self._print_every == 0 or step == self._total:
+    elif (
+      step % self._print_every == 0
+      or step in (self._initial + 1, self._total)  # the first: that it runs
+    ):
       rate = (self._clock() - self._start) / max(1, step - self._initial)
       left = format_seconds(rate * (self._total - step))
       line = [f'step {step}/{self._total}', *figures, f'{left} left']

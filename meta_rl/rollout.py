@@ -337,7 +337,7 @@ def stop_tokens(think_end_id, thinking_budget, stop_ids, max_new_tokens):
     raise ValueError(
       f'generate: thinking_budget={thinking_budget} and {len(stop)} stop '
       f'tokens leave no room for an answer in max_new_tokens='
-      f'{max_new_tokens}.'
+      f'{max_new_tokens}: raise max_new_tokens, which counts the thought too.'
     )
   return stop
 

@@ -105,7 +105,7 @@ class TextTokenizer:
     if len(ids) != 1:
       raise ValueError(
         f'{token!r} is {len(ids)} tokens of this tokenizer: a marker that ends '
-        'thinking must be one token'
+        'thinking (task.close) must be one token, as #### often is'
       )
     return ids[0]
 

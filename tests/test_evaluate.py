@@ -320,7 +320,14 @@ def test_exact_and_sampled_answers_are_compared(result, trained, small):
 
 @pytest.mark.full
 def test_a_comparison_of_provers_changes_nothing_else(result, trained, small):
-  found = run_evaluate(trained, compare_provers=4)
+  told = []
+  found = run_evaluate(
+    trained, compare_provers=4, progress=lambda *args: told.append(args)
+  )
+  measured = list(dict.fromkeys(what for what, _, _ in told))
+  assert measured == ['J along traces', 'both provers', 'pass@k']
+  assert all(0 < done <= total for _, done, total in told)
+  assert all((what, total, total) in told for what, _, total in told)
   prover = found['prover']
   assert {k: found[k] for k in result if k != 'prover'} == {
     k: v for k, v in result.items() if k != 'prover'
@@ -442,9 +449,16 @@ def test_evaluate_puts_together_what_was_measured(trained, small, monkeypatch):
   made = {}
 
   def measure(
-    calls, params, batches, key, *, at_budgets=False, base_params=None
+    calls,
+    params,
+    batches,
+    key,
+    *,
+    at_budgets=False,
+    base_params=None,
+    on_batch=None,
   ):
-    del calls, params, key, base_params
+    del calls, params, key, base_params, on_batch
     rows = int(sum(b['counts'].sum() for b in batches))
     found = measured_by_hand(rows, seed=int(at_budgets))
     return made.setdefault(at_budgets, found)
@@ -499,7 +513,7 @@ def test_pass_and_majority_of_two_problems(trained, small, monkeypatch):
   found['token_mask'][:, last] = True
   found['stop_index'] = np.full(8, last - 1)
   found['stop_index'][5:] = last  # nothing behind it
-  monkeypatch.setattr(held_out, 'measure', lambda *args: found)
+  monkeypatch.setattr(held_out, 'measure', lambda *args, **options: found)
   measured = functools.partial(
     evaluate.several_samples,
     None,
@@ -798,3 +812,13 @@ def test_training_logs_what_evaluate_measures(trained, small):
     found['success'], found['ends'], found['count'], budgets=[0, HORIZON]
   )
   assert ((values >= 0) & (values <= 1)).all()
+
+
+def test_how_far_an_evaluation_is(capsys):
+  say = evaluate.Progress(every_s=0)
+  say('J along traces', 4, 8)
+  line = capsys.readouterr().err
+  assert line.startswith('evaluate: J along traces, 4 of 8 traces, ')
+  say = evaluate.Progress(every_s=60)
+  say('J along traces', 4, 8)
+  assert capsys.readouterr().err == ''

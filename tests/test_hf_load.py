@@ -280,6 +280,9 @@ def test_a_tied_head_and_old_buffers_are_no_extra_tensors(tmp_path):
 def test_a_folder_that_is_none(tmp_path):
   with pytest.raises(WeightsError, match='neither a folder nor a .gguf file'):
     hf.load_model(tmp_path / 'absent')
+  (tmp_path / 'policy').write_bytes(b'')  # as export without --format=hf
+  with pytest.raises(WeightsError, match='export a folder with meta_rl.export'):
+    hf.load_model(tmp_path / 'policy')
   with pytest.raises(WeightsError, match='config .*json does not exist: copy'):
     hf.load_model(tmp_path)
   (tmp_path / 'config.json').write_text('{"model_type"')

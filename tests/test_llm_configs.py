@@ -61,6 +61,7 @@ slow = [pytest.param(*case, marks=pytest.mark.full) for case in SLOW]
     (mrt_r1_distill_qwen_1p5b, 'external'),
     (mrt_smollm2_135m, 'grpo'),
     (mrt_smollm2_135m, 'gym'),
+    (mrt_smollm2_135m, 'files'),
   ],
 )
 def test_the_config_itself_is_valid(module, arg):
@@ -175,7 +176,7 @@ def test_rollouts_of_another_engine_are_asked_for_by_a_word(module):
 
 
 def test_one_set_of_problems_at_a_time():
-  with pytest.raises(ValueError, match='give one of gsm8k and gym'):
+  with pytest.raises(ValueError, match='give one of files, gsm8k and gym'):
     mrt_smollm2_135m.get_config('gsm8k,gym')
   assert mrt_smollm2_135m.get_config('gym,grpo').name == 'GRPO'
 

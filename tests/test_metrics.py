@@ -157,21 +157,21 @@ def test_without_a_terminal_a_line_every_n_steps():
   stream = io.StringIO()
   bar = metrics.ProgressBar(
     7,
-    initial_step=2,
+    initial_step=3,
     print_every=3,
     stream=stream,
     clock=make_clock(0, 1, 8, 9),
   )
-  for step in range(3, 8):
+  for step in range(4, 8):
     bar.update(step, {
       'rollout/reward_mean': 0.5, 'regret/normalized': 0.25,
       'time/tokens_per_s': 1234.5,
     })  # fmt: skip
   bar.say('hello')
   bar.close()
-  # Step 3: 1 s for one step, 4 are left. Step 6: 8 s for four, one is left.
+  # Step 4, the first: 1 s for one step, 3 are left. Step 6: 8 s for three.
   assert stream.getvalue().splitlines() == [
-    'step 3/7, reward 0.500, regret 0.250, tok/s 1,234, 4s left',
+    'step 4/7, reward 0.500, regret 0.250, tok/s 1,234, 3s left',
     'step 6/7, reward 0.500, regret 0.250, tok/s 1,234, 2s left',
     'step 7/7, reward 0.500, regret 0.250, tok/s 1,234, 0s left',
     'hello',

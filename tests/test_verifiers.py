@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meta_rl import verifiers
-from meta_rl.verifiers import exact, extract, integers, pool
+from meta_rl.verifiers import VerifierError, exact, extract, integers, pool
 from meta_rl.verifiers import math as mathematics
 
 # ---- which part of a text is its answer
@@ -553,3 +553,23 @@ def test_reasoning_gym_in_the_pool(tmp_path, monkeypatch):
   assert grades.scores() == [1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
   assert list(grades.statuses[4:]) == ['error', 'timeout', 'error', 'ok']
   assert "no reasoning-gym task 'adds': did you mean add" in grades.details[6]
+
+
+def test_a_verifier_of_the_users_own_that_is_broken(tmp_path, monkeypatch):
+  (tmp_path / 'own_verifier.py').write_text(
+    'def same(answer, gold):\n  return float(answer == gold.strip())\n'
+    'def some(answer, record):\n  return 1 / (answer != "bad")\n'
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  answers, records = ['1'] * 8, [{'answer': '1'}] * 8
+  with pool.Pool('own_verifier:same', workers=1) as found:
+    with pytest.raises(
+      VerifierError, match=r"first 8 answers .*'strip'.*grade\(answer, record"
+    ) as error:
+      found.grade(answers, records)
+    assert '\n' not in str(error.value)
+    assert set(found.grade(answers[:7], records[:7]).statuses) == {'error'}
+  with pool.Pool('own_verifier:some', workers=1) as found:
+    # One that has graded answers meets bad ones.
+    assert set(found.grade(answers, records).statuses) == {'ok'}
+    assert set(found.grade(['bad'] * 8, records).statuses) == {'error'}

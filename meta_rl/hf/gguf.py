@@ -164,7 +164,10 @@ def config_values(file: GgufFile) -> dict[str, Any]:
 
 
 def _values(kind: str, own: dict, file: GgufFile) -> dict[str, Any]:
-  values = {'model_type': kind}
+  values = {
+    'model_type': kind,
+    'architectures': [hf_config.ARCHITECTURES[kind]],
+  }
   for key, name in _KEYS.items():
     if key in own:
       values[name] = _plain(own.pop(key))

