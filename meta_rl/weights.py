@@ -320,7 +320,8 @@ def init_from(source, like: Params) -> Params:
     return load_safetensors(text, like)[0]
   raise WeightsError(
     f'init_from={text!r} is neither a .safetensors file nor a run folder; '
-    f'{_known_assets()}'
+    'if it is to be one, train that run first (a warm start is often a config '
+    f"with ':sft'); {_known_assets()}"
   )
 
 

@@ -145,7 +145,11 @@ def test_a_gguf_file_gives_the_same_model(tmp_path, name, scan):
   close = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=atol)
   jax.tree.map(close, params, expected)
   # What config.json would hold of it is of this model too.
-  hf.save_checkpoint(tmp_path / 'out', params, found, hf.hf_config_of(path))
+  values = hf.hf_config_of(path)
+  assert (
+    values['architectures'] == hf.hf_config_of(DATA / name)['architectures']
+  )
+  hf.save_checkpoint(tmp_path / 'out', params, found, values)
   assert hf.read_config(tmp_path / 'out', scan_layers=scan) == found
 
 
