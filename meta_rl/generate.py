@@ -47,6 +47,8 @@ _OF_MODEL = (
   'thinking_budget',
   'max_new_tokens',
   'temperature',
+  'top_p',
+  'top_k',
   'dtype',
 )
 _OF_POLICY = (
@@ -181,10 +183,29 @@ def define_flags():
   flags.DEFINE_string('model', None, 'Checkpoint to talk to (meta_rl/hf).')
   flags.DEFINE_string('prompt', '', 'Answer this alone, and leave.')
   flags.DEFINE_string('system', '', 'Text of a system turn.')
-  flags.DEFINE_string('thinking', '', "'r1' or 'plain'; default by the model.")
-  flags.DEFINE_integer('thinking_budget', None, 'Tokens; none: no limit.')
-  flags.DEFINE_integer('max_new_tokens', 512, 'Tokens of an answer, at most.')
+  flags.DEFINE_string(
+    'thinking',
+    '',
+    "What ends a thought: 'r1' (</think>) or 'plain' (####); default by the "
+    'model.',
+  )
+  flags.DEFINE_integer(
+    'thinking_budget', None, 'Tokens of a thought, at most; none: no limit.'
+  )
+  flags.DEFINE_integer(
+    'max_new_tokens', 512, 'Tokens of a thought and its answer, at most.'
+  )
   flags.DEFINE_float('temperature', 0.7, 'Of the sampling; 0 is greedy.')
+  flags.DEFINE_float(
+    'top_p',
+    None,
+    'Sample from the likeliest tokens that hold this much; none: from all.',
+    lower_bound=0.0,
+    upper_bound=1.0,
+  )
+  flags.DEFINE_integer(
+    'top_k', None, 'Sample from so many tokens; none: all.', lower_bound=1
+  )
   flags.DEFINE_enum(
     'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
   )
@@ -221,6 +242,8 @@ def main(argv):
           thinking=FLAGS.thinking,
           dtype=FLAGS.dtype,
           temperature=FLAGS.temperature,
+          top_p=FLAGS.top_p,
+          top_k=FLAGS.top_k,
           max_new_tokens=FLAGS.max_new_tokens,
           thinking_budget=FLAGS.thinking_budget,
         ),

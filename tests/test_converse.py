@@ -144,3 +144,16 @@ def test_any_end_token_ends_an_answer(folder, monkeypatch):
   turns = [{'role': 'user', 'content': 'Hi'}]
   pieces = list(converse.reply(speaker, turns, jax.random.key(0)))
   assert pieces == ['so', ' it']
+
+
+def test_the_likeliest_token_alone(folder):
+  turns = [{'role': 'user', 'content': 'Hi'}]
+  said = lambda **options: ''.join(
+    converse.reply(
+      load(folder, thinking_budget=None, **options), turns, jax.random.key(3)
+    )
+  )
+  greedy = said(temperature=0.0)
+  assert said(temperature=5.0, top_k=1) == greedy
+  assert said(temperature=5.0, top_p=1e-9) == greedy
+  assert said(temperature=5.0) != greedy

@@ -147,7 +147,8 @@ def command(monkeypatch, start):
       '--workdir is of --workdir or --config, and',
     ),
     (['--model=m', '--show=2'], '--show is of --workdir or --config, and'),
-    (['--model=m', '--prompt=hi', '--dtype=bfloat16'], None),
+    (['--model=m', '--prompt=hi', '--dtype=bfloat16', '--top_k=3'], None),
+    (['--workdir=x', '--top_p=0.9'], '--top_p is of --model alone'),
     (['--workdir=x', '--show=2', '--seed=1'], None),
   ],
 )
