@@ -118,7 +118,7 @@ def make_calls(
   J is by `setup_steps.measuring_prover`, whatever trains, and measured at
   episode boundaries (`prove`) and at fixed token budgets (`prove_budgets`).
   `prove_other` measures by the other of the two kinds at the same boundaries,
-  for who wants to know how far they differ.
+  for who wants to know how far they differ; `grade` grades and leaves J at 0.
 
   Args:
     config: an RL config.
@@ -128,8 +128,8 @@ def make_calls(
       the policy stops, or at the budget.
     budgets: tokens at which `prove_budgets` measures; None: BUDGET_POINTS equal
       shares of the budget.
-    mesh: of devices that each take their rows of a batch (`prove_other` does
-      not); None: one device.
+    mesh: of devices that each take their rows of a batch (`prove_other` and
+      `grade` do not); None: one device.
   """
   kind = setup_steps.measuring_prover(config)
   own = config.copy_and_resolve_references()
@@ -155,11 +155,14 @@ def make_calls(
   )
   other = own.copy_and_resolve_references()
   other.prover.kind = 'sampled' if kind == 'exact' else 'exact'
+  unmeasured = own.copy_and_resolve_references()
+  unmeasured.prover.kind = 'none'
   at_budgets = own.copy_and_resolve_references()
   at_budgets.prover.update({'boundaries': 'budgets', 'budgets': tuple(points)})
   make = functools.partial(setup_steps.make_calls, group_size=1)
   generate, prove = make(own, model, task, min_thinking=factor and budget)
   _, prove_other = make(other, model, task)
+  _, grade = make(unmeasured, model, task)
   _, prove_budgets = make(at_budgets, model, task)
   if mesh is not None:
     generate, prove, prove_budgets = _spread(
@@ -170,6 +173,7 @@ def make_calls(
     'prove': CountedJit(prove),
     'prove_budgets': CountedJit(prove_budgets),
     'prove_other': CountedJit(prove_other),
+    'grade': CountedJit(grade),
   }
 
 
@@ -202,6 +206,7 @@ def measure(
   key,
   *,
   at_budgets: bool = False,
+  grade_only: bool = False,
   base_params=None,
   other_key=None,
   mesh=None,
@@ -218,6 +223,7 @@ def measure(
     batches: of `problem_batches`.
     key: PRNG key.
     at_budgets: also J at fixed token budgets.
+    grade_only: rewards alone, success is 0: for who needs no J.
     base_params: of a second, frozen prover that answers from the same traces.
     other_key: PRNG key of the other kind of prover, at the same boundaries;
       None: it is not asked.
@@ -244,7 +250,8 @@ def measure(
     traces, cache = calls['generate'](params, arrays, key, offset)
     given = arrays, traces, cache
     own_key, budget_key = jax.random.split(jax.random.fold_in(key, 1))
-    found = calls['prove'](params, *given, own_key, offset)
+    prove = calls['grade' if grade_only else 'prove']
+    found = prove(params, *given, own_key, offset)
     part = {
       'tokens': traces.tokens,
       'token_mask': traces.token_mask,

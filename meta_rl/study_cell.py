@@ -32,7 +32,7 @@ from meta_rl import (
   checkpoint,
   config_keys,
   env,
-  evaluate,
+  evaluation,
   metrics,
   setup_run,
   signals,
@@ -74,7 +74,7 @@ def run(spec: Mapping, folder: str, out: str) -> int:
       params = weights.init_from(f'{folder}@last', like)
     began = time.perf_counter()
     options = dict(spec['evaluation'])
-    found = evaluate.evaluate(
+    found = evaluation.evaluate(
       config,
       params,
       name=spec['label'],
@@ -157,7 +157,7 @@ def sum_up(
 
   Args:
     spec: of the cell.
-    found: of `evaluate.evaluate`.
+    found: of `evaluation.evaluate`.
     rows: metrics of the run, one a step; none of a policy that is not trained.
     seconds: that the evaluation took.
     starts: of `note_start`.

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from meta_rl import check_config, checks, env, evaluate, workdir
+from meta_rl import check_config, checks, env, evaluation, workdir
 
 # What a study must say.
 _NEEDED = (
@@ -268,7 +268,7 @@ def cell_config(study: ConfigDict, dose: str, method: str) -> ConfigDict:
         'to None.'
       )
     check_config.check(workdir.lock_and_check(config))
-    evaluate.check_factors(
+    evaluation.check_factors(
       of_dose.get('extrapolate', ()), study.evaluation.extrapolate_problems
     )
   except (ValueError, OSError) as error:
@@ -291,15 +291,15 @@ def make_specs(study: ConfigDict, chosen: Sequence[Key]) -> dict[Key, dict]:
     of_dose, of_method = study.doses[key.dose], study.methods[key.method]
     config = configs(key.dose, key.method).to_dict()
     config['seed'] = key.seed
-    evaluation = study.evaluation.to_dict()
-    evaluation['extrapolate'] = tuple(of_dose.get('extrapolate', ()))
+    options = study.evaluation.to_dict()
+    options['extrapolate'] = tuple(of_dose.get('extrapolate', ()))
     specs[key] = as_json(
       {
         **key._asdict(),
         'label': of_method.label,
         'train': of_method.get('train', True),
         'config': config,
-        'evaluation': evaluation,
+        'evaluation': options,
       }
     )
   return specs

@@ -14,6 +14,7 @@ from meta_rl import (
   data,
   episodes,
   evaluate,
+  evaluation,
   prover,
   report,
   scoring,
@@ -331,7 +332,7 @@ def test_from_a_warm_start_to_a_report(small, tmp_path):
   config, params = evaluate.policy(
     str(tmp_path / 'mrt'), None, base=False, which='last'
   )
-  found = evaluate.evaluate(
+  found = evaluation.evaluate(
     config,
     params,
     name='MRT',

@@ -181,10 +181,11 @@ def test_held_out_problems_are_measured_at_delimiters(small, monkeypatch):
   task = setup_run.make_task(config)
   monkeypatch.setattr(steps, 'make_prove', make_prove)
   held_out.make_calls(config, setup_run.make_model(config, task), task)
-  assert {options['kind'] for options in seen} == {'exact', 'sampled'}
-  own, other, at_budgets = (o['boundaries'] for o in seen)
-  assert own == other == 'delimiters'
-  assert [o['budgets'] for o in seen] == [None, None, (7, 14, 20, 27)]
+  kinds = [options['kind'] for options in seen]
+  assert kinds == ['exact', 'sampled', 'none', 'exact']
+  own, other, grade, at_budgets = (o['boundaries'] for o in seen)
+  assert own == other == grade == 'delimiters'
+  assert [o['budgets'] for o in seen] == [*[None] * 3, (7, 14, 20, 27)]
   assert at_budgets == 'budgets'
   assert config.prover.budgets == (5, 27)
 

@@ -27,7 +27,7 @@ LAYERS = [
   'steps compiled dynamic_sampling',
   'setup_run setup_steps setup_own setup_devices preemption train_calls '
   'check_config command_line config_keys held_out '
-  'evaluate plots '
+  'evaluation evaluate plots '
   'headline runs report report_page report_style report_traces report_parts',
   'train sft study study_cells study_files study_cell study_results '
   'study_tables study_charts study_page study_report study_variance '
@@ -44,6 +44,7 @@ COMMANDS += [
   'setup_devices',
   'train_calls',
   'held_out',
+  'evaluation',
   'evaluate',
   'report',
 ]

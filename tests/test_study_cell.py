@@ -41,7 +41,7 @@ def make_rows(seconds, counts, *, evaluated=()):
 
 
 def make_found():
-  """What `evaluate.evaluate` gives, of two problems."""
+  """What `evaluation.evaluate` gives, of two problems."""
   value = {'mean': 0.123456789, 'low': 0.1, 'high': 0.2}
   return {
     'machine': 'a machine',
@@ -195,7 +195,7 @@ def test_the_digest_tells_problems_apart():
 def base(monkeypatch):
   """The spec of an untrained cell, its evaluation made up."""
   found = make_found()
-  monkeypatch.setattr(study_cell.evaluate, 'evaluate', lambda *a, **k: found)
+  monkeypatch.setattr(study_cell.evaluation, 'evaluate', lambda *a, **k: found)
   monkeypatch.setattr(study_cell.setup_run, 'initial_params', lambda c: None)
   key = Key('tiny', 'base', 0)
   spec = study_cells.make_specs(study_countdown.get_config('tiny'), [key])[key]
