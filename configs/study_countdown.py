@@ -298,6 +298,15 @@ PREDICTIONS = {
     'figure': 'regret',
     'expect': 'lower',
   },
+  'p13': {
+    'text': 'From the base that backtracks the regret of MRT is lower (written '
+    'before any cell of it was run).',
+    'dose': 'u4b',
+    'method': 'mrt_exact',
+    'against': 'grpo',
+    'figure': 'regret',
+    'expect': 'lower',
+  },
   'p10': {
     'text': 'At twice the learning rate MRT with the pathwise term has less '
     'regret than at the given one: its gradient is quiet enough (written '
@@ -400,20 +409,25 @@ def get_config(arg: str = '') -> ConfigDict:
   """Returns the study; `arg` is '' or 'tiny'."""
   config = ConfigDict()
   config.name = 'Credit for progress against outcome reward, on Countdown'
-  # In the order of their names. Forward tokens (meta_rl/costs.py) a cell. No
-  # budget is extrapolated beyond 48 episodes, the most that the warm start saw.
+  # In the order of their names. Forward tokens (meta_rl/costs.py) a cell. The
+  # warm start saw 48 episodes at most: 4x of 15 goes beyond that, 3x does not.
   config.doses = {
     'u03': _dose(0.3, '+ − ×, 4 episodes', 'hard', 4, 2.4e6, (2, 4)),
     'u1': _dose(1.0, '+ − ×, 12 episodes', 'hard', 12, 2.4e6, (2, 4)),
     'u2': _dose(2.0, '+ −, 8 episodes', '', 8, 2.4e6, (2, 4)),
-    'u4': _dose(4.0, '+ −, 15 episodes', '', 15, 2.4e6, (2, 3)),
+    'u4': _dose(4.0, '+ −, 15 episodes', '', 15, 2.4e6, (2, 3, 4)),
     # The same from a policy that seldom gives up: 12% of its traces end without
     # a success before them, 35% of u4's do, and so the outcome of those says
     # more about their episodes than u = 4 has it.
-    'u4p': _dose(4.0, '+ −, 15 episodes, patient', '', 15, 2.4e6, (2, 3)),
+    'u4p': _dose(4.0, '+ −, 15 episodes, patient', '', 15, 2.4e6, (2, 3, 4)),
+    'u4b': _dose(4.0, '+ −, backtracking', 'backtrack', 15, 2.4e6, (2, 3)),
   }
   config.doses.u4p.apart = True
   config.doses.u4p.overrides.init_from = 'asset:countdown_patient'
+  # The paper's other search, where an episode goes back to a step of the one
+  # before: 9 tokens in the mean, 6 at least, and each has its boundary.
+  config.doses.u4b.apart = True
+  config.doses.u4b.overrides.prover.max_episodes = 22
   config.methods = METHODS
   config.core = CORE
   config.rest = tuple(name for name in METHODS if name not in CORE)

@@ -21,11 +21,11 @@ def test_the_core_comes_first_round_by_round():
   whole = study_countdown.get_config()
   keys = study_cells.keys(whole)
   assert len(set(keys)) == len(keys)
-  # 5 doses: the base once, 5 methods of the core and 6 more with 5 seeds, the
+  # 6 doses: the base once, 5 methods of the core and 6 more with 5 seeds, the
   # others with 3.
   others = len(whole.rest) - 6
-  assert len(keys) == 5 * (1 + 5 * 5 + 6 * 5 + others * 3)
-  first = keys[: 5 * 6]
+  assert len(keys) == 6 * (1 + 5 * 5 + 6 * 5 + others * 3)
+  first = keys[: 6 * 6]
   assert {key.seed for key in first} == {0}
   assert [key.path for key in first[:7]] == [
     'u03/base/0',
@@ -37,8 +37,8 @@ def test_the_core_comes_first_round_by_round():
     'u1/base/0',
   ]
   # Then the second seed, without the base, and the rest at last.
-  assert keys[30] == Key('u03', 'grpo', 1)
-  assert {key.method for key in keys[5 + 5 * 25 :]} == set(whole.rest)
+  assert keys[36] == Key('u03', 'grpo', 1)
+  assert {key.method for key in keys[6 + 6 * 25 :]} == set(whole.rest)
 
 
 def test_names_of_a_key():
@@ -248,12 +248,20 @@ def test_a_method_without_a_config_is_named():
     study_cells.cell_config(study, 'u4', 'grpo')
 
 
-def test_no_dose_thinks_beyond_what_the_warm_start_saw():
+def test_which_doses_think_beyond_what_the_warm_start_saw():
   study = study_countdown.get_config()
-  for dose in study.doses.values():
-    episodes = dose.overrides.prover.max_episodes
-    assert dose.overrides.rollout.thinking_budget == 9 * episodes
-    assert max(dose.extrapolate) * episodes <= 48
+  longest = {}
+  for name, dose in study.doses.items():
+    budget = dose.overrides.rollout.thinking_budget
+    config = study_cells.cell_config(study, name, 'mrt_exact')
+    # Every episode that the budget holds has a boundary of its own.
+    if config.task.name == 'countdown':
+      assert budget == 9 * config.prover.max_episodes
+    else:
+      assert budget <= 9 + 6 * (config.prover.max_episodes - 1)
+    longest[name] = max(dose.extrapolate) * budget
+  beyond = {name: longest[name] // 9 for name in longest if longest[name] > 432}
+  assert beyond == {'u4': 60, 'u4p': 60}  # episodes; it saw 48
 
 
 # ---- specs and results

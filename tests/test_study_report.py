@@ -151,7 +151,7 @@ def test_study_json_of_a_whole_study(whole):
   # At 1x, 2x and 3x of the budget: both regrets and the accuracy.
   assert set(mrt['kept']) == {'regret', 'regret_normalized', 'accuracy'}
   for name, factors in mrt['kept'].items():
-    assert list(factors) == ['1', '2', '3']
+    assert list(factors) == ['1', '2', '3', '4']
     for at in factors.values():
       assert at['value']['low'] < at['value']['mean'] < at['value']['high']
       assert at['against_reference']['seeds'] == [0, 1], name
