@@ -143,7 +143,7 @@ METHODS = {
       'config': 'mrt_countdown',
       'overrides': {**_LAST, 'algorithm': {'price': price}},
     }
-    for name, price in (('03', 0.3), ('1', 1.0))
+    for name, price in (('03', 0.3), ('1', 1.0), ('2', 2.0))
   },
   # The baseline that traces share against that of those that go on alone. Both
   # judge an episode by all that came later: only then is the second unbiased.
@@ -324,6 +324,15 @@ PREDICTIONS = {
     'against': 'grpo',
     'figure': 'regret',
     'expect': 'none',
+  },
+  'p14': {
+    'text': 'A price of 2 stops sooner than one of 1, which stopped 22% sooner '
+    'than GRPO (written before any cell of it was run).',
+    'dose': 'u4',
+    'method': 'pathwise_price_2',
+    'against': 'pathwise_price_1',
+    'figure': 'tokens',
+    'expect': 'lower',
   },
   'p12': {
     'text': 'At half the learning rate for both, the regret of MRT is lower '
