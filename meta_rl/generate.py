@@ -135,8 +135,8 @@ def policy(folder: str | None, config, *, which: str):
   """Returns (config, params): of a run folder, or what a config starts from."""
   if (folder is None) == (config is None):
     raise ValueError(
-      'give one of the two: --workdir, a run whose policy samples, or '
-      '--config, which says what to start from.'
+      'give one of the three: --workdir, a run whose policy samples; --config, '
+      'which says what to start from; --model, a checkpoint to talk to.'
     )
   if folder is None:
     check_config.check(config)

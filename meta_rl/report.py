@@ -74,7 +74,9 @@ def build_report(
   Args:
     folders: run folders, or folders of run folders.
     out: the HTML file; accuracy_vs_tokens.png, regret_curves.png and
-      learning_curves.png go beside it, as far as there is data for them.
+      learning_curves.png go beside it, as far as there is data for them. The
+      pictures of 'other.html' are other_accuracy_vs_tokens.png and so on, so
+      that two reports in a folder keep theirs.
     title: headline of the page.
     command: what the reader types to make the report again.
 
@@ -101,7 +103,8 @@ def build_report(
     ('learning_curves.png', learning['tokens'] + learning['step'], 3),
   ):
     if panels:
-      images.append(out.parent / name)
+      own = '' if out.stem == 'report' else f'{out.stem}_'
+      images.append(out.parent / f'{own}{name}')
       columns = min(columns, len(learning['step']) or 1)
       size = plots.SMALL_PANEL if panels[0].smooth else plots.PANEL
       drawing = plots.figure(panels, columns=columns, size=size)

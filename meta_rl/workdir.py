@@ -8,6 +8,7 @@ workdir/
 
 import ast
 import contextlib
+import copy
 import difflib
 import fcntl
 import json
@@ -300,13 +301,20 @@ def lock_and_check(config):
       '???') was left unset.
   """
   config.lock()
-  unset = [k for k, v in flatten(config.to_dict()).items() if v == '???']
-  if unset:
+  if unset := _unset(config):
+    # One that follows another (a reference) has its value when that is given.
+    given = copy.deepcopy(config)
+    given.update_from_flattened_dict({unset[0]: 'given'})
+    unset = [unset[0], *(key for key in unset[1:] if key in _unset(given))]
     raise ValueError(
       f'config key {", ".join(unset)} has no value: pass '
       + ' '.join(f'--config.{key}=…' for key in unset)
     )
   return config
+
+
+def _unset(config) -> list[str]:
+  return [k for k, v in flatten(config.to_dict()).items() if v == '???']
 
 
 @contextlib.contextmanager

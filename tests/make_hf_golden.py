@@ -61,6 +61,11 @@ VARIANTS = {
     },
   },
   'qwen3': {'head_dim': 16, 'max_position_embeddings': 16},
+  'qwen3_tied': {
+    'tie_word_embeddings': True,
+    'head_dim': 16,
+    'max_position_embeddings': 16,
+  },
   'gemma3_text': {
     'num_hidden_layers': 3,
     'head_dim': 16,
@@ -78,6 +83,13 @@ VARIANTS = {
       },
       'sliding_attention': {'rope_type': 'default', 'rope_theta': 100.0},
     },
+  },
+  'gemma3_text_untied': {
+    'tie_word_embeddings': False,
+    'head_dim': 16,
+    'layer_types': ['sliding_attention', 'full_attention'],
+    'sliding_window': 4,
+    'max_position_embeddings': 16,
   },
 }
 SHARD_BYTES = {'qwen2_yarn': 12_000}  # this one in several files
@@ -138,7 +150,10 @@ def random_model(name, seed):
   import torch
   import transformers
 
-  kind = name.removesuffix('_yarn').removesuffix('_rope')
+  # Of the variants that a model comes in: 'qwen2_yarn' is 'qwen2'.
+  kind = name
+  for variant in ('_yarn', '_rope', '_tied', '_untied'):
+    kind = kind.removesuffix(variant)
   config = transformers.AutoConfig.for_model(kind, **SHARED | VARIANTS[name])
   config._attn_implementation = 'eager'
   model = transformers.AutoModelForCausalLM.from_config(config).eval()

@@ -201,8 +201,8 @@ def test_the_policy_of_a_run(command, trained, start, tmp_path, capsys):
 @pytest.mark.parametrize(
   'changes, message',
   [
-    ({'config': None}, 'give one of the two: --workdir'),
-    ({'workdir': 'runs'}, 'give one of the two: --workdir'),
+    ({'config': None}, 'give one of the three: --workdir'),
+    ({'workdir': 'runs'}, 'give one of the three: --workdir'),
     ({'config': None, 'workdir': 'none'}, 'none holds no config.json'),
     ({'num_prompts': 0}, 'num_prompts=0'),
   ],

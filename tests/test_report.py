@@ -82,6 +82,8 @@ def test_report_of_some_runs(folders, tmp_path, count):
   expected = ['accuracy_vs_tokens.png', 'regret_curves.png']
   expected += ['learning_curves.png'] if count > 1 else []
   assert [path.name for path in report.images] == expected
+  other = build_report(folders[:count], tmp_path / 'a' / 'other.html')
+  assert [p.name for p in other.images] == [f'other_{n}' for n in expected]
   assert all(path.stat().st_size > 5000 for path in report.images)
   # Two charts, six learning curves; the keys and the step charts beside them.
   labels = re.findall('role="img"', report.html.read_text())

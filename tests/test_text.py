@@ -545,6 +545,18 @@ def test_one_long_problem_is_found_before_the_run(tmp_path, data_dir):
   assert re.fullmatch(message, lines[0])
 
 
+def test_no_accepted_answer_is_left_out_in_silence(data_dir):
+  # Exact J would be that of the answers which are left.
+  kit = make(max_answers=2)
+  message = (
+    r'problem \d+ of train: task.max_answers=2: the list of accepted answers '
+    r'of .* has 4 texts; raise it or leave it out; \d+ of \d+ are too long, '
+    'the longest has 4'
+  )
+  with pytest.raises(ValueError, match=message):
+    kit.load_source(data_dir, 'train')
+
+
 def test_an_answer_that_its_verifier_cannot_use(tmp_path, data_dir):
   rows = [
     {'question': f'What is {i} + {i}?', 'answer': str(2 * i)} for i in range(99)

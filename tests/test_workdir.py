@@ -183,6 +183,11 @@ def test_lock_and_check():
     config.optimizer.lrr = 1
   with pytest.raises(ValueError, match='config key data.path has no value'):
     workdir.lock_and_check(ConfigDict({'data': {'path': '???'}}))
+  # What follows another needs no flag of its own.
+  config = ConfigDict({'path': '???', 'data': '???'})
+  config.tokenizer = config.get_oneway_ref('path')
+  with pytest.raises(ValueError, match='config key path, data has no value'):
+    workdir.lock_and_check(config)
 
 
 # From ml_collections, which loads config files with it.

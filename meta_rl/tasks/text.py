@@ -420,10 +420,7 @@ class _Encoder:
       for text in record['accepted']
       for spelling in own.spellings
     )
-    answers = [
-      self._words.encode(text) + self._end
-      for text in list(spelled)[: own.max_answers]
-    ]
+    answers = [self._words.encode(text) + self._end for text in spelled]
     return self.prompt(record), answers, text_host.to_json(record['gold'])
 
   def _sizes(self, parts) -> dict[str, int]:
@@ -431,6 +428,7 @@ class _Encoder:
     return {
       'prompt_length': len(prompt),
       'answer_length': max(map(len, answers), default=0),
+      'max_answers': len(answers),
       'gold_bytes': len(gold),
     }
 
@@ -441,6 +439,7 @@ class _Encoder:
     what = {
       'prompt_length': ('the prompt', 'tokens'),
       'answer_length': ('the accepted answer', 'tokens'),
+      'max_answers': ('the list of accepted answers', 'texts'),
       'gold_bytes': ('what the verifier needs', 'bytes'),
     }
     part, unit = what[name]

@@ -190,7 +190,11 @@ def after_hashes(text: str) -> str:
   """
   _, found, answer = text.rpartition('####')
   if not found:
-    raise ValueError("there is no '####' in front of the answer")
+    raise ValueError(
+      "there is no '####' in front of the answer, which "
+      "answer_format='gsm8k' looks for: 'plain' takes the whole text, 'boxed' "
+      'the last box'
+    )
   return answer.strip().replace(',', '')
 
 
@@ -204,7 +208,11 @@ def boxed_answer(text: str) -> str:
   if answer is None:
     found = re.findall(r'\\boxed\s+([^\s$.]+)', text)
     if not found:
-      raise ValueError(r'the solution has no \boxed{} that is closed')
+      raise ValueError(
+        r'the solution has no \boxed{} that is closed, which '
+        "answer_format='boxed' looks for: 'plain' takes the whole text, "
+        "'gsm8k' what is behind '####'"
+      )
     answer = found[-1]
   return answer.strip()
 
