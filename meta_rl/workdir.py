@@ -301,11 +301,13 @@ def lock_and_check(config):
       '???') was left unset.
   """
   config.lock()
-  if unset := _unset(config):
+  unset = _unset(config)
+  for key in list(unset):
     # One that follows another (a reference) has its value when that is given.
     given = copy.deepcopy(config)
-    given.update_from_flattened_dict({unset[0]: 'given'})
-    unset = [unset[0], *(key for key in unset[1:] if key in _unset(given))]
+    given.update_from_flattened_dict({key: 'given'})
+    unset = [k for k in unset if k == key or k in _unset(given)]
+  if unset:
     raise ValueError(
       f'config key {", ".join(unset)} has no value: pass '
       + ' '.join(f'--config.{key}=…' for key in unset)

@@ -278,7 +278,7 @@ def test_missing_pieces_are_named(tmp_path, capsys):
 def test_training_without_evaluation(tmp_path):
   folder = write_run(tmp_path / 'mrt', 'mrt', rows=8, steps=20)
   (folder / 'eval.json').unlink()
-  report = build_report([folder], tmp_path / 'r.html')
+  report = build_report([folder], tmp_path / 'report.html')
   page = _check(report.html)
   assert 'not evaluated yet' in page.text
   assert [path.name for path in report.images] == ['learning_curves.png']

@@ -186,7 +186,7 @@ def test_lock_and_check():
   # What follows another needs no flag of its own.
   config = ConfigDict({'path': '???', 'data': '???'})
   config.tokenizer = config.get_oneway_ref('path')
-  with pytest.raises(ValueError, match='config key path, data has no value'):
+  with pytest.raises(ValueError, match='config key data, path has no value'):
     workdir.lock_and_check(config)
 
 
