@@ -238,7 +238,6 @@ def sft_batches(
   batch_size: int,
   length: int,
   seed: int = 0,
-  shard_index: int = 0,
   fill: float = 0.9,
   **trace_options,
 ) -> CountedBatches:
@@ -253,7 +252,7 @@ def sft_batches(
     sample_traces, max_trace_length: of the task's `TaskKit`.
     batch_size: R, rows a batch.
     length: L, tokens a row; at least the longest trace.
-    seed, shard_index: batch i depends on these two and i alone.
+    seed: batch i depends on this and i alone.
     fill: share of tokens that are not padding, in (0, 1).
     **trace_options: of `sample_traces`.
 
@@ -275,7 +274,7 @@ def sft_batches(
     )
 
   def make_batch(index: int) -> Batch:
-    rng = np.random.default_rng([seed, shard_index, index])
+    rng = np.random.default_rng([seed, 0, index])  # as shipped bases were made
     drawn, total = [], 0
     while total < fill * batch_size * length:
       drawn += sample_traces(problems, rng, 1, **trace_options)
@@ -292,8 +291,6 @@ def packed_batches(
   batch_size: int,
   length: int,
   seed: int = 0,
-  shard_index: int = 0,
-  shard_count: int = 1,
 ) -> CountedBatches:
   """Returns endless batches of a fixed set of examples, e.g. `chat_jsonl`'s.
 
@@ -302,11 +299,9 @@ def packed_batches(
 
   Args:
     examples: as in `pack`, at least one.
-    batch_size: R, rows a batch of this shard.
+    batch_size: R, rows a batch.
     length: L, tokens a row; at least the longest example.
     seed: of the packing and the shuffles.
-    shard_index, shard_count: this process and how many there are; together
-      they take the rows of one sequence.
 
   Raises:
     ValueError: no example, or one that doesn't fit a row.
@@ -325,8 +320,7 @@ def packed_batches(
     return np.random.default_rng([seed, epoch]).permutation(size)
 
   def make_batch(index: int) -> Batch:
-    first = (index * shard_count + shard_index) * batch_size
-    places = range(first, first + batch_size)
+    places = range(index * batch_size, (index + 1) * batch_size)
     chosen = [shuffled(place // size)[place % size] for place in places]
     return {name: value[chosen] for name, value in rows.items()}
 

@@ -110,7 +110,15 @@ def _advice(plan):
       micro = config.batching.micro_batches
       if rows // (2 * micro) >= 1:
         what.append(f'--config.batching.micro_batches={2 * micro}')
+      mesh = config.parallel.mesh
       what.append('a larger --config.parallel.mesh.fsdp')
+      shards = plan.slice_.devices // (mesh.tensor * mesh.context)
+      if rows <= micro * shards:  # one trace a device
+        context = 2 * mesh.context
+        what.append(
+          f'--config.parallel.mesh.context={context}, each trace over so many '
+          'devices'
+        )
     else:
       prompts = config.rollout.num_prompts
       what.append(f'--config.rollout.num_prompts={max(1, prompts // 2)}')

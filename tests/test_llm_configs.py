@@ -178,6 +178,8 @@ def test_rollouts_of_another_engine_are_asked_for_by_a_word(module):
 def test_one_set_of_problems_at_a_time():
   with pytest.raises(ValueError, match='give one of files, gsm8k and gym'):
     mrt_smollm2_135m.get_config('gsm8k,gym')
+  with pytest.raises(ValueError, match='files are problems, not solutions'):
+    mrt_smollm2_135m.get_config('files,sft')
   assert mrt_smollm2_135m.get_config('gym,grpo').name == 'GRPO'
 
 

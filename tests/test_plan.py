@@ -104,6 +104,10 @@ def test_what_does_not_fit_says_what_to_change(config):
   assert not found.fits
   text = plan_report.describe(found)
   assert 'update needs 17.0 GB a device of 16.0: try' in text
+  # Traces are cut where there is one a device already.
+  assert 'mesh.context' not in text
+  found.config.batching.micro_batches = 16  # of 256 rows, on 16 devices
+  assert '--config.parallel.mesh.context=2, each' in plan_report.describe(found)
   for change in (
     '--config.model.remat=full',
     '--config.model.attention=flash',
