@@ -533,7 +533,7 @@ def test_one_long_problem_is_found_before_the_run(tmp_path, data_dir):
   message = (
     r'problem \d+ of \w+: task.prompt_length=128: the prompt of '
     r"'What is 40 \+ 40\? .*' has \d+ tokens; raise it or leave it out; 1 of "
-    r'\d+ are too long, the longest has \d+'
+    r'\d+ do not fit, the longest has \d+'
   )
   lines = []
   for split in ('train', 'validation', 'test'):
@@ -550,7 +550,7 @@ def test_no_accepted_answer_is_left_out_in_silence(data_dir):
   kit = make(max_answers=2)
   message = (
     r'problem \d+ of train: task.max_answers=2: the list of accepted answers '
-    r'of .* has 4 texts; raise it or leave it out; \d+ of \d+ are too long, '
+    r'of .* has 4 texts; raise it or leave it out; \d+ of \d+ do not fit, '
     'the longest has 4'
   )
   with pytest.raises(ValueError, match=message):

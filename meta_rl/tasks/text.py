@@ -399,7 +399,7 @@ class _Encoder:
       raise ValueError(
         f'problem {number} of {split}: '
         f'{self._too_long(name, problems[number - 1], size)} or leave it out; '
-        f'{len(found)} of {len(problems)} are too long, the longest has '
+        f'{len(found)} of {len(problems)} do not fit, the longest has '
         f'{longest[name]}'
       )
 
