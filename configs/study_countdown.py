@@ -209,7 +209,7 @@ METHODS = {
 CORE = ('base', 'grpo', 'length_penalty', 'mrt_rl', 'mrt_sampled', 'mrt_exact')
 
 # Written before any seed of the method was run at that dose (but for p9), p1 to
-# p8 before any of the dose, the others after results that they name.
+# p8 and p13 before any of the dose, the others after results that they name.
 PREDICTIONS = {
   'p1': {
     'text': 'At u = 0.3 the outcome keeps 99% of the information about the '
@@ -279,6 +279,15 @@ PREDICTIONS = {
     'figure': 'tokens',
     'expect': 'lower',
   },
+  'p8': {
+    'text': 'Kept thinking beyond the training budget at u = 2, MRT keeps a '
+    'lower regret than GRPO.',
+    'dose': 'u2',
+    'method': 'mrt_exact',
+    'against': 'grpo',
+    'figure': 'regret_longest',
+    'expect': 'lower',
+  },
   'p9': {
     'text': 'From a base that seldom gives up the regret of MRT is lower '
     '(written after u = 4 was run from the other base, and put in other words '
@@ -293,15 +302,6 @@ PREDICTIONS = {
     'text': 'It is lower by more than from the base that often does.',
     'dose': 'u4p',
     'than_dose': 'u4',
-    'method': 'mrt_exact',
-    'against': 'grpo',
-    'figure': 'regret',
-    'expect': 'lower',
-  },
-  'p13': {
-    'text': 'From the base that backtracks the regret of MRT is lower (written '
-    'before any cell of it was run).',
-    'dose': 'u4b',
     'method': 'mrt_exact',
     'against': 'grpo',
     'figure': 'regret',
@@ -325,12 +325,12 @@ PREDICTIONS = {
     'figure': 'regret',
     'expect': 'none',
   },
-  'p14': {
-    'text': 'A price of 2 stops sooner than one of 1, which stopped 22% sooner '
-    'than GRPO (written before any cell of it was run).',
+  'p11': {
+    'text': 'A price of 1 beside the pathwise term stops sooner than GRPO '
+    '(written after price 0.3 without the term had stopped 14% sooner).',
     'dose': 'u4',
-    'method': 'pathwise_price_2',
-    'against': 'pathwise_price_1',
+    'method': 'pathwise_price_1',
+    'against': 'grpo',
     'figure': 'tokens',
     'expect': 'lower',
   },
@@ -344,22 +344,22 @@ PREDICTIONS = {
     'figure': 'regret',
     'expect': 'lower',
   },
-  'p11': {
-    'text': 'A price of 1 beside the pathwise term stops sooner than GRPO '
-    '(written after price 0.3 without the term had stopped 14% sooner).',
-    'dose': 'u4',
-    'method': 'pathwise_price_1',
-    'against': 'grpo',
-    'figure': 'tokens',
-    'expect': 'lower',
-  },
-  'p8': {
-    'text': 'Kept thinking beyond the training budget at u = 2, MRT keeps a '
-    'lower regret than GRPO.',
-    'dose': 'u2',
+  'p13': {
+    'text': 'From the base that backtracks the regret of MRT is lower (written '
+    'before any cell of it was run).',
+    'dose': 'u4b',
     'method': 'mrt_exact',
     'against': 'grpo',
-    'figure': 'regret_longest',
+    'figure': 'regret',
+    'expect': 'lower',
+  },
+  'p14': {
+    'text': 'A price of 2 stops sooner than one of 1, which stopped 22% sooner '
+    'than GRPO (written before any cell of it was run).',
+    'dose': 'u4',
+    'method': 'pathwise_price_2',
+    'against': 'pathwise_price_1',
+    'figure': 'tokens',
     'expect': 'lower',
   },
 }
@@ -418,7 +418,7 @@ def get_config(arg: str = '') -> ConfigDict:
   """Returns the study; `arg` is '' or 'tiny'."""
   config = ConfigDict()
   config.name = 'Credit for progress against outcome reward, on Countdown'
-  # In the order of their names. Forward tokens (meta_rl/costs.py) a cell. The
+  # Forward tokens (meta_rl/costs.py) a cell. The
   # warm start saw 48 episodes at most: 4x of 15 goes beyond that, 3x does not.
   config.doses = {
     'u03': _dose(0.3, '+ − ×, 4 episodes', 'hard', 4, 2.4e6, (2, 4)),
@@ -434,7 +434,7 @@ def get_config(arg: str = '') -> ConfigDict:
   config.doses.u4p.apart = True
   config.doses.u4p.overrides.init_from = 'asset:countdown_patient'
   # The paper's other search, where an episode goes back to a step of the one
-  # before: 9 tokens in the mean, 6 at least, and each has its boundary.
+  # before: 9 tokens in the mean and 6 at least, of which 22 fit the budget.
   config.doses.u4b.apart = True
   config.doses.u4b.overrides.prover.max_episodes = 22
   config.methods = METHODS

@@ -32,6 +32,7 @@ from meta_rl.answers import extract_boxed, maj_at_k, pass_at_k
 from meta_rl.evaluation import check_factors, evaluate
 from meta_rl.files import atomic_write, is_remote, made_folder
 
+# With what evaluations are made of, where one looks for it.
 __all__ = [
   'evaluate',
   'extract_boxed',

@@ -1,7 +1,5 @@
 """What an evaluation measures on held-out problems, and its figures.
 
-Every trace is sampled once at the full thinking budget, and J is measured by
-forced termination at each of its episode boundaries and at fixed token budgets.
 `meta_rl.evaluate` is the command, `meta_rl.held_out` runs the model.
 """
 
@@ -34,7 +32,7 @@ class Problems:
     source: records of `TaskKit.load_source`.
     kit: of the task.
     number: N, how many.
-    batch_size: traces at a time.
+    batch_size: traces at a time, or as many as there are.
   """
 
   source: Sequence
@@ -43,10 +41,8 @@ class Problems:
   batch_size: int
 
   def first(self, number: int) -> 'Problems':
-    """Returns the first of them, in batches no larger than they are."""
-    number = min(number, self.number)
-    batch_size = min(self.batch_size, number)
-    return dataclasses.replace(self, number=number, batch_size=batch_size)
+    """Returns the first of them, all if there are fewer."""
+    return dataclasses.replace(self, number=min(number, self.number))
 
   def batches(self, repeats: int = 1) -> list[dict[str, np.ndarray]]:
     """Returns `held_out.problem_batches` with so many rows a problem."""
@@ -54,7 +50,7 @@ class Problems:
       self.source,
       record_arrays=self.kit.record_arrays,
       num_problems=self.number,
-      batch_size=self.batch_size,
+      batch_size=min(self.batch_size, max(1, self.number * repeats)),
       repeats=repeats,
     )
 
@@ -64,7 +60,7 @@ class Problems:
       calls, params, self.batches(repeats), key, **options
     )
 
-  @property
+  @functools.cached_property
   def clusters(self) -> np.ndarray:
     """i[N], one id for all prompts of one and the same problem (a hash).
 
@@ -223,7 +219,7 @@ def evaluate(
       'forced_rate': float(found['forced'].mean()),
       **{k.removeprefix('eval/'): share for k, share in shares.items()},
       **several_samples(
-        Problems(source, kit, min(sample_problems, num_problems), batch_size),
+        problems.first(sample_problems),
         calls,
         params,
         jax.random.fold_in(key, 1),
@@ -318,15 +314,16 @@ def compared(
   Raises:
     ValueError: none of them lists an answer, so that exact J is 0 throughout.
   """
-  if not any(batch['answer_mask'].any() for batch in problems.batches()):
+  batches = problems.batches()
+  if not any(batch['answer_mask'].any() for batch in batches):
     raise ValueError(
       f'compare_provers={problems.number}: none of these problems lists an '
       'accepted answer, so there is no exact prover to compare; give 0.'
     )
   # Answers of a key of their own; the traces are those of the headline.
   other_key = jax.random.fold_in(key, 2)
-  found = problems.measure(
-    calls, params, key, other_key=other_key, on_batch=on_batch
+  found = held_out.measure(
+    calls, params, batches, key, other_key=other_key, on_batch=on_batch
   )
   provers = found['success'], found['other_success']
   if kind == 'sampled':

@@ -1,6 +1,6 @@
 """Measuring a policy on held-out problems: traces, and J along each of them.
 
-Training logs a summary of it, `meta_rl.evaluate` makes figures of it. Every
+Training logs a summary of it, `meta_rl.evaluation` makes figures of it. Every
 trace is sampled once at the full thinking budget, and J is measured by forced
 termination at each of its episode boundaries and at fixed token budgets.
 
@@ -156,7 +156,7 @@ def make_calls(
   other = own.copy_and_resolve_references()
   other.prover.kind = 'sampled' if kind == 'exact' else 'exact'
   unmeasured = own.copy_and_resolve_references()
-  unmeasured.prover.kind = 'none'
+  unmeasured.prover.update({'kind': 'none', 'boundaries': 'delimiters'})
   at_budgets = own.copy_and_resolve_references()
   at_budgets.prover.update({'boundaries': 'budgets', 'budgets': tuple(points)})
   make = functools.partial(setup_steps.make_calls, group_size=1)
@@ -223,7 +223,8 @@ def measure(
     batches: of `problem_batches`.
     key: PRNG key.
     at_budgets: also J at fixed token budgets.
-    grade_only: rewards alone, success is 0: for who needs no J.
+    grade_only: rewards alone, for who needs no J: success is 0 throughout.
+      With none of the next three, nor with a mesh.
     base_params: of a second, frozen prover that answers from the same traces.
     other_key: PRNG key of the other kind of prover, at the same boundaries;
       None: it is not asked.
@@ -237,6 +238,13 @@ def measure(
     i32[N,S+1] and budget_tokens i32[N], fed for these; with base_params
     base_success f32[N,K+1]; with other_key other_success f32[N,K+1].
   """
+  if grade_only and (
+    at_budgets or mesh or base_params is not None or other_key is not None
+  ):
+    raise ValueError(
+      'grade_only measures no J: leave at_budgets, base_params, other_key and '
+      'mesh out.'
+    )
   parts = []
   rows = sum(len(batch['problem']) for batch in batches)
   for index, batch in enumerate(batches):

@@ -108,17 +108,16 @@ def _advice(plan):
         what.append('--config.model.attention=flash')
       rows = plan.rows // config.batching.mini_batches
       micro = config.batching.micro_batches
-      if rows // (2 * micro) >= 1:
-        what.append(f'--config.batching.micro_batches={2 * micro}')
       mesh = config.parallel.mesh
-      what.append('a larger --config.parallel.mesh.fsdp')
       shards = plan.slice_.devices // (mesh.tensor * mesh.context)
-      if rows <= micro * shards:  # one trace a device
-        context = 2 * mesh.context
+      if rows >= 2 * micro * shards:
+        what.append(f'--config.batching.micro_batches={2 * micro}')
+      elif shards % 2 == 0:  # one trace a device: half of each
         what.append(
-          f'--config.parallel.mesh.context={context}, each trace over so many '
-          'devices'
+          f'--config.parallel.mesh.context={2 * mesh.context} with '
+          '--config.batching.rows_per_device=1'
         )
+      what.append('a larger --config.parallel.mesh.fsdp')
     else:
       prompts = config.rollout.num_prompts
       what.append(f'--config.rollout.num_prompts={max(1, prompts // 2)}')

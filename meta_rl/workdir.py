@@ -303,6 +303,8 @@ def lock_and_check(config):
   config.lock()
   unset = _unset(config)
   for key in list(unset):
+    if key not in unset:
+      continue
     # One that follows another (a reference) has its value when that is given.
     given = copy.deepcopy(config)
     given.update_from_flattened_dict({key: 'given'})

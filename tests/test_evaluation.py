@@ -24,6 +24,7 @@ from meta_rl import (
   weights,
 )
 from meta_rl.compiled import CountedJit
+from meta_rl.configs import mrt_qwen3_0p6b
 from meta_rl.tasks import countdown
 
 pytest_plugins = ['small_runs']
@@ -226,6 +227,23 @@ def test_samples_do_not_depend_on_the_batch(trained, small):
   assert len(np.unique(tokens[0][:, 7:], axis=0)) > 7
 
 
+def test_the_first_problems_in_batches_no_larger_than_they_are(trained):
+  some = problems_of(trained, 10, 16)
+  assert [some.first(n).number for n in (4, 99)] == [4, 10]
+  rows = lambda problems, **more: [
+    len(batch['problem']) for batch in problems.batches(**more)
+  ]
+  assert rows(some.first(4)) == [4]
+  assert rows(some.first(4), repeats=8) == [16, 16]
+  assert rows(problems_of(trained, 10, 4)) == [4, 4, 4]
+
+
+def test_who_only_grades_asks_for_no_j():
+  for options in ({'at_budgets': True}, {'base_params': {}}, {'other_key': 1}):
+    with pytest.raises(ValueError, match='grade_only measures no J'):
+      held_out.measure({}, {}, [], None, grade_only=True, **options)
+
+
 def test_grading_alone_gives_the_same_rewards(trained, small):
   config = trained.config
   task = setup_run.make_task(config)
@@ -243,6 +261,28 @@ def test_grading_alone_gives_the_same_rewards(trained, small):
   assert not graded['success'].any()
   assert whole['success'].any()
   for name in set(whole) - {'success'}:
+    assert graded[name].tolist() == whole[name].tolist(), name
+
+
+@pytest.mark.full
+def test_grading_text_alone_asks_no_prover(small):
+  del small  # its data folder
+  config = mrt_qwen3_0p6b.get_config('tiny')
+  assert (config.eval.prover, config.prover.boundaries) == ('sampled', 'text')
+  task = setup_run.make_task(config)
+  assert len(task.stop_ids) > 1
+  odd = dataclasses.replace(
+    task, verify=lambda ids, mask, _: (ids.sum(-1) % 2).astype(np.float32)
+  )
+  model = setup_run.make_model(config, task)
+  source = setup_run.load_problems(config, 'test')
+  problems = evaluation.Problems(source, setup_run.task_kit(config), 4, 4)
+  calls = held_out.make_calls(config, model, odd)
+  asked = setup_run.initial_params(config), jax.random.key(3)
+  whole = problems.measure(calls, *asked)
+  graded = problems.measure({**calls, 'prove': None}, *asked, grade_only=True)
+  assert 0 < whole['rewards'].mean() < 1
+  for name in ('rewards', 'tokens', 'stop_index', 'forced'):
     assert graded[name].tolist() == whole[name].tolist(), name
 
 

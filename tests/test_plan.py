@@ -5,10 +5,11 @@ Compiling needs the TPU compiler, the extra `tpu`: without it those are skipped.
 
 import importlib.util
 import json
+import types
 
 import pytest
 
-from meta_rl import plan, plan_programs, plan_report
+from meta_rl import plan, plan_programs, plan_report, setup_devices
 from meta_rl.aot import chips, roofline
 from meta_rl.aot.sizes import SIZES
 from meta_rl.configs import (
@@ -104,10 +105,7 @@ def test_what_does_not_fit_says_what_to_change(config):
   assert not found.fits
   text = plan_report.describe(found)
   assert 'update needs 17.0 GB a device of 16.0: try' in text
-  # Traces are cut where there is one a device already.
   assert 'mesh.context' not in text
-  found.config.batching.micro_batches = 16  # of 256 rows, on 16 devices
-  assert '--config.parallel.mesh.context=2, each' in plan_report.describe(found)
   for change in (
     '--config.model.remat=full',
     '--config.model.attention=flash',
@@ -116,6 +114,31 @@ def test_what_does_not_fit_says_what_to_change(config):
     f'--config.rollout.num_prompts={config.rollout.num_prompts // 2}',
   ):
     assert change in text
+
+
+@pytest.mark.parametrize(
+  'tensor, context, advised', [(1, 1, 2), (4, 2, 4), (4, 4, None)]
+)
+def test_where_there_is_one_trace_a_device_it_is_cut(
+  config, tensor, context, advised
+):
+  config.parallel.mesh.update({'tensor': tensor, 'context': context})
+  config.batching.micro_batches = 256 * tensor * context // 16
+  config.batching.mini_batches = 1
+  config.rollout.update({'num_prompts': 64, 'group_size': 4})
+  too_large = compiled('update', peak=17e9, problem='does not fit')
+  text = plan_report.describe(a_plan(config, update=too_large))
+  assert 'micro_batches=' not in text
+  both = f'context={advised} with --config.batching.rows_per_device=1'
+  assert ('mesh.context=' in text) == (advised is not None)
+  assert (both in text) == (advised is not None)
+  if advised:  # and what is advised is taken
+    config.batching.rows_per_device = 1
+    shards = 16 // (tensor * advised)
+    mesh = types.SimpleNamespace(
+      shape={'data': 1, 'fsdp': shards, 'tensor': tensor, 'context': advised}
+    )
+    setup_devices.check(config, mesh)
 
 
 def test_a_search_tries_meshes_that_the_batch_fits(config):

@@ -188,6 +188,11 @@ def test_lock_and_check():
   config.tokenizer = config.get_oneway_ref('path')
   with pytest.raises(ValueError, match='config key data, path has no value'):
     workdir.lock_and_check(config)
+  # Of two that are one and the same, one is asked for.
+  config = ConfigDict({'path': '???', 'tokenizer': ''})
+  config.tokenizer = config.get_ref('path')
+  with pytest.raises(ValueError, match='config key path has no value'):
+    workdir.lock_and_check(config)
 
 
 # From ml_collections, which loads config files with it.

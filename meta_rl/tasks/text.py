@@ -21,6 +21,7 @@ import datetime
 import functools
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -369,7 +370,8 @@ class _Encoder:
   def check_all(self, problems: Sequence[Mapping[str, Any]], split: str):
     """Raises ValueError for problems that are of no use, before a run begins.
 
-    They do not fit, or have an answer that the verifier cannot use.
+    They do not fit, or have an answer that the verifier cannot use. Accepted
+    answers beyond `max_answers` are a warning.
 
     Args:
       problems: of a split, each of which is looked at once.
@@ -399,9 +401,10 @@ class _Encoder:
       raise ValueError(
         f'problem {number} of {split}: '
         f'{self._too_long(name, problems[number - 1], size)} or leave it out; '
-        f'{len(found)} of {len(problems)} do not fit, the longest has '
+        f'{len(found)} of {len(problems)} are too long, the longest has '
         f'{longest[name]}'
       )
+    self._warn_of_unlisted(problems, split)
 
   def vote(self, ids: Sequence[int]):
     """Returns what an answer votes for, as `TaskKit.vote`."""
@@ -414,21 +417,37 @@ class _Encoder:
 
   def _encode(self, record):
     """Returns the ids of prompt and accepted answers, and the gold's JSON."""
-    own = self._own
-    spelled = dict.fromkeys(
-      spelling.replace('{}', text)
-      for text in record['accepted']
-      for spelling in own.spellings
-    )
+    spelled = self._spelled(record)[: self._own.max_answers]
     answers = [self._words.encode(text) + self._end for text in spelled]
     return self.prompt(record), answers, text_host.to_json(record['gold'])
+
+  def _spelled(self, record) -> list[str]:
+    """Returns the accepted answers in every spelling, each once."""
+    return list(
+      dict.fromkeys(
+        spelling.replace('{}', text)
+        for text in record['accepted']
+        for spelling in self._own.spellings
+      )
+    )
+
+  def _warn_of_unlisted(self, problems, split: str):
+    """Warns if exact J leaves accepted answers out."""
+    counts = [len(self._spelled(record)) for record in problems]
+    most = self._own.max_answers
+    if over := sum(count > most for count in counts):
+      warnings.warn(
+        f'task.max_answers={most} leaves accepted answers of {over} of '
+        f'{len(counts)} problems of {split} out: exact J is a lower bound '
+        f'there; set task.max_answers={max(counts)}.',
+        stacklevel=2,
+      )
 
   def _sizes(self, parts) -> dict[str, int]:
     prompt, answers, gold = parts
     return {
       'prompt_length': len(prompt),
       'answer_length': max(map(len, answers), default=0),
-      'max_answers': len(answers),
       'gold_bytes': len(gold),
     }
 
@@ -439,7 +458,6 @@ class _Encoder:
     what = {
       'prompt_length': ('the prompt', 'tokens'),
       'answer_length': ('the accepted answer', 'tokens'),
-      'max_answers': ('the list of accepted answers', 'texts'),
       'gold_bytes': ('what the verifier needs', 'bytes'),
     }
     part, unit = what[name]
