@@ -15,7 +15,7 @@ README = pathlib.Path(__file__).with_name('README.md')
 # sharding and pmap semantics change between its minor versions. The same two
 # bounds are checked at start-up (meta_rl/env.py).
 CORE = [
-  'jax>=0.10,<0.11',
+  'jax>=0.10,<0.12',
   'flax>=0.12.7',
   'optax>=0.2.8',
   'orbax-checkpoint>=0.12',
@@ -35,9 +35,9 @@ CORE = [
 ]
 
 EXTRAS = {
-  'tpu': ['jax[tpu]>=0.10,<0.11', 'gcsfs>=2025.3'],
+  'tpu': ['jax[tpu]>=0.10,<0.12', 'gcsfs>=2025.3'],
   'gcs': ['gcsfs>=2025.3'],
-  'cuda': ['jax[cuda12]>=0.10,<0.11'],
+  'cuda': ['jax[cuda12]>=0.10,<0.12'],
   'serve': ['starlette>=0.40', 'uvicorn>=0.30'],
   'docs': ['sphinx>=8', 'myst-parser>=4', 'furo>=2024.8.6'],
   'wandb': ['wandb>=0.19'],

@@ -17,7 +17,7 @@ import warnings
 MIN_PYTHON = (3, 11)
 # The same bounds as in setup.py; the upper one is not tested yet.
 MIN_JAX = (0, 10)
-BELOW_JAX = (0, 11)
+BELOW_JAX = (0, 12)
 
 
 def version_problem(python: tuple[int, ...], jax: str | None) -> str | None:

@@ -20,9 +20,9 @@ def test_tested_versions_pass(python, jax_version):
   'python, jax_version, said',
   [
     ((3, 10, 13), '0.10.2', 'Python >= 3.11, this is 3.10.13'),
-    ((3, 12, 1), '0.9.2', 'jax >=0.10,<0.11, this is 0.9.2'),
-    ((3, 12, 1), '0.11.0', 'jax >=0.10,<0.11, this is 0.11.0'),
-    ((3, 12, 1), '1.0', 'jax >=0.10,<0.11, this is 1.0'),
+    ((3, 12, 1), '0.9.2', 'jax >=0.10,<0.12, this is 0.9.2'),
+    ((3, 12, 1), '0.12.0', 'jax >=0.10,<0.12, this is 0.12.0'),
+    ((3, 12, 1), '1.0', 'jax >=0.10,<0.12, this is 1.0'),
     ((3, 12, 1), None, 'none is installed'),
   ],
 )

@@ -131,6 +131,7 @@ def test_each_call_is_traced_once(trained):
   # Training has no KL term, doesn't evaluate at token budgets, and compares no
   # provers.
   none = {'score': 0, 'eval_prove_budgets': 0, 'eval_prove_other': 0}
+  none['eval_grade'] = 0
   assert none | trained.traces == none | dict.fromkeys(names, 1)
   # generate, prove, update, summarize
   # Evaluation adds its own two calls at step 2.
