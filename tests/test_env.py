@@ -10,7 +10,7 @@ from meta_rl import env
 
 @pytest.mark.parametrize(
   'python, jax_version',
-  [((3, 11, 0), '0.10.0'), ((3, 13, 2), '0.10.9'), ((4, 0), '0.10.2.dev1')],
+  [((3, 11, 0), '0.10.0'), ((3, 13, 2), '0.11.2'), ((4, 0), '0.10.2.dev1')],
 )
 def test_tested_versions_pass(python, jax_version):
   assert env.version_problem(python, jax_version) is None

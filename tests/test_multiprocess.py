@@ -35,7 +35,14 @@ HEARTBEAT_S = 10
 
 
 def start(
-  count, devices, folder, *flags, heartbeat_s=60, code=None, config=':tiny'
+  count,
+  devices,
+  folder,
+  *flags,
+  heartbeat_s=60,
+  code=None,
+  config='mrt_countdown:tiny',
+  shared=FLAGS,
 ):
   """Returns the processes of one run, begun."""
   with socket.socket() as free:
@@ -50,10 +57,10 @@ def start(
   }
   run = ['-c', code] if code else ['-m', 'meta_rl.train']
   command = [sys.executable, *run, f'--workdir={folder}']
-  command += [f'--config=mrt_countdown{config}']
+  command += [f'--config={config}']
   return [
     subprocess.Popen(
-      [*command, *FLAGS, *flags],
+      [*command, *shared, *flags],
       cwd=ROOT,
       env=environment | {'META_RL_PROCESS_ID': str(i)},
       stdout=subprocess.PIPE,
@@ -111,7 +118,7 @@ def params_of(folder):
 def one(tmp_path_factory):
   """The run of one process with four devices."""
   folder = tmp_path_factory.mktemp('one') / 'run'
-  codes, _, errs = finish(start(1, 4, folder, config=''))
+  codes, _, errs = finish(start(1, 4, folder, config='mrt_countdown'))
   assert codes == [0], errs
   return folder
 
@@ -124,7 +131,7 @@ def one(tmp_path_factory):
 def test_the_same_run_by_several_processes(tmp_path, one, count, devices, mesh):
   flags = [f'--config.parallel.mesh.{k}={v}' for k, v in mesh.items()]
   codes, outs, errs = finish(
-    start(count, devices, tmp_path / 'run', *flags, config='')
+    start(count, devices, tmp_path / 'run', *flags, config='mrt_countdown')
   )
   assert codes == [0] * count, errs
   assert_same_run(tmp_path / 'run', one)
@@ -143,12 +150,59 @@ def test_the_same_run_by_several_processes(tmp_path, one, count, devices, mesh):
     assert text(mine) == text(theirs)
 
 
+# What has batches or host work of its own: config and flags; {} is a folder.
+WAYS = {
+  'imitation': ('sft_countdown:tiny', ()),
+  'own rewards': (
+    'mrt_countdown',
+    (
+      *FLAGS,
+      '--config.total_steps=2',
+      "--config.rewards=(('own:short', 0.1),)",
+    ),
+  ),
+  'dynamic sampling': (
+    'dapo_countdown',
+    (*FLAGS, '--config.total_steps=2', '--config.algorithm.max_length=36'),
+  ),
+  'a file': (
+    'external_countdown:tiny',
+    ('--config.rollout.source=jsonl:{}/rollouts.jsonl',),
+  ),
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('way', WAYS)
+def test_so_is_whatever_it_trains_on(tmp_path, monkeypatch, way):
+  config, flags = WAYS[way]
+  flags = [flag.format(tmp_path) if '{}' in flag else flag for flag in flags]
+  flags.append('--config.parallel.kind=jit')
+  (tmp_path / 'own.py').write_text(
+    'def short(batch):\n  return [-int(n) / 100 for n in batch["tokens"]]\n'
+  )
+  monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+  if way == 'a file':
+    generate = [sys.executable, '-m', 'meta_rl.generate', f'--config={config}']
+    generate += ['--num_prompts=16', '--group_size=4']
+    generate += [f'--out={tmp_path}/rollouts.jsonl']
+    subprocess.run(generate, cwd=ROOT, check=True, capture_output=True)
+  for count in (1, 2):
+    folder = tmp_path / str(count)
+    codes, _, errs = finish(
+      start(count, 2 // count, folder, *flags, config=config, shared=())
+    )
+    assert codes == [0] * count, errs
+  assert len(rows_of(tmp_path / '1')) >= 2
+  assert_same_run(tmp_path / '2', tmp_path / '1')
+
+
 @pytest.mark.full
 def test_preempted_and_resumed_by_others(tmp_path, one):
   """SIGTERM to one process saves one step on all; others go on from there."""
   folder = tmp_path / 'run'
   # The signal finds it before its first step, which it then takes and saves.
-  processes = start(2, 2, folder, config='')
+  processes = start(2, 2, folder, config='mrt_countdown')
   processes[0].stdout.readline()
   while not (folder / 'config.json').exists():
     assert processes[0].poll() is None
@@ -160,7 +214,7 @@ def test_preempted_and_resumed_by_others(tmp_path, one):
   with checkpoint.open_folder(folder) as saved:
     assert saved.all_steps() == [1]
   mesh = ('--config.parallel.mesh.data=2', '--config.parallel.mesh.fsdp=2')
-  codes, outs, errs = finish(start(4, 1, folder, *mesh, config=''))
+  codes, outs, errs = finish(start(4, 1, folder, *mesh, config='mrt_countdown'))
   assert codes == [0] * 4, errs
   assert 'resuming after step 1 of 4' in outs[0]
   assert_same_run(folder, one)
