@@ -560,5 +560,6 @@ def main(argv):
 
 if __name__ == '__main__':
   env.check_versions()
+  sys.stdout.reconfigure(line_buffering=True)  # seen at once through a pipe
   define_flags()
   app.run(main, flags_parser=command_line.parse_flags)
