@@ -112,6 +112,7 @@ def make(config: ml_collections.ConfigDict, slice_: Slice) -> Programs:
   mesh = sharding.make_mesh(
     **config.parallel.mesh.to_dict(), devices=devices_of(slice_)
   )
+  setup_devices.check(config, mesh)
   config.parallel.kind = 'jit'
   config.batching.micro_batches = setup_devices.batching_of(config, mesh)[
     'micro_batches'
@@ -140,7 +141,6 @@ def make(config: ml_collections.ConfigDict, slice_: Slice) -> Programs:
   key = _like(state.key, sharding.replicated(mesh))
   rows = sharding.batch_sharding(mesh)
   everywhere = lambda tree: jax.tree.map(lambda x: _like(x, rows), tree)
-  sharding.check_batch(mesh, config.batching.mini_batches, batch)
   traces, cache = everywhere(
     jax.eval_shape(calls.generate, state.params, batch, key)
   )
