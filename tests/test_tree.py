@@ -76,7 +76,9 @@ def test_text_is_clean(file):
 
 
 def test_no_file_is_large():
-  sizes = {file: (ROOT / file).stat().st_size for file in FILES}
+  # A study's page is made anew and ignored by git.
+  kept = [f for f in FILES if not f.endswith('/study.html')]
+  sizes = {file: (ROOT / file).stat().st_size for file in kept}
   assert {f: size for f, size in sizes.items() if size > MAX_BYTES} == {}
 
 
