@@ -224,7 +224,7 @@ def measure(
     key: PRNG key.
     at_budgets: also J at fixed token budgets.
     grade_only: rewards alone, for who needs no J: success is 0 throughout.
-      With none of the next three, nor with a mesh.
+      Not with at_budgets, base_params, other_key or a mesh.
     base_params: of a second, frozen prover that answers from the same traces.
     other_key: PRNG key of the other kind of prover, at the same boundaries;
       None: it is not asked.

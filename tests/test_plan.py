@@ -168,12 +168,17 @@ def test_a_plan_reads_no_checkpoint_and_asks_no_host():
   assert config.model.path == '???'  # the caller's own is as it was
 
 
+def for_four_devices(num_prompts):
+  config = plan_programs.abstract_config(mrt_countdown.get_config('tiny'), None)
+  config.parallel.mesh.update({'data': 1, 'fsdp': 4})
+  config.rollout.num_prompts = num_prompts
+  return config
+
+
 @needs_tpu_compiler
 @pytest.mark.full
 def test_a_batch_that_a_slice_cannot_share_is_one_line():
-  config = plan_programs.abstract_config(mrt_countdown.get_config('tiny'), None)
-  config.parallel.mesh.update({'data': 1, 'fsdp': 4})
-  config.rollout.num_prompts = 6
+  config = for_four_devices(num_prompts=6)
   with pytest.raises(ValueError, match=r'num_prompts=6 cannot .* 4 devices'):
     plan.make_plan(config, chips.slice_of('v5e:2x2'), ('update',))
 
@@ -181,9 +186,7 @@ def test_a_batch_that_a_slice_cannot_share_is_one_line():
 @needs_tpu_compiler
 @pytest.mark.full
 def test_a_small_config_compiled_for_a_slice():
-  config = plan_programs.abstract_config(mrt_countdown.get_config('tiny'), None)
-  config.parallel.mesh.update({'data': 1, 'fsdp': 4})
-  config.rollout.num_prompts = 8
+  config = for_four_devices(num_prompts=8)
   slice_ = chips.slice_of('v5e:2x2')
   found = plan.make_plan(config, slice_, plan_programs.PROGRAMS)
   assert found.fits
