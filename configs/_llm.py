@@ -42,14 +42,15 @@ def make(
   those of the public MRT v0.1.
 
   Args:
-    arg: joins 'external' (rollouts of another engine, from a file) and 'tiny'.
+    arg: joins 'external' (rollouts of another engine, from a file), 'tiny' and
+      'files': 'tiny' on own problems.
     architecture: a key of the sizes for trials.
     thinking: a key of `chat_template.THINKING`.
   """
   words = [word for word in arg.split(',') if word]
-  if unknown := sorted(set(words) - {'external', 'tiny'}):
+  if unknown := sorted(set(words) - {'external', 'files', 'tiny'}):
     raise ValueError(
-      f'unknown argument {unknown}: allowed are external and tiny.'
+      f'unknown argument {unknown}: allowed are external, files and tiny.'
     )
   tiny = 'tiny' in words
   config = mrt_countdown.get_config('tiny' if tiny else '')
@@ -153,7 +154,7 @@ def make(
   # bfloat16 rounds the two passes differently.
   config.max_log_prob_gap = 0.1
   if tiny:
-    make_tiny(config, architecture)
+    make_tiny(config, architecture, own='files' in words)
   if 'external' in words:
     take_rollouts(config)
     if not tiny:
@@ -161,22 +162,35 @@ def make(
   return config
 
 
-def make_tiny(config: ml_collections.ConfigDict, architecture: str):
-  """Makes a config run in seconds: random weights, tokens of bytes."""
+def make_tiny(
+  config: ml_collections.ConfigDict, architecture: str, *, own: bool = False
+):
+  """Makes a config run in seconds: random weights, tokens of bytes.
+
+  Args:
+    config: of `make`.
+    architecture: as there.
+    own: on the problems of task.data.path, as the whole config would; else on
+      Countdown in words.
+  """
   sizes = {'vocab_size': 262, 'num_layers': 2, 'width': 16, 'num_heads': 2}
   config.model = config.model.to_dict() | sizes | _TINY[architecture]
   config.model.ffn_width = 32
-  config.task.update(
-    {
-      'source': 'countdown',
-      'verifier': 'expression',
-      'instruction': '',
-      'prompt_length': 144,
-      'answer_length': 12,
-      'max_answers': 4,
-    }
-  )
-  config.task.data = {'n': 3, 'high': 6, 'ops': '+-', 'max_answers': 4}
+  if own:
+    config.task.data.path = '???'
+    config.task.update({'prompt_length': 1024, 'answer_length': 32})
+  else:
+    config.task.update(
+      {
+        'source': 'countdown',
+        'verifier': 'expression',
+        'instruction': '',
+        'prompt_length': 144,
+        'answer_length': 12,
+        'max_answers': 4,
+      }
+    )
+    config.task.data = {'n': 3, 'high': 6, 'ops': '+-', 'max_answers': 4}
   # One token of the byte tokenizer, and few to force.
   config.task.update({'close': '</think>', 'stop': '\n\nStop.\n</think>'})
   config.task.answer_prefix = '\n' if config.task.answer_prefix else ''
@@ -189,6 +203,9 @@ def make_tiny(config: ml_collections.ConfigDict, architecture: str):
   config.total_steps = 4
   config.optimizer.warmup_steps = 1
   config.parallel.kind = 'none'
-  config.eval.update({'every': 2, 'num_problems': 16, 'batch_size': 16})
+  problems = 4 if own else 16  # of a small file few are held out
+  config.eval.update(
+    {'every': 2, 'num_problems': problems, 'batch_size': problems}
+  )
   config.checkpoint.every = 2
   config.log.update({'samples_every': 2})

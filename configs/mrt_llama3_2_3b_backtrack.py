@@ -14,7 +14,8 @@ measured as everywhere. Llama 3.2 does this after a warm start on such traces
       --config.model.path=MODEL --config.init_from=runs/llama_sft \
       --config.task.data.path=PROBLEMS --workdir=runs/llama_mrt
 
-`:tiny` runs the same code in seconds on random weights; `sft,tiny` too.
+`:tiny` runs the same code in seconds on random weights and problems of its own,
+`files,tiny` on PROBLEMS; `sft,tiny` is the warm start.
 
 Hardware: one v5e-16 slice or 4 GPUs of 80 GB (estimated). Time and score: not
 yet run.
@@ -27,11 +28,16 @@ from meta_rl.configs import _llm
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  """Returns the config; `arg` joins 'sft' or 'external', and 'tiny'."""
+  """Returns the config; `arg` joins 'sft', 'external', 'files' and 'tiny'."""
   words = [word for word in arg.split(',') if word]
-  if unknown := sorted(set(words) - {'sft', 'external', 'tiny'}):
+  if unknown := sorted(set(words) - {'sft', 'external', 'files', 'tiny'}):
     raise ValueError(
-      f'unknown argument {unknown}: allowed are sft, external and tiny.'
+      f'unknown argument {unknown}: allowed are sft, external, files and tiny.'
+    )
+  if {'sft', 'files'} <= set(words):
+    raise ValueError(
+      f'argument {arg!r}: files are problems, not solutions to imitate; of '
+      'chats give sft and --config.data.path.'
     )
   tiny = 'tiny' in words
   rest = ','.join(word for word in words if word != 'sft')

@@ -11,7 +11,8 @@ graded by math-verify, and progress is the credit of an episode.
 
 PROBLEMS is a JSONL or Parquet file with a question and an answer a row, or a
 folder with train* and test* files. `:tiny` runs the same code in seconds on
-random weights. LoRA: --config.model.lora_rank=16
+random weights and problems of its own, `:files,tiny` on PROBLEMS. LoRA:
+--config.model.lora_rank=16
 
 Hardware: one v5e-8 slice or one GPU of 80 GB (estimated). Time and score: not
 yet run.
@@ -23,5 +24,5 @@ from meta_rl.configs import _llm
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  """Returns the config; `arg` joins 'external' and 'tiny'."""
+  """Returns the config; `arg` joins 'external', 'files' and 'tiny'."""
   return _llm.make(arg, architecture='qwen3', thinking='r1')

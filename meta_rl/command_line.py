@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 import traceback
+import unicodedata
 import warnings
 
 import ml_collections
@@ -119,3 +120,15 @@ def run_config(folder, *, hint: str = '') -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict(recorded)
   config_keys.check_recorded(folder, config)
   return config
+
+
+def printable(text: str) -> str:
+  """Returns a text as a terminal may be given it.
+
+  Control characters, by which what a model wrote could drive the terminal, are
+  '\ufffd', but for line breaks and tabs.
+  """
+  return ''.join(
+    '\ufffd' if unicodedata.category(c) == 'Cc' and c not in '\n\t' else c
+    for c in text
+  )

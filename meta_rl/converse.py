@@ -18,6 +18,7 @@ import jax
 from meta_rl import (
   chat_template,
   checks,
+  command_line,
   hf,
   models,
   streaming,
@@ -37,6 +38,7 @@ class Speaker:
     thinking: by which strings its thought begins and ends.
     options: temperature, top_p, top_k, max_new_tokens and thinking_budget
       (tokens; None: no limit) of `streaming.stream`.
+    context: tokens of a conversation, at most; None: not known.
   """
 
   model: Model
@@ -45,6 +47,7 @@ class Speaker:
   template: chat_template.ChatTemplate
   thinking: chat_template.Thinking
   options: dict
+  context: int | None = None
 
 
 def load(path: str, *, thinking: str, dtype: str, **options) -> Speaker:
@@ -100,6 +103,7 @@ def load(path: str, *, thinking: str, dtype: str, **options) -> Speaker:
     ),
     thinking=how,
     options=options,
+    context=hf.context_length(path),
   )
 
 
@@ -112,9 +116,19 @@ def reply(
     speaker: who answers.
     turns: {'role', 'content'} in order, the last one a user's.
     key: PRNG key.
+
+  Raises:
+    ValueError: more tokens than the model was made for.
   """
   own, words = speaker.thinking, speaker.words
-  prompt = own.opened(speaker.template.render(turns))
+  prompt = words.encode(own.opened(speaker.template.render(turns)))
+  room = speaker.options['max_new_tokens']
+  if speaker.context is not None and len(prompt) + room > speaker.context:
+    raise ValueError(
+      f'the conversation has {len(prompt):,} tokens by now, and '
+      f'--max_new_tokens={room} are to come; the model was made for '
+      f'{speaker.context:,}: begin a new one, or ask for fewer.'
+    )
   options = dict(speaker.options)
   if options.get('thinking_budget') is not None:
     options['think_end_id'] = words.id_of(own.close)
@@ -123,7 +137,7 @@ def reply(
   for new in streaming.stream(
     speaker.model,
     speaker.params,
-    words.encode(prompt),
+    prompt,
     key,
     eos_id=words.eos_id,
     **options,
@@ -162,7 +176,7 @@ def converse(speaker: Speaker, *, prompt: str = '', system: str, seed: int):
     turns.append({'role': 'user', 'content': text.strip()})
     pieces = []
     for piece in reply(speaker, turns, jax.random.fold_in(key, len(turns))):
-      print(piece, end='', flush=True)
+      print(command_line.printable(piece), end='', flush=True)
       pieces.append(piece)
     print(flush=True)
     if prompt:

@@ -23,13 +23,20 @@ from meta_rl import (
   hf,
   lora,
   metrics,
+  models,
   setup_run,
   signals,
+  tokenizer,
   value,
   weights,
 )
+from meta_rl.tasks import text
 
 FLAGS = flags.FLAGS
+
+# Tokens of a text, at most, of a model of our own: its rotary positions have no
+# end, and other tools ask for one.
+_CONTEXT = 4096
 
 
 def export(
@@ -102,7 +109,7 @@ def export_hf(folder: str, out: str, *, which: str, dtype: str | None) -> dict:
   """Writes the policy of a run as a folder of Hugging Face format.
 
   Args:
-    folder: of a run whose `config.model.path` is a checkpoint.
+    folder: of a run.
     out: the folder to write; it must not exist, or be empty.
     which: 'last' or 'best' checkpoint.
     dtype: of the tensors; None for the run's own.
@@ -111,15 +118,10 @@ def export_hf(folder: str, out: str, *, which: str, dtype: str | None) -> dict:
     {'step': text, 'scores': '{}'}, as `export`.
 
   Raises:
-    ValueError: a run of another model, or without a checkpoint.
+    ValueError: a model that none of the known architectures is, or a run
+      without a checkpoint.
   """
   config = command_line.run_config(folder)
-  path = config.model.get('path')
-  if not path:
-    raise ValueError(
-      f'{folder} is a run of a model of our own, which no other tool knows: '
-      'leave --format=hf out, or start from a checkpoint (config.model.path).'
-    )
   like = setup_run.abstract_params(config)
   found = checkpoint.restore_params(
     folder, like, which=which, optional=(value.NAME,)
@@ -130,17 +132,54 @@ def export_hf(folder: str, out: str, *, which: str, dtype: str | None) -> dict:
     )
   step, params = found
   shape = setup_run.model_config(config)
-  source = hf.find(path)
+  merged = dataclasses.replace(shape, lora_rank=0)
+  hf_config, words = _described(config, merged)
   hf.save_checkpoint(
     out,
     lora.merge(params, shape),
-    dataclasses.replace(shape, lora_rank=0),
-    hf.hf_config_of(path),
-    # Of a folder its own files, which say more than what is read of them.
-    tokenizer=source if source.is_dir() else hf.model_tokenizer(path),
+    merged,
+    hf_config,
+    tokenizer=words,
     dtype=dtype,
   )
   return {'step': str(step), 'scores': '{}'}
+
+
+def _described(config, shape: models.TransformerConfig) -> tuple:
+  """Returns config.json of a run's model and its tokenizer.
+
+  Those of the checkpoint that the run began from, or, of a model of our own,
+  what describes it. A folder's own files say more than what is read of them.
+  """
+  if path := config.model.get('path'):
+    source = hf.find(path)
+    folder = source.is_dir()
+    return hf.hf_config_of(path), source if folder else hf.model_tokenizer(path)
+  task = setup_run.make_task(config)
+  in_words = config.task.name == 'text'
+  words = hf.TokenizerInfo(
+    setup_run.task_kit(config).tokenizer or tokenizer.make_tokenizer(),
+    chat_template=text.CHATML if in_words else None,
+    bos_id=None if in_words else tokenizer.BOS,
+    eos_ids=(task.eos_id,),
+    pad_id=task.pad_id,
+  )
+  hf_config = hf.config_to_hf(
+    shape,
+    max_position_embeddings=_CONTEXT,
+    bos_token_id=words.bos_id,
+    eos_token_id=task.eos_id,
+    pad_token_id=task.pad_id,
+  )
+  return hf_config, words
+
+
+def _can_chat(folder: str) -> bool:
+  """Returns whether the folder that was written has a chat template."""
+  try:
+    return bool(hf.read_tokenizer(folder).chat_template)
+  except weights.WeightsError:
+    return False  # SentencePiece's own file alone
 
 
 def define_flags():
@@ -180,7 +219,7 @@ def main(argv):
     sys.exit(signals.EXIT_ERROR)
   scores = json.loads(metadata['scores'])
   print(f'{FLAGS.out}: step {metadata["step"]}')
-  if FLAGS.format == 'hf':
+  if FLAGS.format == 'hf' and _can_chat(FLAGS.out):
     print(f'  chat: python -m meta_rl.generate --model={FLAGS.out}')
   for name, score in scores.items():
     print(f'  {name:<40} {score:.4g}')

@@ -148,7 +148,10 @@ def policy(folder: str | None, config, *, which: str):
 
 def show(row: dict) -> str:
   """Returns a trace as it is printed."""
-  return f'{row["prompt"]}\n  {row["response"]}\n  reward {row["reward"]:g}'
+  prompt, response = map(
+    command_line.printable, (row['prompt'], row['response'])
+  )
+  return f'{prompt}\n  {response}\n  reward {row["reward"]:g}'
 
 
 def summary(rows: list[dict], out: str | None) -> str:
@@ -190,12 +193,20 @@ def define_flags():
     'model.',
   )
   flags.DEFINE_integer(
-    'thinking_budget', None, 'Tokens of a thought, at most; none: no limit.'
+    'thinking_budget',
+    None,
+    'Tokens of a thought, at most; none: no limit.',
+    lower_bound=0,
   )
   flags.DEFINE_integer(
-    'max_new_tokens', 512, 'Tokens of a thought and its answer, at most.'
+    'max_new_tokens',
+    512,
+    'Tokens of a thought and its answer, at most.',
+    lower_bound=1,
   )
-  flags.DEFINE_float('temperature', 0.7, 'Of the sampling; 0 is greedy.')
+  flags.DEFINE_float(
+    'temperature', 0.7, 'Of the sampling; 0 is greedy.', lower_bound=0.0
+  )
   flags.DEFINE_float(
     'top_p',
     None,

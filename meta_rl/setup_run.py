@@ -95,7 +95,35 @@ def make_model(config: ml_collections.ConfigDict, task: Task) -> Model:
       f'model.vocab_size={shape.vocab_size} is below the {task.vocab_size} '
       f'tokens of {task.name}.'
     )
+  check_context(config, task)
   return models.make_model(shape)
+
+
+def check_context(
+  config: ml_collections.ConfigDict, task: Task, *, times: int = 1
+):
+  """Raises ValueError if traces are longer than a checkpoint was made for.
+
+  Args:
+    config: of a run.
+    task: of it.
+    times: thinking budgets that a thought may take.
+  """
+  path = config.model.get('path')
+  limit = hf.context_length(path) if path else None
+  if limit is None:
+    return
+  own = config.task.get('prompt_length', 0), len(task.stop_ids)
+  budget = times * config.rollout.thinking_budget
+  length = sum(own) + budget + task.answer_length
+  if length > limit:
+    raise ValueError(
+      f'model.path={path} was made for {limit:,} tokens '
+      f'(max_position_embeddings), and a trace may have {length:,}: a prompt '
+      f'of {own[0]:,}, {budget:,} of thought, {own[1]} that end it and an '
+      f'answer of {task.answer_length}; lower rollout.thinking_budget, '
+      'task.prompt_length or task.answer_length.'
+    )
 
 
 def abstract_params(config: ml_collections.ConfigDict) -> Params:

@@ -278,7 +278,8 @@ def unknown_key_message(config: Mapping, key: str) -> str:
   """Returns the line for a dotted key that a config lacks, with a suggestion.
 
   The suggestion is the known key nearest in spelling, or the known one with the
-  same last part, so that `optimzer.lr` and `lr` both find `optimizer.lr`.
+  same last part, so that `optimzer.lr` and `lr` both find `optimizer.lr`. What
+  the key's own group holds is said too, where that is short.
   """
   known = flatten(config)
   groups = {k.rsplit('.', n)[0] for k in known for n in range(k.count('.') + 1)}
@@ -290,6 +291,12 @@ def unknown_key_message(config: Mapping, key: str) -> str:
   else:
     tops = sorted({k.partition('.')[0] for k in known})
     hint = f'a config has {", ".join(tops)}'
+  group = f'{key.rpartition(".")[0]}.'
+  beside = sorted(
+    {k[len(group) :].partition('.')[0] for k in known if k.startswith(group)}
+  )
+  if 0 < len(beside) <= 8:
+    hint += f' ({group[:-1]} has {", ".join(beside)})'
   return f'unknown config key {key}: {hint}'
 
 

@@ -7,7 +7,14 @@ import jax
 import pytest
 import tokenizers
 
-from meta_rl import chat_template, converse, hf, models, text_tokenizer
+from meta_rl import (
+  chat_template,
+  converse,
+  generate,
+  hf,
+  models,
+  text_tokenizer,
+)
 
 WORDS = text_tokenizer.load('bytes')
 SHAPE = models.TransformerConfig(
@@ -157,3 +164,25 @@ def test_the_likeliest_token_alone(folder):
   assert said(temperature=5.0, top_k=1) == greedy
   assert said(temperature=5.0, top_p=1e-9) == greedy
   assert said(temperature=5.0) != greedy
+
+
+def test_what_a_model_writes_does_not_drive_the_terminal(
+  folder, monkeypatch, capsys
+):
+  said = 'a\x1b[2J\x07b\r\n\tc\x9b'
+  monkeypatch.setattr(converse, 'reply', lambda *_: iter(said))
+  speaker = load(folder, thinking_budget=None)
+  converse.converse(speaker, prompt='Hi', system='', seed=0)
+  assert capsys.readouterr().out == 'a\ufffd[2J\ufffdb\ufffd\n\tc\ufffd\n'
+  row = {'prompt': '\x1b]0;p', 'response': said, 'reward': 1.0}
+  assert not set('\x1b\x07\r\x9b') & set(generate.show(row))
+
+
+def test_a_conversation_that_is_too_long_is_refused(folder):
+  """Made for 512 tokens."""
+  turns = [{'role': 'user', 'content': 'a' * 450}]
+  speaker = load(folder, thinking_budget=None)
+  with pytest.raises(ValueError, match=r'has 4\d\d tokens by now.*for 512:'):
+    next(converse.reply(speaker, turns, jax.random.key(0)))
+  turns[0]['content'] = 'a' * 380
+  next(converse.reply(speaker, turns, jax.random.key(0)))

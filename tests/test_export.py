@@ -8,7 +8,18 @@ import ml_collections
 import numpy as np
 import pytest
 
-from meta_rl import export, models, setup_run, weights, workdir
+from meta_rl import (
+  chat_template,
+  export,
+  hf,
+  models,
+  setup_run,
+  tokenizer,
+  weights,
+  workdir,
+)
+from meta_rl.configs import mrt_qwen3_0p6b
+from meta_rl.tasks import text
 
 pytest_plugins = ['small_runs']
 
@@ -124,3 +135,48 @@ def test_a_folder_of_hugging_face_keeps_its_tokenizer_files(
   )
   export.export_hf('run', str(tmp_path / 'out'), which='last', dtype=None)
   assert seen[0]['tokenizer'] == tmp_path
+
+
+def test_a_model_of_our_own_is_a_folder_that_says_the_same(
+  trained, small, tmp_path
+):
+  """A llama with the tokenizer of its words; `transformers` loads the like."""
+  out = tmp_path / 'hf'
+  export.export_hf(trained.folder, str(out), which='last', dtype=None)
+  config, params, words = hf.load_model(out, dtype='float32')
+  own = setup_run.model_config(trained.config)
+  model = models.make_model(own)
+  theirs = models.make_model(config)
+  tokens = np.asarray([words.tokenizer.encode('<bos> 3 + 4 = 7 ;').ids])
+  positions = np.arange(tokens.shape[1])[None]
+  want, _ = model.apply_fn(
+    params_of(trained, 'last'), tokens, positions, None, None
+  )
+  found, _ = theirs.apply_fn(params, tokens, positions, None, None)
+  np.testing.assert_allclose(found, want, atol=1e-5)
+  assert words.eos_ids == (tokenizer.EOS,)
+  assert words.bos_id == tokenizer.BOS
+  assert not export._can_chat(out)
+
+
+def test_the_template_of_an_exported_rehearsal_is_chatml():
+  turns = [{'role': 'system', 'content': 'a'}, {'role': 'user', 'content': 'b'}]
+  template = chat_template.ChatTemplate(text.CHATML)
+  assert template.render(turns) == text.chatml(turns)
+
+
+def test_a_rehearsal_can_be_talked_to(tmp_path, monkeypatch):
+  """Of a language model's config; the template goes with it."""
+  config = mrt_qwen3_0p6b.get_config('tiny')
+  monkeypatch.setattr(export.command_line, 'run_config', lambda _: config)
+  params = setup_run.initial_params(config)
+  monkeypatch.setattr(
+    export.checkpoint, 'restore_params', lambda *_, **__: (3, params)
+  )
+  out = tmp_path / 'hf'
+  export.export_hf('run', str(out), which='last', dtype=None)
+  assert export._can_chat(out)
+  assert hf.read_tokenizer(out).chat_template == text.CHATML
+  shape = hf.model_config(str(out))
+  assert shape.qk_norm
+  assert shape.head_dim == 12

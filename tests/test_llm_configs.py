@@ -160,6 +160,24 @@ def test_tiny_has_the_switches_of_its_architecture(architecture):
     assert getattr(shape, name) == value
 
 
+@pytest.mark.parametrize('module', MATH)
+def test_own_problems_are_rehearsed_on_random_weights(module, checkpoint):
+  pytest.importorskip('math_verify', reason="needs pip install 'meta-rl[llm]'")
+  config = module.get_config('files,tiny')
+  assert config.task.verifier == module.get_config().task.verifier
+  with config.unlocked():
+    config.task.data.path = str(checkpoint / 'problems.jsonl')
+  check_config.check(config)
+  problems = setup_run.load_problems(config, 'train')
+  assert problems[0]['question'].count(' + ') == 1
+  assert len(setup_run.load_problems(config, 'validation')) >= 4
+
+
+def test_problems_are_nothing_to_imitate():
+  with pytest.raises(ValueError, match='files are problems, not solutions'):
+    mrt_llama3_2_3b_backtrack.get_config('sft,files,tiny')
+
+
 @pytest.mark.parametrize('module', [*MATH, mrt_smollm2_135m])
 def test_an_unknown_argument_is_refused(module):
   with pytest.raises(ValueError, match='unknown argument'):
@@ -299,6 +317,27 @@ def test_from_a_checkpoint_through_lora_to_a_checkpoint(small, tmp_path):
   assert abs(found - logits(own, before)).max() > 1e-3  # it was trained
   with pytest.raises(ValueError, match='exists: give a folder'):
     export.export_hf(str(folder), str(out), which='last', dtype=None)
+
+
+def test_traces_beyond_a_checkpoints_context_are_refused(tmp_path):
+  shape = models.TransformerConfig(
+    vocab_size=262, num_layers=1, width=16, num_heads=2, ffn_width=16
+  )
+  config = mrt_smollm2_135m.get_config('tiny')
+  # A prompt, a thought, its end and an answer.
+  longest = 128 + 32 + 1 + 16
+  for name, limit in (('enough', longest), ('short', longest - 1)):
+    values = hf.config_to_hf(shape, max_position_embeddings=limit)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'config.json').write_text(json.dumps(values))
+  config.model = {'path': str(tmp_path / 'enough')}
+  task = setup_run.make_task(config)
+  setup_run.make_model(config, task)
+  with pytest.raises(ValueError, match='made for 177 tokens.*may have 209: a'):
+    setup_run.check_context(config, task, times=2)
+  config.model.path = str(tmp_path / 'short')
+  with pytest.raises(ValueError, match='made for 176 tokens.*may have 177: a'):
+    setup_run.make_model(config, task)
 
 
 def test_what_is_boxed_is_measured_by_the_verifier(tmp_path):

@@ -177,6 +177,14 @@ def test_unknown_key_message(key, hint):
   assert text.startswith(f'unknown config key {key}: {hint}')
 
 
+def test_unknown_key_message_names_what_the_group_holds():
+  text = workdir.unknown_key_message(CONFIG, 'optimizer.lrr')
+  keys = ', '.join(sorted(CONFIG['optimizer']))
+  assert text.endswith(f'(optimizer has {keys})')
+  many = {'a': {f'k{i}': i for i in range(9)}}
+  assert '(' not in workdir.unknown_key_message(many, 'a.k10')
+
+
 def test_lock_and_check():
   config = workdir.lock_and_check(ConfigDict(CONFIG))
   with pytest.raises((AttributeError, KeyError)):

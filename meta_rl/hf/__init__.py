@@ -7,6 +7,7 @@ hf.save_checkpoint(OUT, params, config, hf.hf_config_of(PATH), tokenizer=PATH)
 from meta_rl.hf.config import config_from_hf, config_to_hf, read_config
 from meta_rl.hf.load import load_checkpoint
 from meta_rl.hf.model import (
+  context_length,
   find,
   hf_config_of,
   load_model,
@@ -20,6 +21,7 @@ __all__ = [
   'TokenizerInfo',
   'config_from_hf',
   'config_to_hf',
+  'context_length',
   'find',
   'hf_config_of',
   'load_checkpoint',

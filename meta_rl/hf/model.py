@@ -126,6 +126,15 @@ def hf_config_of(path) -> dict[str, Any]:
   return read_json(path / 'config.json', 'config')
 
 
+def context_length(path) -> int | None:
+  """Returns the tokens of the longest text that a checkpoint was made for.
+
+  None where it does not say (`max_position_embeddings` of config.json).
+  """
+  found = hf_config_of(path).get('max_position_embeddings')
+  return found if isinstance(found, int) and found > 0 else None
+
+
 def _check_folder(path: Path):
   if not os.path.isdir(path):
     how = (

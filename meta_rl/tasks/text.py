@@ -478,6 +478,14 @@ class _Encoder:
     return np.asarray(prompt + rest, np.int32), len(prompt)
 
 
+# The same as a Jinja template, for other tools.
+CHATML = (
+  "{% for turn in messages %}{{ '<|im_start|>' + turn['role'] + '\\n' + "
+  "turn['content'] + '<|im_end|>\\n' }}{% endfor %}"
+  "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
 def chatml(turns: Sequence[Mapping[str, str]]) -> str:
   """Returns a chat in ChatML, the model's turn begun."""
   text = ''.join(
