@@ -118,6 +118,9 @@ def make(
     {'num_prompts': 64, 'group_size': 4, 'temperature': 0.9}
   )
   config.rollout.thinking_budget = 8192
+  # Response tokens that the KV cache has room for, in turn: a step reads no
+  # more slots than its bucket has.
+  config.rollout.cache_buckets = (1024, 2048, 4096)
   config.prover.update(
     {
       'kind': 'sampled',
@@ -196,6 +199,7 @@ def make_tiny(
   config.task.answer_prefix = '\n' if config.task.answer_prefix else ''
   config.rollout.update({'num_prompts': 4, 'group_size': 4})
   config.rollout.thinking_budget = 32
+  config.rollout.cache_buckets = (16,)
   config.prover.update({'max_episodes': 3, 'num_branches': 2})
   config.batching.update({'micro_batches': 2, 'length_buckets': ()})
   config.batching.rows_per_device = None

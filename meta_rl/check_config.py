@@ -25,6 +25,7 @@ from meta_rl import (
   steps,
   workdir,
 )
+from meta_rl.rollout import cache_rooms
 from meta_rl.types import Episodes
 
 # Keys whose value must be at least 1 wherever a config has them.
@@ -245,7 +246,9 @@ def check_algorithm(config: ml_collections.ConfigDict):
 
 
 def check_buckets(config: ml_collections.ConfigDict):
-  """Raises ValueError for length buckets that no update can use."""
+  """Raises ValueError for buckets that no update or rollout can use."""
+  caches = config.rollout.get('cache_buckets') or ()
+  cache_rooms(caches, 1, name='rollout.cache_buckets')
   buckets = config.batching.length_buckets
   if not all(isinstance(size, int) and size > 0 for size in buckets):
     raise ValueError(

@@ -235,13 +235,18 @@ def emit(
   )
 
 
-def prefill(model, params, prompts, prompt_mask, max_new_tokens, group_size):
-  """Returns the logits f32[B,V] after each prompt, and the first state."""
+def prefill(
+  model, params, prompts, prompt_mask, max_new_tokens, group_size, room=None
+):
+  """Returns the logits f32[B,V] after each prompt, and the first state.
+
+  room: of how many new tokens the cache has slots; None: of all.
+  """
   num_prompts, prompt_length = prompts.shape
   cache = model.init_cache(num_prompts, prompt_length)
   positions = positions_of(prompt_mask)
   logits, cache = last_logits(model, params, prompts, positions, cache)
-  cache = caches.grow(model, cache, max_new_tokens)
+  cache = caches.grow(model, cache, room or max_new_tokens)
   cache = caches.fork(model, cache, group_size)
   fork = lambda x: jnp.repeat(x, group_size, axis=0)
   last = fork(prompts[:, -1]).astype(jnp.int32), fork(positions[:, -1])
@@ -258,14 +263,18 @@ def feed(model, params, state):
   )
 
 
-def decode_some(model, params, state, *, emit, most):
-  """Returns the state after `most` more steps, or as many as are left."""
+def decode_some(model, params, state, *, emit, most, until=None):
+  """Returns the state after `most` more steps, or as many as are left.
+
+  until: the step at which none is left, for which the cache has room; None: the
+    last column.
+  """
 
   def advance(_, s):
     logits, cache = feed(model, params, s)
     return emit(dataclasses.replace(s, cache=cache), logits[:, 0])
 
-  left = state.out['tokens'].shape[1] - state.step
+  left = (until or state.out['tokens'].shape[1]) - state.step
   return jax.lax.fori_loop(0, jnp.minimum(most, left), advance, state)
 
 

@@ -11,12 +11,14 @@ Axes: P prompts, G group, B = P * G traces, Tp prompt columns, N new tokens,
 T = Tp + N, V vocabulary.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
+from meta_rl import cache as caches
 from meta_rl import checks, decode, sampling
 from meta_rl.stops import StopTable
 from meta_rl.types import Array, Model, Params, Rollout, TraceCache
@@ -47,6 +49,7 @@ def generate(
   pad_id: int = 0,
   row_offset: int | Array = 0,
   check_every: int = 8,
+  cache_buckets: Sequence[int] = (),
   return_cache: bool = False,
 ) -> Rollout | tuple[Rollout, TraceCache]:
   """Returns `group_size` traces of every prompt.
@@ -119,6 +122,11 @@ def generate(
     pad_id: fills the columns after the end of a trace.
     row_offset: global index of the first trace, under `shard_map` and `pmap`.
     check_every: decode steps between two tests whether all rows are done.
+    cache_buckets: response tokens, increasing, for which the cache has room
+      one after the other: a step attends to the slots of its bucket alone, and
+      at its end the cache is copied into the next one, so that for a moment
+      both are held. Of those from `max_new_tokens` on only the first counts,
+      and as `max_new_tokens`. (): room for all from the beginning.
     return_cache: also return the KV cache of the traces, for the prover. It
       holds every column that a prefix of a thinking trace can end at.
 
@@ -166,6 +174,7 @@ def generate(
     prefix, prefix_length, rows, max_new_tokens
   )
   stop = stop_tokens(think_end_id, thinking_budget, stop_ids, max_new_tokens)
+  rooms = cache_rooms(cache_buckets, max_new_tokens)
   ends = tuple(i for i in (think_end_id, eos_id) if i is not None)
   ends += () if stop_table is None else stop_table.end_ids
   _check_waiting(min_thinking, wait_ids, ends, thinking_budget, max_new_tokens)
@@ -192,7 +201,7 @@ def generate(
   )
 
   logits, state = decode.prefill(
-    model, params, prompts, prompt_mask, max_new_tokens, group_size
+    model, params, prompts, prompt_mask, max_new_tokens, group_size, rooms[0]
   )
   for name, ids in (
     ('eos_id', eos_id),
@@ -206,8 +215,15 @@ def generate(
   some = functools.partial(
     decode.decode_some, model, params, emit=emit, most=check_every
   )
-  unfinished = lambda s: (s.step < max_new_tokens) & ~s.done.all()
-  state = jax.lax.while_loop(unfinished, some, state)
+  for i, room in enumerate(rooms):
+    if i:
+      cache = caches.grow(model, state.cache, room - rooms[i - 1])
+      state = dataclasses.replace(state, cache=cache)
+    state = jax.lax.while_loop(
+      lambda s, room=room: (s.step < room) & ~s.done.all(),
+      functools.partial(some, until=room),
+      state,
+    )
 
   fork = lambda x: jnp.repeat(x, group_size, axis=0)
   before = lambda x: jnp.zeros((rows, prompt_length), x.dtype)
@@ -225,6 +241,29 @@ def generate(
     # The last column is no thought: the budget left room for an answer.
     return rollout, TraceCache(state.cache, used)
   return rollout, TraceCache(decode.feed(model, params, state)[1], used + 1)
+
+
+def cache_rooms(
+  buckets: Sequence[int],
+  max_new_tokens: int,
+  *,
+  name: str = 'generate: cache_buckets',
+) -> tuple[int, ...]:
+  """Returns for how many response tokens the cache has room, in turn.
+
+    cache_rooms((4, 8, 16, 32), 12)     (4, 8, 12)
+
+  Raises:
+    ValueError: buckets that are no increasing whole numbers above 0.
+  """
+  checks.check_ids(name, buckets, empty=True)
+  sizes = [int(size) for size in buckets]
+  if sizes != sorted({*sizes} - {0}):
+    raise ValueError(
+      f'{name}={tuple(sizes)} is given; allowed are numbers of tokens, each '
+      '>= 1 and above the one before.'
+    )
+  return (*(n for n in sizes if n < max_new_tokens), max_new_tokens)
 
 
 def answers_of(

@@ -55,6 +55,7 @@ def make_calls(
     top_p=rollout.top_p,
     top_k=rollout.top_k,
     min_thinking=min_thinking,
+    cache_buckets=tuple(rollout.get('cache_buckets') or ()),
   )
   prove = steps.make_prove(
     model,

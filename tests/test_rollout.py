@@ -1,5 +1,6 @@
 """Tests of meta_rl.rollout."""
 
+import dataclasses
 import functools
 
 import chex
@@ -17,7 +18,7 @@ from toys import (
 )
 
 from meta_rl import models, sampling, stops
-from meta_rl.rollout import generate
+from meta_rl.rollout import cache_rooms, generate
 from meta_rl.scoring import positions_of, score
 
 # --- what is written, by a model that follows a script ---
@@ -309,6 +310,46 @@ def assert_same(one, other):
   )
 
 
+@pytest.mark.parametrize('buckets', [(1,), (2, 5), (3, 4, 99), (99,)])
+def test_a_cache_that_grows_gives_the_same_traces(params, buckets):
+  assert_same(
+    sample(params, group_size=2, cache_buckets=buckets),
+    sample(params, group_size=2),
+  )
+  one, cache = sample(
+    params, group_size=2, cache_buckets=buckets, return_cache=True
+  )
+  other, whole = sample(params, group_size=2, return_cache=True)
+  assert_same(one, other)
+  assert cache.used == whole.used
+  assert_same(cache.cache, whole.cache)
+
+
+def test_a_step_attends_to_the_slots_of_its_bucket_alone(params):
+  lengths = []
+
+  def apply_fn(params, tokens, positions, cache, mask=None):
+    if tokens.shape[1] == 1:
+      lengths.append(cache['valid'].shape[1])
+    return MODEL.apply_fn(params, tokens, positions, cache, mask)
+
+  model = dataclasses.replace(MODEL, apply_fn=apply_fn)
+  jax.eval_shape(
+    lambda p: generate(
+      model, p, PROMPTS, PROMPT_MASK, KEY, cache_buckets=(1, 4), **OPTIONS
+    ),
+    params,
+  )
+  prompt = PROMPTS.shape[1]
+  assert list(dict.fromkeys(lengths)) == [prompt + 1, prompt + 4, prompt + 6]
+
+
+def test_the_rooms_of_a_cache_end_with_all_tokens():
+  assert cache_rooms((4, 8, 16, 32), 12) == (4, 8, 12)
+  assert cache_rooms((), 12) == (12,)
+  assert cache_rooms((12,), 12) == (12,)
+
+
 def test_group_members_are_adjacent_and_differ(params):
   rollout = sample(params, group_size=2)
   np.testing.assert_array_equal(
@@ -580,6 +621,15 @@ def test_log_probs_without_the_ends(params):
     ({'eos_id': -1}, 'eos_id must be a whole number >= 0'),
     ({'group_size': 0}, 'group_size must be a whole number >= 1, got 0'),
     ({'check_every': 0}, 'check_every must be a whole number >= 1, got 0'),
+    (
+      {'cache_buckets': (4, 2)},
+      r'cache_buckets=\(4, 2\) is given; allowed are',
+    ),
+    (
+      {'cache_buckets': (0, 2)},
+      r'cache_buckets=\(0, 2\) is given; allowed are',
+    ),
+    ({'cache_buckets': 8}, 'cache_buckets must be a tuple'),
     ({'temperature': -1}, 'temperature must be >= 0'),
     ({'stop_ids': ()}, 'stop_ids must be a tuple of token ids'),
     ({'think_end_id': None, 'stop_ids': None}, 'needs stop_ids or think_end'),

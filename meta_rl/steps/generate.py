@@ -37,6 +37,7 @@ def make_generate(
   min_thinking: int | None = None,
   wait_ids: Sequence[int] = (),
   check_every: int = 8,
+  cache_buckets: Sequence[int] = (),
 ) -> Callable:
   """Returns the function that samples the traces of a batch of problems.
 
@@ -46,8 +47,8 @@ def make_generate(
     model, task: the network and the task.
     group_size: G traces a prompt.
     thinking_budget: tokens before forced termination, at least one episode.
-    temperature, top_p, top_k, min_thinking, wait_ids, check_every: as in
-      `rollout.generate`.
+    temperature, top_p, top_k, min_thinking, wait_ids, check_every,
+      cache_buckets: as in `rollout.generate`.
   """
   if thinking_budget < task.episode_length:
     raise ValueError(
@@ -78,6 +79,7 @@ def make_generate(
       pad_id=task.pad_id,
       row_offset=row_offset,
       check_every=check_every,
+      cache_buckets=cache_buckets,
       return_cache=True,
     )
 
