@@ -181,7 +181,7 @@ def make_tiny(
   config.model.ffn_width = 32
   if own:
     config.task.data.path = '???'
-    config.task.update({'prompt_length': 1024, 'answer_length': 32})
+    config.task.update({'prompt_length': 1152, 'answer_length': 32})
   else:
     config.task.update(
       {

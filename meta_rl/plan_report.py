@@ -119,6 +119,8 @@ def _advice(plan):
         )
       what.append('a larger --config.parallel.mesh.fsdp')
     else:
+      if name == 'generate' and config.rollout.get('cache_buckets'):
+        what.append("'--config.rollout.cache_buckets=()'")
       prompts = config.rollout.num_prompts
       what.append(f'--config.rollout.num_prompts={max(1, prompts // 2)}')
       what.append('a shorter --config.rollout.thinking_budget')

@@ -215,15 +215,13 @@ def generate(
   some = functools.partial(
     decode.decode_some, model, params, emit=emit, most=check_every
   )
-  for i, room in enumerate(rooms):
-    if i:
-      cache = caches.grow(model, state.cache, room - rooms[i - 1])
+  begin = 0
+  for room in rooms:
+    if begin:
+      cache = caches.grow(model, state.cache, room - begin)
       state = dataclasses.replace(state, cache=cache)
-    state = jax.lax.while_loop(
-      lambda s, room=room: (s.step < room) & ~s.done.all(),
-      functools.partial(some, until=room),
-      state,
-    )
+    state = _decode_until(room, begin, state, some)
+    begin = room
 
   fork = lambda x: jnp.repeat(x, group_size, axis=0)
   before = lambda x: jnp.zeros((rows, prompt_length), x.dtype)
@@ -241,6 +239,26 @@ def generate(
     # The last column is no thought: the budget left room for an answer.
     return rollout, TraceCache(state.cache, used)
   return rollout, TraceCache(decode.feed(model, params, state)[1], used + 1)
+
+
+def _decode_until(room: int, begin: int, state, some):
+  """Returns the state when the cache is full, or all rows are done.
+
+  The steps are counted from the beginning of the bucket: the loop's bound is
+  then how often it can run, which is what a plan reads (meta_rl/aot/hlo.py).
+  """
+
+  def advance(carry):
+    count, old = carry
+    new = some(old, until=room)
+    return count + new.step - old.step, new
+
+  _, state = jax.lax.while_loop(
+    lambda carry: (carry[0] < room - begin) & ~carry[1].done.all(),
+    advance,
+    (state.step - begin, state),
+  )
+  return state
 
 
 def cache_rooms(
