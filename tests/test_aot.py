@@ -126,6 +126,42 @@ ENTRY %main (a: f32[28,64], b: f32[1,64], i: s32[]) -> f32[28,64] {
   assert program.moved(u, 'main') == 4 * 64 + 4 * 64 + 4
 
 
+def test_slices_are_found_in_fusions_of_fusions():
+  """As where a layer's keys are cut out for their product with a query."""
+  text = """\
+%cut (p: f32[28,64], i: s32[]) -> f32[1,64] {
+  %p = f32[28,64]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %c = s32[] constant(0)
+  ROOT %dynamic-slice.1 = f32[1,64]{1,0} dynamic-slice(%p, %i, %c), dynamic_slice_sizes={1,64}
+}
+
+%whole (q: f32[28,64], j: s32[]) -> f32[1,64] {
+  %q = f32[28,64]{1,0} parameter(0)
+  %j = s32[] parameter(1)
+  %b = f32[28,64]{1,0} bitcast(%q)
+  %inner = f32[1,64]{1,0} fusion(%b, %j), kind=kLoop, calls=%cut
+  ROOT %twice = f32[1,64]{1,0} add(%inner, %inner)
+}
+
+ENTRY %main (a: f32[28,64], b: f32[1,64], k: s32[8,1], i: s32[]) -> f32[28,64] {
+  %a = f32[28,64]{1,0} parameter(0)
+  %b = f32[1,64]{1,0} parameter(1)
+  %k = s32[8,1]{1,0} parameter(2)
+  %i = s32[] parameter(3)
+  %f = f32[1,64]{1,0} fusion(%a, %i), kind=kLoop, calls=%whole
+  %g = f32[8,64]{1,0} gather(%a, %k), offset_dims={1}
+  ROOT %u = f32[28,64]{1,0} dynamic-update-slice(%a, %b, %i, %i)
+}
+"""
+  program = hlo.parse(text)
+  found = program.computations['main']
+  row = 4 * 64
+  assert program.moved(found['f'], 'main') == row + 4 + row
+  assert program.moved(found['g'], 'main') == 2 * 8 * row
+  assert program.moved(found['u'], 'main') == 2 * row
+
+
 def test_the_last_device_s_queries_see_most_keys():
   """Of 1,024 tokens cut in four, the last 256: 7/8 of all scores."""
   text = """\

@@ -170,6 +170,23 @@ def test_cached_equals_uncached(name):
     assert keys[:, :, :7][:, MASK].any((-1, -2)).all()
 
 
+def test_scanned_layers_write_the_cache_in_place():
+  """It is carried from layer to layer, not cut into slices and put together."""
+  config = CONFIGS['scan']
+  model = models.make_model(config)
+  cache = model.init_cache(4, 9)
+  jaxpr = jax.make_jaxpr(model.apply_fn)(
+    params_of('scan'), TOKENS[:, :1], POSITIONS[:, :1], cache
+  )
+  (scan,) = [e for e in jaxpr.eqns if e.primitive.name == 'scan']
+  shape = cache['layers']['k'].shape
+  first = scan.params['num_consts']
+  carry = scan.invars[first : first + scan.params['num_carry']]
+  assert [v.aval.shape for v in carry].count(shape) == 2
+  assert [v.aval.shape for v in scan.outvars].count(shape) == 2
+  assert len(scan.outvars) == scan.params['num_carry']
+
+
 def test_padding_content_changes_nothing():
   config, params = CONFIGS['llama'], params_of('llama')
   other = np.where(MASK, TOKENS, 31 - TOKENS)

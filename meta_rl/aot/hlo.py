@@ -32,6 +32,8 @@ _FREE = frozenset(
   'parameter constant tuple get-tuple-element bitcast after-all iota '
   'partition-id replica-id'.split()
 )
+# What reads as much of its first operand as it gives.
+_CUTS = frozenset(('slice', 'dynamic-slice', 'gather'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,16 +181,21 @@ class Program:
   def moved(self, each: Instruction, where: str) -> float:
     """Returns the bytes that one instruction reads from and writes to HBM.
 
-    A fusion that cuts a slice out of an operand reads that slice, and one that
-    updates a slice in place writes that slice.
+    What cuts a slice out of an operand, or gathers rows of it, reads these
+    alone, and what updates a slice in place writes that slice; so do fusions.
     """
     known = self.computations[where]
+    if each.opcode in _CUTS:
+      source = known.get(each.operands[0])
+      near = source is not None and source.shapes[0].on_chip
+      return sum(s.size * (2 - s.on_chip - near) for s in each.shapes)
+    if each.opcode == 'dynamic-update-slice':
+      update = known.get(each.operands[1])
+      if update is None or each.shapes[0].on_chip:
+        return 0.0
+      return update.shapes[0].size * (2 - update.shapes[0].on_chip)
     inner = self.inner(each) if each.opcode == 'fusion' else {}
-    parameters = {
-      int(re.match(r'\((\d+)\)', p.text)[1]): p.name
-      for p in inner.values()
-      if p.opcode == 'parameter'
-    }
+    parameters = _parameters(inner)
     total = 0.0
     for number, name in enumerate(each.operands):
       operand = known.get(name)
@@ -203,22 +210,41 @@ class Program:
       return total + (update.shapes[0].size if update else 0.0)
     return total + sum(s.size for s in each.shapes if not s.on_chip)
 
-  @staticmethod
-  def _read(inner, parameter, size):
+  def _read(self, inner, parameter, size):
+    """Returns how much of an operand is read, through what is fused within."""
     users = [i for i in inner.values() if parameter in i.operands]
     if not users:
       return size
     slices = 0.0
     for user in users:
-      if user.opcode in ('dynamic-slice', 'slice'):
+      if user.opcode in _CUTS and user.operands[0] == parameter:
         slices += user.shapes[0].size
       elif (
         user.opcode == 'dynamic-update-slice' and user.operands[0] == parameter
       ):
         continue  # in place
+      elif user.opcode == 'bitcast':
+        slices += self._read(inner, user.name, size)
+      elif user.opcode == 'fusion':
+        fused = self.inner(user)
+        names = _parameters(fused)
+        slices += sum(
+          self._read(fused, names.get(number), size)
+          for number, name in enumerate(user.operands)
+          if name == parameter
+        )
       else:
         return size
     return min(size, slices)
+
+
+def _parameters(inner: dict[str, Instruction]) -> dict[int, str]:
+  """Returns the names of a computation's parameters, by number."""
+  return {
+    int(re.match(r'\((\d+)\)', each.text)[1]): each.name
+    for each in inner.values()
+    if each.opcode == 'parameter'
+  }
 
 
 def parse(text: str) -> Program:

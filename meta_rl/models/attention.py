@@ -44,7 +44,7 @@ class Attention(nn.Module):
   config: TransformerConfig
 
   @nn.compact
-  def __call__(self, x, view, valid, cache, index):
+  def __call__(self, x, view, valid, cache, index, layer=None):
     c = self.config
     batch, queries, _ = x.shape
 
@@ -65,10 +65,8 @@ class Attention(nn.Module):
     if cache is not None:
       # Padding writes zeros: its slot stays void.
       keep = valid[:, None, :, None]
-      start = (0, 0, index, 0)
-      k = jax.lax.dynamic_update_slice(cache['k'], k * keep, start)
-      v = jax.lax.dynamic_update_slice(cache['v'], v * keep, start)
-      cache = {'k': k, 'v': v}
+      new = {'k': k * keep, 'v': v * keep}
+      cache, k, v = _write(cache, new, index, layer)
     scale = c.dim**-0.5 if c.query_scale is None else c.query_scale
     flash = cache is None and c.attention == 'flash'
     args, cap = (q * scale, k, v, view.mask), c.attention_softcap
@@ -79,6 +77,23 @@ class Attention(nn.Module):
     y = y.swapaxes(1, 2).reshape(batch, queries, c.num_heads * c.dim)
     y = make_linear(c, c.width, c.o_bias, 'o')(y)
     return checkpoint_name(y, 'o'), cache
+
+
+def _write(cache, new, index, layer):
+  """Returns the cache with new keys and values, and those of the layer.
+
+  layer: which one, of a cache that has them all; None: it is of one layer.
+  """
+  if layer is None:
+    start = (0, 0, index, 0)
+    put = jax.lax.dynamic_update_slice
+    cache = {name: put(cache[name], x, start) for name, x in new.items()}
+    return cache, cache['k'], cache['v']
+  start = (layer, 0, 0, index, 0)
+  put = lambda old, x: jax.lax.dynamic_update_slice(old, x[None], start)
+  cache = {name: put(cache[name], x) for name, x in new.items()}
+  own = lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
+  return cache, own(cache['k']), own(cache['v'])
 
 
 def attend(

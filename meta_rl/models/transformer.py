@@ -42,7 +42,7 @@ class Block(nn.Module):
   config: TransformerConfig
 
   @nn.compact
-  def __call__(self, x, cache, local, views, valid, index):
+  def __call__(self, x, cache, local, views, valid, index, layer=None):
     c = self.config
     norm = functools.partial(
       RMSNorm, c.norm_eps, c.norm_plus_one, c.param_dtype
@@ -52,7 +52,8 @@ class Block(nn.Module):
     if len(views) == 2:
       view = jax.tree.map(lambda a, b: jnp.where(local, b, a), *views)
     y = norm(name='attention_norm')(x)
-    y, cache = Attention(c, name='attention')(y, view, valid, cache, index)
+    attention = Attention(c, name='attention')
+    y, cache = attention(y, view, valid, cache, index, layer)
     if c.post_norms:
       y = norm(name='attention_post_norm')(y)
     x = _place(x + y, None)
@@ -125,7 +126,8 @@ class Transformer(nn.Module):
     if c.scan_layers:
       # Where layers differ, each picks its view by a flag that is scanned.
       local = jnp.asarray(c.is_local) if len(views) == 2 else None
-      x, new = self.layers(x, old, local, views, valid, index)
+      scan = self.layers if old is None else self._through_cache
+      x, new = scan(x, old, local, views, valid, index)
     else:
       new = []
       for i, layer in enumerate(self.layers):
@@ -142,6 +144,24 @@ class Transformer(nn.Module):
       if c.sliding_window is not None:
         cache['positions'] = keys
     return self.final_norm(x), cache
+
+  def _through_cache(self, x, cache, local, views, valid, index):
+    """Returns what `layers` does, and the cache with the new tokens.
+
+    A scan over slices of the cache would read and write all of it to put one
+    token there, and hold it twice; as the carry it is written in place.
+    """
+    block = Block(self.config, parent=None)
+    indices = jnp.arange(self.config.num_layers)
+
+    def layer(carry, each):
+      params, own, i = each
+      shared = views, valid, index, i
+      return block.apply({'params': params}, *carry, own, *shared), None
+
+    params = self.layers.variables['params']
+    carry, _ = jax.lax.scan(layer, (x, cache), (params, local, indices))
+    return carry
 
   def unembed(self, features):
     """Returns logits f32[...,V] of features [...,D]."""
