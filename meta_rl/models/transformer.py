@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from meta_rl import places
 from meta_rl.models.attention import (
@@ -65,6 +66,15 @@ class Block(nn.Module):
     if c.post_norms:
       y = norm(name='ffn_post_norm')(y)
     return _place(x + y, None), cache
+
+
+def _as_stored(x):
+  """Returns part of a cache, laid out in memory as `init_cache` has it.
+
+  Left to itself the TPU compiler lays out a carry as new tokens come, heads
+  behind slots, and copies the cache of all traces for that.
+  """
+  return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def _place(x, last):
@@ -157,7 +167,8 @@ class Transformer(nn.Module):
     def layer(carry, each):
       params, own, i = each
       shared = views, valid, index, i
-      return block.apply({'params': params}, *carry, own, *shared), None
+      x, new = block.apply({'params': params}, *carry, own, *shared)
+      return (x, jax.tree.map(_as_stored, new)), None
 
     params = self.layers.variables['params']
     carry, _ = jax.lax.scan(layer, (x, cache), (params, local, indices))
