@@ -90,7 +90,12 @@ def load(path: str, *, thinking: str, dtype: str, **options) -> Speaker:
         'leave it out'
       ) from error
   config, params, _ = hf.load_model(
-    path, tokenizer=False, dtype=dtype, param_dtype=dtype, scan_layers=True
+    path,
+    tokenizer=False,
+    dtype=dtype,
+    param_dtype=dtype,
+    # On a CPU slices of stacked weights are copies, anew for each token.
+    scan_layers=jax.default_backend() != 'cpu',
   )
   return Speaker(
     model=models.make_model(config),
