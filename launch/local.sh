@@ -3,7 +3,7 @@
 #
 #   bash launch/local.sh [-n N] [-d DEVICES] [--dry-run] -- COMMAND...
 #   bash launch/local.sh -n 2 -d 2 -- python -m meta_rl.train \
-#     --config=mrt_countdown:tiny --workdir=runs/two
+#     --config=mrt_countdown:tiny --config.rollout.num_prompts=8 --workdir=runs/two
 #
 # N is 2 by default, and each process gets one CPU device unless -d says more.
 # Every line of output begins with the number of its process. When one fails,

@@ -460,3 +460,23 @@ def test_jobset_mistakes(words, text, monkeypatch):
   assert text in stop.value.code
   assert stop.value.code.startswith('jobset.py: ')
   assert '\n' not in stop.value.code
+
+
+@pytest.mark.full
+def test_the_command_of_the_documents(tmp_path):
+  """docs/pods.md, 'Try it here first'."""
+  text = (ROOT / 'docs' / 'pods.md').read_text()
+  _, _, rest = text.partition('## Try it here first')
+  command = rest.split('```bash\n')[1].split('```')[0]
+  assert 'launch/local.sh' in command
+  found = subprocess.run(
+    ['bash', '-c', command.replace('runs/two', str(tmp_path / 'run'))],
+    cwd=ROOT,
+    env=os.environ
+    | {'PATH': f'{os.path.dirname(sys.executable)}:' + os.environ['PATH']},
+    capture_output=True,
+    text=True,
+    timeout=400,
+  )
+  assert found.returncode == 0, found.stderr
+  assert 'step 4/4' in found.stdout + found.stderr
