@@ -79,21 +79,21 @@ def _prediction(plan, price):
     )
   if (seconds := plan.step_seconds()) is not None:
     line = (
-      f'prediction: a step takes {_few_digits(seconds)} s, if every trace uses its '
-      'whole budget and grading is hidden'
+      f'prediction: a step takes {_few_digits(seconds)} s, if every trace uses '
+      'its whole budget and grading is hidden'
     )
     if price is not None:
-      hours = 1000 * seconds / 3600
+      cost = price * plan.slice_.chips * 1000 * seconds / 3600
       line += (
-        f'; ${_few_digits(price * plan.slice_.chips * hours)} per thousand steps at '
-        f'${price:g} a chip and hour'
+        f'; ${_few_digits(cost)} per thousand steps at ${price:g} a chip and '
+        'hour'
       )
     lines.append(line)
   return lines
 
 
 def _few_digits(value: float) -> str:
-  """Returns 1,234 or 12.3 or 0.0012: as many digits as a prediction is worth."""
+  """Returns 1,234 or 12.3 or 0.0012: what a prediction is worth."""
   return f'{value:,.0f}' if value >= 100 else f'{value:.3g}'
 
 
