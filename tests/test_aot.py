@@ -80,6 +80,8 @@ def test_flops_of_a_product_in_a_fusion(program):
   y = program.computations['body']['y']
   assert program.flops(y, 'body') == 2 * 32 * 64 * 128
   assert y.cycles == 1500
+  unknown = PROGRAM.replace('"1500"', f'"{2**63 - 1}"')
+  assert hlo.parse(unknown).computations['body']['y'].cycles is None
   assert y.where == 'jit(f)/while/body/dot_general'
 
 

@@ -197,3 +197,16 @@ def test_a_small_config_compiled_for_a_slice():
   }
   assert all(kind == 'all-gather' for kind, _ in kinds)
   assert all(times == 1 for _, times in kinds)
+
+
+@needs_tpu_compiler
+@pytest.mark.full
+@pytest.mark.parametrize('name', ['v4-8', 'tpu7x:2x2x1'])
+def test_chips_of_two_devices(name):
+  slice_ = chips.slice_of(name)
+  assert (slice_.chips, slice_.devices) == (4, 8)
+  config = for_four_devices(num_prompts=16)
+  config.parallel.mesh.fsdp = 8
+  found = plan.make_plan(config, slice_, ('update',))
+  assert found.fits
+  assert 0 < found.mfu() < 1

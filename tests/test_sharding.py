@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -409,6 +410,21 @@ def test_optimizer_state_lies_like_its_parameter():
   assert specs(placed.v_row)['layers/gate/kernel'] == ()
   assert factored.v_row['layers']['gate']['kernel'].shape == (2, 8)
   assert jax.tree.structure(placed) == jax.tree.structure(factored)
+
+
+def test_a_chip_of_two_devices_is_taken_as_two():
+  """As the TPU compiler lists a v4 ahead of time; jax.make_mesh refuses it."""
+
+  class Device(types.SimpleNamespace):
+    __hash__ = object.__hash__
+
+  devices = [
+    Device(device_kind='TPU v4', core_on_chip=i % 2, id=i, process_index=0)
+    for i in range(4)
+  ]
+  mesh = sharding.make_mesh(data=2, fsdp=2, devices=devices)
+  assert dict(mesh.shape) == {'data': 2, 'fsdp': 2, 'tensor': 1, 'context': 1}
+  assert list(mesh.devices.flat) == devices
 
 
 def test_the_table_names_mesh_axes_once():

@@ -85,7 +85,8 @@ class Instruction:
   def cycles(self) -> int | None:
     """The compiler's estimate; None where it has none."""
     found = re.search(r'"estimated_cycles":"(\d+)"', self.text)
-    return int(found[1]) if found else None
+    # The largest number that fits is the compiler's word for not knowing.
+    return int(found[1]) if found and int(found[1]) < 2**62 else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from meta_rl import places
@@ -92,9 +93,17 @@ def make_mesh(
       f'mesh {shown} does not fit {count} devices: make the product of the '
       f'sizes {count}, or pass as many devices.'
     )
-  return jax.make_mesh(
-    sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 4, devices=devices
-  )
+  types = (AxisType.Auto,) * 4
+  if any(_is_second_core(device) for device in devices or ()):
+    # jax.make_mesh takes a v4 chip for one device, which it is when it runs; a
+    # plan compiles for both of its cores.
+    grid = np.reshape(np.asarray(devices, object), sizes)
+    return Mesh(grid, MESH_AXES, axis_types=types)
+  return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
+
+
+def _is_second_core(device) -> bool:
+  return device.device_kind == 'TPU v4' and device.core_on_chip > 0
 
 
 def partition(
