@@ -209,9 +209,10 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   eval_batches = held_out.validation_batches(config, mesh=mesh)
   optimizer = setup_run.make_optimizer(config)
 
-  def make_update(spread):
+  def make_update(axis_name, spread):
     return functools.partial(
       update.update,
+      axis_name=axis_name,
       loss_fn=spread(make_loss(model, chunk=config.loss.chunk)),
       optimizer=optimizer,
       trainable=setup_run.trainable(config),
@@ -219,9 +220,11 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
     )
 
   if mesh is None:
-    step_fn = make_update(lambda loss_fn: loss_fn)
+    step_fn = make_update(None, lambda loss_fn: loss_fn)
   else:
-    step_fn = sharding.sharded_update(mesh, make_update)
+    step_fn = sharding.sharded_update(
+      mesh, make_update, mini_batches=config.batching.mini_batches
+    )
   step_fn = CountedJit(step_fn, donate_argnums=0)
   eval_calls = held_out.make_calls(config, model, task, mesh=mesh)
   with contextlib.ExitStack() as stack:

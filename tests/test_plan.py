@@ -210,3 +210,27 @@ def test_chips_of_two_devices(name):
   found = plan.make_plan(config, slice_, ('update',))
   assert found.fits
   assert 0 < found.mfu() < 1
+
+
+@needs_tpu_compiler
+@pytest.mark.full
+def test_what_data_parallel_moves_is_the_least():
+  """Each gradient once around the ring, whatever the micro-batches."""
+  config = for_four_devices(num_prompts=16)
+  # Beside which the batch, which is handed round, is little.
+  config.model.update({'width': 128, 'ffn_width': 256})
+  config.parallel.mesh.update({'data': 4, 'fsdp': 1})
+  config.batching.micro_batches = 4
+  slice_ = chips.slice_of('v5e:2x2')
+  whole = plan.make_plan(config, slice_, ('generate', 'update'))
+  assert whole.config.batching.micro_batches == 4
+  assert whole.compiled['generate'].cost.collectives == ()
+  moved = sum(c.moved for c in whole.compiled['update'].cost.collectives)
+  gradient = 4 * whole.parameters * config.batching.mini_batches
+  assert 0.99 < moved / (2 * 3 / 4 * gradient) < 1.2
+  # And what lies on a device falls with fsdp.
+  config.parallel.mesh.update({'data': 1, 'fsdp': 4})
+  cut = plan.make_plan(config, slice_, ('update',))
+  state = 3 * 4 * whole.parameters  # weights, Adam's two means
+  given = [p.compiled['update'].arguments for p in (whole, cut)]
+  assert given[0] - given[1] == pytest.approx(3 / 4 * state, rel=0.05)

@@ -256,7 +256,8 @@ make_update = lambda axis_name, spread: losses.append(spread(
   lambda params, batch: batch['tokens'].sum()
 ))
 sharding.parallelize(
-  'jit', generate=None, prove=None, make_update=make_update, rows_per_prompt=1
+  'jit', generate=None, prove=None, make_update=make_update, rows_per_prompt=1,
+  mesh=sharding.make_mesh(data=1, fsdp=8),
 )
 spread = jax.jit(losses[0])
 assert spread({}, {'tokens': jnp.ones((16, 2))}) == 32

@@ -30,10 +30,10 @@ def step_of(model):
     total = -jnp.where(own, log_probs, 0.0).sum()
     return WeightedSum(total, own.sum().astype(jnp.float32)), {}
 
-  def make_update(spread):
+  def make_update(axis_name, spread):
     return lambda state, rows: update.update(
       state, rows, loss_fn=spread(loss_fn), optimizer=optimizer,
-      mini_batches=1, epochs=1, micro_batches=1,
+      mini_batches=1, epochs=1, micro_batches=1, axis_name=axis_name,
     )
 
   return make_update
@@ -51,7 +51,7 @@ for attention in ('dense', 'flash'):
   params = models.init_params(config, jax.random.key(0))
   make_update = step_of(models.make_model(config))
   state = update.init_state(params, optimizer, 0)
-  one, _ = jax.jit(make_update(lambda loss_fn: loss_fn))(state, batch)
+  one, _ = jax.jit(make_update(None, lambda loss_fn: loss_fn))(state, batch)
   wanted = jax.tree.map(lambda a, b: np.asarray(a - b), one.params, params)
   # Dense attention is the compiler's alone: a few splits say as much.
   for split in sizes if attention == 'flash' else sizes[::6]:

@@ -167,6 +167,12 @@ def _collective(each, times, hidden, slice_):
 
 
 def _channel(program, each):
+  """Returns what a collective is known by, in several fusions that carry it.
+
+  One that stands alone is itself: shard_map's sums all have one channel.
+  """
+  if each.opcode != 'fusion':
+    return each.name
   texts = [each.text, *(i.text for i in program.inner(each).values())]
   for text in texts:
     if found := re.search(r'channel_id=(\d+)', text):

@@ -2,7 +2,8 @@
 
     kind    generate, prove, score, value    update
     none    one device                       one device
-    jit     shard_map, weights gathered      jit, NamedSharding on the mesh
+    jit     shard_map, weights gathered      jit, NamedSharding on the mesh;
+                                             shard_map where data alone is split
     pmap    jax.pmap over prompts            jax.pmap, gradients psummed
 
 All kinds take and give the same values: batches and traces are global arrays
@@ -215,7 +216,7 @@ def _jit(
       None if fn is None else jax.jit(rows_call(mesh, fn, kinds, **options))
     )
 
-  update = sharded_update(mesh, lambda spread: make_update(None, spread))
+  update = sharded_update(mesh, make_update, mini_batches=mini_batches)
 
   def put_batch(batch):
     check_batch(mesh, mini_batches, batch)

@@ -1,6 +1,7 @@
 """One program, spread over a mesh, and how values get to it.
 
-sharded_update   jit and NamedSharding: one program of all devices
+sharded_update   jit and NamedSharding: one program of all devices; where only
+                 data is split, shard_map
 rows_call        shard_map: each device runs it on its own rows, and stops
                  alone
 """
@@ -23,16 +24,24 @@ from meta_rl.sharding.mesh import (
 )
 from meta_rl.update import LossFn
 
+DATA = 'data'  # the mesh axis that splits nothing but rows
 
-def sharded_update(mesh: Mesh, make_update: Callable) -> Callable:
+
+def sharded_update(
+  mesh: Mesh, make_update: Callable, *, mini_batches: int = 1
+) -> Callable:
   """Returns `update(state, *batch)` as one program that is spread over a mesh.
 
   Args:
     mesh: of `make_mesh`.
-    make_update: `(spread) -> update(state, *batch) -> (state, metrics)`, where
-      `spread(loss_fn)` is the loss to train on.
+    make_update: `(axis_name, spread) -> update(state, *batch) -> (state,
+      metrics)`, where `axis_name` is that of `update.update` and
+      `spread(loss_fn)` the loss to train on.
+    mini_batches: those of `update.update`.
   """
-  update = make_update(lambda loss_fn: _spread(loss_fn, mesh))
+  if 1 < mesh.size == mesh.shape[DATA]:
+    return _data_update(mesh, make_update, mini_batches)
+  update = make_update(None, lambda loss_fn: _spread(loss_fn, mesh))
 
   def sharded(state, *batch):
     # Cutting rows that lie on devices in order would put a mini-batch on a few
@@ -46,6 +55,36 @@ def sharded_update(mesh: Mesh, make_update: Callable) -> Callable:
       state, state_shardings(state, mesh)
     )
     return state, jax.lax.with_sharding_constraint(metrics, replicated(mesh))
+
+  return sharded
+
+
+def _data_update(mesh, make_update, mini_batches):
+  """Returns the update of whole weights on every device, by shard_map.
+
+  The compiler would sum the gradient over devices in every micro-batch; here
+  each device adds up its own, and they are summed once an optimizer step.
+  """
+  update = make_update(DATA, lambda loss_fn: loss_fn)
+  shards, rows, whole = mesh.size, PartitionSpec(DATA), PartitionSpec()
+
+  def deal(x):
+    # To each device its share of every mini-batch.
+    x = x.reshape(mini_batches, shards, -1, *x.shape[1:])
+    return x.swapaxes(0, 1).reshape(-1, *x.shape[3:])
+
+  def sharded(state, *batch):
+    count = jax.tree.leaves(batch)[0].shape[0]
+    if count % (mini_batches * shards):
+      raise ValueError(_uneven(count // mini_batches, shards))
+    batch = jax.lax.with_sharding_constraint(batch, replicated(mesh))
+    return jax.shard_map(
+      update,
+      mesh=mesh,
+      in_specs=(whole, *[rows] * len(batch)),
+      out_specs=whole,
+      check_vma=False,  # which Pallas kernels say nothing for
+    )(state, *jax.tree.map(deal, batch))
 
   return sharded
 
@@ -119,14 +158,18 @@ def _spread(loss_fn: LossFn, mesh: Mesh) -> LossFn:
   def spread_loss(params, batch):
     rows, shards = jax.tree.leaves(batch)[0].shape[0], data_shards(mesh)
     if rows % shards:
-      raise ValueError(
-        f'a micro-batch of {rows} traces cannot be spread over {shards} data '
-        'shards: lower micro_batches or raise the number of prompts.'
-      )
+      raise ValueError(_uneven(rows, shards))
     batch = jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
     return loss_fn(params, batch)
 
   return spread_loss
+
+
+def _uneven(rows, shards):
+  return (
+    f'a micro-batch of {rows} traces cannot be spread over {shards} data '
+    'shards: lower micro_batches or raise the number of prompts.'
+  )
 
 
 def check_batch(mesh, mini_batches, batch):
