@@ -43,7 +43,7 @@ def make(
 
   Args:
     arg: joins 'external' (rollouts of another engine, from a file), 'tiny' and
-      'files': 'tiny' on own problems.
+      'files': 'tiny' on own problems, on which all else is anyway.
     architecture: a key of the sizes for trials.
     thinking: a key of `chat_template.THINKING`.
   """
@@ -182,6 +182,9 @@ def make_tiny(
   if own:
     config.task.data.path = '???'
     config.task.update({'prompt_length': 1152, 'answer_length': 32})
+    config.task.instruction = config.task.instruction.replace(
+      config.task.close, '</think>'
+    )
   else:
     config.task.update(
       {

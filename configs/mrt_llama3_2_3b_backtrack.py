@@ -37,17 +37,17 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   if {'sft', 'files'} <= set(words):
     raise ValueError(
       f'argument {arg!r}: files are problems, not solutions to imitate; of '
-      'chats give sft and --config.data.path.'
+      'chats give sft, --config.data.source=jsonl and --config.data.path.'
     )
   tiny = 'tiny' in words
   rest = ','.join(word for word in words if word != 'sft')
   config = _llm.make(rest, architecture='llama', thinking='plain')
   config.task.delimiter = 'paragraph'
-  if not tiny:
+  if not tiny or 'files' in words:
     config.task.instruction = (
       'Solve it step by step. Where a step is wrong, write "Wait, going back '
-      'to step N" and go on from there. Then write #### and the answer in '
-      '\\boxed{}.'
+      f'to step N" and go on from there. Then write {config.task.close} and '
+      'the answer in \\boxed{}.'
     )
   config.prover.update({'boundaries': 'delimiters', 'max_episodes': 12})
   if 'sft' in words:

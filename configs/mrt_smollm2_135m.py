@@ -119,7 +119,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   if 'files' in own and 'sft' in own:
     raise ValueError(
       f'argument {arg!r}: files are problems, not solutions to imitate; of '
-      'chats give sft and --config.data.path.'
+      'chats give sft, --config.data.source=jsonl and --config.data.path.'
     )
   if 'files' in own:
     _ask_problems(config, 'files', tiny)

@@ -11,6 +11,10 @@ from absl import flags
 
 from meta_rl import config_keys, env, files, workdir
 
+# Unicode's control characters, line and paragraph separators, halves of pairs;
+# and what embeds, overrides or isolates a direction.
+_DRIVING = ('Cc', 'Zl', 'Zp', 'Cs')
+_TURN = ('LRE', 'RLE', 'LRO', 'RLO', 'PDF', 'LRI', 'RLI', 'FSI', 'PDI')
 _HELP = ('?', 'help', 'helpfull', 'helpshort', 'helpxml')
 
 
@@ -125,10 +129,10 @@ def run_config(folder, *, hint: str = '') -> ml_collections.ConfigDict:
 def printable(text: str) -> str:
   """Returns a text as a terminal may be given it.
 
-  Control characters, by which what a model wrote could drive the terminal, are
-  '\ufffd', but for line breaks and tabs.
+  Control characters, by which what a model wrote could drive the terminal or
+  turn its text round, are '\ufffd', but for line breaks and tabs.
   """
-  return ''.join(
-    '\ufffd' if unicodedata.category(c) == 'Cc' and c not in '\n\t' else c
-    for c in text
+  drives = lambda c: (
+    unicodedata.category(c) in _DRIVING or unicodedata.bidirectional(c) in _TURN
   )
+  return ''.join('\ufffd' if drives(c) and c not in '\n\t' else c for c in text)

@@ -127,14 +127,15 @@ def reply(
   """
   own, words = speaker.thinking, speaker.words
   prompt = words.encode(own.opened(speaker.template.render(turns)))
-  room = speaker.options['max_new_tokens']
-  if speaker.context is not None and len(prompt) + room > speaker.context:
-    raise ValueError(
-      f'the conversation has {len(prompt):,} tokens by now, and '
-      f'--max_new_tokens={room} are to come; the model was made for '
-      f'{speaker.context:,}: begin a new one, or ask for fewer.'
-    )
   options = dict(speaker.options)
+  if speaker.context is not None:
+    room = speaker.context - len(prompt)
+    if room < 1:
+      raise ValueError(
+        f'the conversation has {len(prompt):,} tokens by now, and the model '
+        f'was made for {speaker.context:,}: begin a new one.'
+      )
+    options['max_new_tokens'] = min(options['max_new_tokens'], room)
   if options.get('thinking_budget') is not None:
     options['think_end_id'] = words.id_of(own.close)
     options['stop_ids'] = words.encode(own.forced_stop())

@@ -129,7 +129,8 @@ def evaluate(
   kit = setup_run.task_kit(config)
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
-  setup_run.check_context(config, task, times=max(extrapolate, default=1))
+  if extrapolate:
+    setup_run.check_context(config, task, times=max(extrapolate))
   calls = held_out.make_calls(config, model, task)
   source = setup_run.load_problems(config, 'test')
   problems = Problems(source, kit, num_problems, batch_size)

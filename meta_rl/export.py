@@ -26,6 +26,7 @@ from meta_rl import (
   models,
   setup_run,
   signals,
+  text_tokenizer,
   tokenizer,
   value,
   weights,
@@ -34,8 +35,8 @@ from meta_rl.tasks import text
 
 FLAGS = flags.FLAGS
 
-# Tokens of a text, at most, of a model of our own: its rotary positions have no
-# end, and other tools ask for one.
+# Tokens of a text of a model of our own, unless its traces are longer: rotary
+# positions have no end, and other tools ask for one.
 _CONTEXT = 4096
 
 
@@ -156,19 +157,29 @@ def _described(config, shape: models.TransformerConfig) -> tuple:
     folder = source.is_dir()
     return hf.hf_config_of(path), source if folder else hf.model_tokenizer(path)
   task = setup_run.make_task(config)
-  in_words = config.task.name == 'text'
   words = hf.TokenizerInfo(
-    setup_run.task_kit(config).tokenizer or tokenizer.make_tokenizer(),
-    chat_template=text.CHATML if in_words else None,
-    bos_id=None if in_words else tokenizer.BOS,
-    eos_ids=(task.eos_id,),
+    tokenizer.make_tokenizer(),
+    chat_template=None,
+    bos_id=tokenizer.BOS,
+    eos_ids=task.end_ids,
     pad_id=task.pad_id,
   )
+  if config.task.name == 'text':
+    own = text_tokenizer.load(config.task.tokenizer)
+    template = {'none': None, 'chatml': text.CHATML}.get(
+      config.task.template, own.chat_template or text.CHATML
+    )
+    words = dataclasses.replace(
+      words,
+      tokenizer=own.tokenizer,
+      chat_template=template,
+      bos_id=own.bos_id,
+    )
   hf_config = hf.config_to_hf(
     shape,
-    max_position_embeddings=_CONTEXT,
+    max_position_embeddings=max(_CONTEXT, setup_run.trace_length(config, task)),
     bos_token_id=words.bos_id,
-    eos_token_id=task.eos_id,
+    eos_token_id=list(task.end_ids),
     pad_token_id=task.pad_id,
   )
   return hf_config, words

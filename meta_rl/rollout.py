@@ -274,12 +274,17 @@ def cache_rooms(
   Raises:
     ValueError: buckets that are no increasing whole numbers above 0.
   """
-  checks.check_ids(name, buckets, empty=True)
-  sizes = [int(size) for size in buckets]
-  if sizes != sorted({*sizes} - {0}):
+  whole = lambda size: isinstance(size, int) and not isinstance(size, bool)
+  sizes = tuple(buckets) if isinstance(buckets, Sequence) else None
+  if (
+    sizes is None
+    or not all(map(whole, sizes))
+    or list(sizes) != sorted({*sizes} - {0})
+    or min(sizes, default=1) < 1
+  ):
     raise ValueError(
-      f'{name}={tuple(sizes)} is given; allowed are numbers of tokens, each '
-      '>= 1 and above the one before.'
+      f'{name}={checks.show(buckets)} is given; allowed are whole numbers of '
+      'tokens, each >= 1 and above the one before.'
     )
   return (*(n for n in sizes if n < max_new_tokens), max_new_tokens)
 

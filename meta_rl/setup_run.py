@@ -113,17 +113,30 @@ def check_context(
   limit = hf.context_length(path) if path else None
   if limit is None:
     return
-  own = config.task.get('prompt_length', 0), len(task.stop_ids)
-  budget = times * config.rollout.thinking_budget
-  length = sum(own) + budget + task.answer_length
+  length = trace_length(config, task, times=times)
   if length > limit:
     raise ValueError(
       f'model.path={path} was made for {limit:,} tokens '
-      f'(max_position_embeddings), and a trace may have {length:,}: a prompt '
-      f'of {own[0]:,}, {budget:,} of thought, {own[1]} that end it and an '
-      f'answer of {task.answer_length}; lower rollout.thinking_budget, '
+      '(max_position_embeddings and rope_scaling of its config.json), and a '
+      f'trace may have {length:,}: a prompt of '
+      f'{config.task.get("prompt_length", 0):,}, '
+      f'{times * config.rollout.thinking_budget:,} of thought, '
+      f'{len(task.stop_ids)} that end it and an answer of '
+      f'{task.answer_length}; lower rollout.thinking_budget, '
       'task.prompt_length or task.answer_length.'
     )
+
+
+def trace_length(
+  config: ml_collections.ConfigDict, task: Task, *, times: int = 1
+) -> int:
+  """Returns the tokens of the longest trace; of built-in tasks no prompt's."""
+  return (
+    config.task.get('prompt_length', 0)
+    + times * config.rollout.thinking_budget
+    + len(task.stop_ids)
+    + task.answer_length
+  )
 
 
 def abstract_params(config: ml_collections.ConfigDict) -> Params:

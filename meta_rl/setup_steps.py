@@ -55,7 +55,7 @@ def make_calls(
     top_p=rollout.top_p,
     top_k=rollout.top_k,
     min_thinking=min_thinking,
-    cache_buckets=tuple(rollout.get('cache_buckets') or ()),
+    cache_buckets=_cache_buckets(config),
   )
   prove = steps.make_prove(
     model,
@@ -102,6 +102,7 @@ def make_training_calls(config, model: Model, task: Task):
     thinking_budget=rollout.thinking_budget,
     max_episodes=config.prover.max_episodes,
     boundaries=config.prover.boundaries,
+    cache_buckets=_cache_buckets(config),
     prefix_policy=config.algorithm.prefix_policy,
     **shared,
   )
@@ -115,6 +116,10 @@ def make_training_calls(config, model: Model, task: Task):
     **shared,
   )
   return generate, prove
+
+
+def _cache_buckets(config) -> tuple[int, ...]:
+  return tuple(config.rollout.get('cache_buckets') or ())
 
 
 def measuring_prover(config) -> str:

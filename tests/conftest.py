@@ -21,6 +21,9 @@ import pytest  # noqa: E402
 
 from meta_rl import env  # noqa: E402
 
+# Their assertions show values as those of test modules do.
+pytest.register_assert_rewrite('launched')
+
 # The same examples in every run, and no time limit on a busy machine.
 hypothesis.settings.register_profile('fixed', derandomize=True, deadline=None)
 hypothesis.settings.load_profile('fixed')

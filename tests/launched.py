@@ -71,7 +71,11 @@ def start(
 
 def finish(processes, timeout=400):
   """Returns (exit codes, stdouts, stderrs)."""
-  found = [process.communicate(timeout=timeout) for process in processes]
+  try:
+    found = [process.communicate(timeout=timeout) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()  # of those that have ended nothing comes of it
   outs, errs = zip(*found)
   return [process.returncode for process in processes], outs, errs
 

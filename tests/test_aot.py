@@ -128,6 +128,43 @@ ENTRY %main (a: f32[28,64], b: f32[1,64], i: s32[]) -> f32[28,64] {
   assert program.moved(u, 'main') == 4 * 64 + 4 * 64 + 4
 
 
+@pytest.mark.parametrize('root', ['bitcast(%k)', 'tuple(%k, %v)', 'k'])
+def test_a_fusion_that_updates_in_place_writes_its_slices(root):
+  """Keys and values of a token, also behind a bitcast."""
+  array, row = 'f32[28,64]{1,0}', 'f32[1,64]{1,0}'
+  both = root.startswith('tuple')
+  result = f'({array}, {array})' if both else array
+  update = 'dynamic-update-slice(%{0}, %b, %i, %i)'
+  body = f'  %v = {array} {update.format("w")}\n' if both else ''
+  first = f'%k = {array} {update.format("a")}'
+  body += f'  ROOT {first}' if root == 'k' else f'  {first}'
+  if root != 'k':
+    body += f'\n  ROOT %r = {result} {root}'
+  text = f"""\
+%fused (a: f32[28,64], b: f32[1,64], i: s32[], w: f32[28,64]) -> {result} {{
+  %a = {array} parameter(0)
+  %b = {row} parameter(1)
+  %i = s32[] parameter(2)
+  %w = {array} parameter(3)
+{body}
+}}
+
+ENTRY %main (a: f32[28,64], b: f32[1,64], i: s32[], w: f32[28,64]) -> {result} {{
+  %a = {array} parameter(0)
+  %b = {row} parameter(1)
+  %i = s32[] parameter(2)
+  %w = {array} parameter(3)
+  ROOT %u = {result} fusion(%a, %b, %i, %w), kind=kLoop, calls=%fused
+}}
+"""
+  program = hlo.parse(text)
+  u = program.computations['main']['u']
+  row, whole = 4 * 64, 4 * 28 * 64
+  unused = 0 if both else whole  # nothing says that w is not read
+  written = 2 * row if both else row
+  assert program.moved(u, 'main') == row + 4 + unused + written
+
+
 def test_slices_are_found_in_fusions_of_fusions():
   """As where a layer's keys are cut out for their product with a query."""
   text = """\

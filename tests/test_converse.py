@@ -169,20 +169,23 @@ def test_the_likeliest_token_alone(folder):
 def test_what_a_model_writes_does_not_drive_the_terminal(
   folder, monkeypatch, capsys
 ):
-  said = 'a\x1b[2J\x07b\r\n\tc\x9b'
+  said = 'a\x1b[2J\x07b\r\n\tc\x9b\u202e\u2067\u2028'
   monkeypatch.setattr(converse, 'reply', lambda *_: iter(said))
   speaker = load(folder, thinking_budget=None)
   converse.converse(speaker, prompt='Hi', system='', seed=0)
-  assert capsys.readouterr().out == 'a\ufffd[2J\ufffdb\ufffd\n\tc\ufffd\n'
+  shown = 'a\ufffd[2J\ufffdb\ufffd\n\tc' + '\ufffd' * 4 + '\n'
+  assert capsys.readouterr().out == shown
   row = {'prompt': '\x1b]0;p', 'response': said, 'reward': 1.0}
   assert not set('\x1b\x07\r\x9b') & set(generate.show(row))
 
 
 def test_a_conversation_that_is_too_long_is_refused(folder):
   """Made for 512 tokens."""
-  turns = [{'role': 'user', 'content': 'a' * 450}]
+  turns = [{'role': 'user', 'content': 'a' * 512}]
   speaker = load(folder, thinking_budget=None)
-  with pytest.raises(ValueError, match=r'has 4\d\d tokens by now.*for 512:'):
+  with pytest.raises(ValueError, match=r'has 5\d\d tokens by now.*for 512:'):
     next(converse.reply(speaker, turns, jax.random.key(0)))
-  turns[0]['content'] = 'a' * 380
-  next(converse.reply(speaker, turns, jax.random.key(0)))
+  # What room is left is used: it may well be enough.
+  turns[0]['content'] = 'a' * 480
+  asked = converse.reply(speaker, turns, jax.random.key(0))
+  assert len(WORDS.encode(''.join(asked))) < speaker.options['max_new_tokens']

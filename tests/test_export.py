@@ -1,5 +1,6 @@
 """Export of a run's weights, and starting from them."""
 
+import dataclasses
 import json
 import types
 
@@ -14,6 +15,7 @@ from meta_rl import (
   hf,
   models,
   setup_run,
+  text_tokenizer,
   tokenizer,
   weights,
   workdir,
@@ -180,3 +182,19 @@ def test_a_rehearsal_can_be_talked_to(tmp_path, monkeypatch):
   shape = hf.model_config(str(out))
   assert shape.qk_norm
   assert shape.head_dim == 12
+  # Another tokenizer's own template and ends; room for a longer trace.
+  config.task.tokenizer = 'FOLDER'
+  config.rollout.thinking_budget = 8192
+  words = dataclasses.replace(
+    text_tokenizer.load('bytes'), chat_template='{{ 1 }}', end_ids=(1,)
+  )
+  for module in (text_tokenizer, text.text_tokenizer):
+    monkeypatch.setattr(module, 'load', lambda _: words)
+  values, info = export._described(config, setup_run.model_config(config))
+  assert info.chat_template == '{{ 1 }}'
+  assert info.eos_ids == (3, 1)
+  assert values['eos_token_id'] == [3, 1]
+  assert values['max_position_embeddings'] > 8192
+  config.task.template = 'none'
+  _, info = export._described(config, setup_run.model_config(config))
+  assert info.chat_template is None

@@ -340,6 +340,32 @@ def test_traces_beyond_a_checkpoints_context_are_refused(tmp_path):
     setup_run.make_model(config, task)
 
 
+@pytest.mark.parametrize(
+  'rope, length',
+  [
+    ({}, 128),
+    ({'rope_type': 'llama3', 'factor': 8.0}, 128),
+    ({'rope_type': 'linear', 'factor': 2.0}, 256),
+    ({'type': 'yarn', 'factor': 4.0}, 512),
+    (
+      {
+        'rope_type': 'yarn',
+        'factor': 4.0,
+        'original_max_position_embeddings': 16,
+      },
+      128,
+    ),
+  ],
+)
+def test_the_context_of_a_checkpoint(tmp_path, rope, length):
+  """Qwen's cards say 32,768 positions and YaRN's factor 4 of them."""
+  values = {'max_position_embeddings': 128, 'rope_scaling': rope}
+  (tmp_path / 'config.json').write_text(json.dumps(values))
+  assert hf.context_length(tmp_path) == length
+  (tmp_path / 'config.json').write_text('{}')
+  assert hf.context_length(tmp_path) is None
+
+
 def test_what_is_boxed_is_measured_by_the_verifier(tmp_path):
   """A policy that is always right has J = 1, though no list has its answers."""
   for split, count in (('train', 60), ('test', 8)):

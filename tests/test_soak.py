@@ -11,33 +11,54 @@ import numpy as np
 import pytest
 from launched import HEARTBEAT_S, finish, params_of, rows_of, start
 
-from meta_rl import signals
+from meta_rl import checkpoint, metrics, signals
 
-STEPS = 24
 SHORT = (
-  f'--config.total_steps={STEPS}',
   '--config.eval.every=8',
   '--config.checkpoint.every=4',
   '--config.log.samples_every=8',
 )
 
 
-def begin(count, folder):
+def begin(count, folder, steps):
   """Returns the processes of the run; each has one device."""
-  return start(count, 1, folder, *SHORT, heartbeat_s=HEARTBEAT_S)
+  flags = (*SHORT, f'--config.total_steps={steps}')
+  return start(count, 1, folder, *flags, heartbeat_s=HEARTBEAT_S)
 
 
-def kill(processes, rng):
-  """Ends a run in one of the ways that runs end; returns which."""
-  way = rng.choice(['all', 'all', 'term', 'one'])
-  if way == 'term':  # a notice in time: what is done is saved
+def saved_step(folder):
+  """Returns the last step that a run goes on from, 0 for none."""
+  if not (folder / 'checkpoints').exists():
+    return 0
+  with checkpoint.open_folder(folder) as saved:
+    return max(saved.all_steps(), default=0)
+
+
+def wait_for_news(folder, began, step, processes):
+  """Returns once a run has taken a step that was not saved before."""
+  path = folder / metrics.METRICS_NAME
+  while True:
+    assert all(process.poll() is None for process in processes)
+    if path.exists() and path.stat().st_mtime > began:
+      rows = rows_of(folder)
+      if rows and rows[-1]['step'] > step:
+        return
+    time.sleep(0.02)
+
+
+# How runs end: all at once, by a notice in time, or by one machine's loss.
+WAYS = ('all', 'all', 'term', 'one')
+
+
+def kill(processes, way, rng):
+  """Ends a run; of a lost process the others find out."""
+  if way == 'term':
     rng.choice(processes).send_signal(signal.SIGTERM)
-  elif way == 'one':  # a machine is lost: the others find out
+  elif way == 'one':
     rng.choice(processes).kill()
   else:
     for process in processes:
       process.kill()
-  return way
 
 
 def untimed(rows):
@@ -60,29 +81,26 @@ def untimed(rows):
   ],
 )
 def test_a_run_killed_again_and_again_is_one_run(tmp_path, count, kills):
-  whole, folder = tmp_path / 'whole', tmp_path / 'run'
-  codes, _, errs = finish(begin(count, whole))
+  whole, folder, steps = tmp_path / 'whole', tmp_path / 'run', 12 * kills
+  codes, _, errs = finish(begin(count, whole, steps))
   assert codes == [0] * count, errs
-  began = time.monotonic()
-  codes, _, errs = finish(begin(count, tmp_path / 'again'))  # nothing compiles
-  assert codes == [0] * count, errs
-  lasts = time.monotonic() - began
   rng = random.Random(kills)
-  ways, reached = [], []
-  while len(ways) < kills:
-    processes = begin(count, folder)
-    # From before anything is there to behind some steps.
-    time.sleep(rng.uniform(0.1, 0.9) * lasts)
-    ways.append(kill(processes, rng))
+  for _ in range(kills):
+    step, began = saved_step(folder), time.time()
+    processes = begin(count, folder, steps)
+    if rng.random() < 0.25:  # before all is there
+      time.sleep(rng.uniform(0.1, 4))
+      way = 'all'
+    else:
+      wait_for_news(folder, began, step, processes)
+      time.sleep(rng.uniform(0, 0.2))
+      way = rng.choice(WAYS)
+    kill(processes, way, rng)
     codes, _, errs = finish(processes)
-    # 0 where the end came first.
-    assert 1 not in codes or ways[-1] == 'one', errs
-    if (folder / 'metrics.jsonl').exists():
-      reached.append(rows_of(folder)[-1]['step'] if rows_of(folder) else 0)
-  codes, _, errs = finish(begin(count, folder))
+    assert codes != [0] * count, 'it was done: give it more steps'
+    assert 1 not in codes or way == 'one', errs
+  codes, _, errs = finish(begin(count, folder, steps))
   assert codes == [signals.EXIT_OK] * count, errs
-  # It was stopped on its way, not before it began or behind its end alone.
-  assert any(0 < step < STEPS for step in reached), (ways, reached)
   assert untimed(rows_of(folder)) == untimed(rows_of(whole))
   found, wanted = params_of(folder), params_of(whole)
   assert found.keys() == wanted.keys()

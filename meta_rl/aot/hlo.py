@@ -192,9 +192,10 @@ class Program:
       return sum(s.size * (2 - s.on_chip - near) for s in each.shapes)
     if each.opcode == 'dynamic-update-slice':
       update = known.get(each.operands[1])
-      if update is None or each.shapes[0].on_chip:
+      if update is None:
         return 0.0
-      return update.shapes[0].size * (2 - update.shapes[0].on_chip)
+      shape = update.shapes[0]
+      return shape.size * (2 - shape.on_chip - each.shapes[0].on_chip)
     inner = self.inner(each) if each.opcode == 'fusion' else {}
     parameters = _parameters(inner)
     total = 0.0
@@ -205,11 +206,33 @@ class Program:
       shape = operand.shapes[0]
       if not shape.on_chip:
         total += self._read(inner, parameters.get(number), shape.size)
-    roots = [i for i in inner.values() if i.root]
-    if roots and roots[0].opcode == 'dynamic-update-slice':
-      update = inner.get(roots[0].operands[1])
-      return total + (update.shapes[0].size if update else 0.0)
-    return total + sum(s.size for s in each.shapes if not s.on_chip)
+    return total + self._written(inner, each)
+
+  def _written(self, inner, each):
+    """Returns how much of its results an instruction writes to HBM.
+
+    inner: what it fuses; {} for no fusion.
+    """
+    root = next((i for i in inner.values() if i.root), None)
+    if root is None:
+      return sum(s.size for s in each.shapes if not s.on_chip)
+    parts = [root]
+    if root.opcode == 'tuple':
+      parts = [inner.get(name) for name in root.operands]
+    total = 0.0
+    for part, shape in zip(parts, each.shapes, strict=False):
+      while part is not None and part.opcode == 'bitcast':
+        part = inner.get(part.operands[0])
+      if shape.on_chip:
+        continue
+      if part is not None and part.opcode == 'dynamic-update-slice':
+        update = inner.get(part.operands[1])
+        total += update.shapes[0].size if update else 0.0
+      elif part is not None and part.opcode == 'fusion':
+        total += min(shape.size, self._written(self.inner(part), part))
+      else:
+        total += shape.size
+    return total
 
   def _read(self, inner, parameter, size):
     """Returns how much of an operand is read, through what is fused within."""

@@ -129,10 +129,20 @@ def hf_config_of(path) -> dict[str, Any]:
 def context_length(path) -> int | None:
   """Returns the tokens of the longest text that a checkpoint was made for.
 
-  None where it does not say (`max_position_embeddings` of config.json).
+  None where it does not say (`max_position_embeddings` of config.json). Where
+  positions are stretched (YaRN, linear), as far as that goes.
   """
-  found = hf_config_of(path).get('max_position_embeddings')
-  return found if isinstance(found, int) and found > 0 else None
+  values = hf_config_of(path)
+  found = values.get('max_position_embeddings')
+  if not isinstance(found, int) or found < 1:
+    return None
+  rope = values.get('rope_scaling') or values.get('rope_parameters') or {}
+  kind = rope.get('rope_type', rope.get('type'))
+  factor = rope.get('factor')
+  if kind not in ('yarn', 'linear') or not isinstance(factor, int | float):
+    return found
+  original = rope.get('original_max_position_embeddings') or found
+  return max(found, int(factor * original))
 
 
 def _check_folder(path: Path):

@@ -136,7 +136,9 @@ class Transformer(nn.Module):
     if c.scan_layers:
       # Where layers differ, each picks its view by a flag that is scanned.
       local = jnp.asarray(c.is_local) if len(views) == 2 else None
-      scan = self.layers if old is None else self._through_cache
+      scan = self._through_cache
+      if old is None or self.is_initializing():
+        scan = self.layers
       x, new = scan(x, old, local, views, valid, index)
     else:
       new = []

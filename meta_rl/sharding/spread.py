@@ -76,7 +76,10 @@ def _data_update(mesh, make_update, mini_batches):
   def sharded(state, *batch):
     count = jax.tree.leaves(batch)[0].shape[0]
     if count % (mini_batches * shards):
-      raise ValueError(_uneven(count // mini_batches, shards))
+      raise ValueError(
+        f'{count} rows in {mini_batches} mini-batches cannot be spread over '
+        f'{shards} data shards: give a multiple of {mini_batches * shards}.'
+      )
     batch = jax.lax.with_sharding_constraint(batch, replicated(mesh))
     return jax.shard_map(
       update,
@@ -158,18 +161,14 @@ def _spread(loss_fn: LossFn, mesh: Mesh) -> LossFn:
   def spread_loss(params, batch):
     rows, shards = jax.tree.leaves(batch)[0].shape[0], data_shards(mesh)
     if rows % shards:
-      raise ValueError(_uneven(rows, shards))
+      raise ValueError(
+        f'a micro-batch of {rows} traces cannot be spread over {shards} data '
+        'shards: lower micro_batches or raise the number of prompts.'
+      )
     batch = jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
     return loss_fn(params, batch)
 
   return spread_loss
-
-
-def _uneven(rows, shards):
-  return (
-    f'a micro-batch of {rows} traces cannot be spread over {shards} data '
-    'shards: lower micro_batches or raise the number of prompts.'
-  )
 
 
 def check_batch(mesh, mini_batches, batch):

@@ -15,7 +15,7 @@ Axes: P prompts, G group, B = P * G traces, K episodes, T tokens.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,7 @@ def make_branches(
   top_p: float | None = None,
   top_k: int | None = None,
   check_every: int = 8,
+  cache_buckets: Sequence[int] = (),
 ) -> Callable:
   """Returns the function that samples prefixes, and rollouts from them.
 
@@ -75,8 +76,8 @@ def make_branches(
       else those of its delimiters, with 'budgets' too.
     prefix_policy: 'reference' (params is then the pair (policy, reference), and
       the reference writes the prefixes: the offline form) or 'current'.
-    temperature, top_p, top_k, check_every: as in `rollout.generate`, of both
-      stages.
+    temperature, top_p, top_k, check_every, cache_buckets: as in
+      `rollout.generate`, of both stages.
   """
   if prefix_policy not in PREFIX_POLICIES:
     raise ValueError(
@@ -103,6 +104,7 @@ def make_branches(
     'think_end_id': task.think_end_id,
     'pad_id': task.pad_id,
     'check_every': check_every,
+    'cache_buckets': cache_buckets,
   }
 
   def sample_prefixes(params, batch, key, first_prompt):
