@@ -44,6 +44,15 @@ def split_argument(
   return [word for word in words if word in own], ','.join(scale)
 
 
+def refuse_imitating_problems(arg: str, words: Sequence[str]):
+  """Raises ValueError where both 'sft' and 'files' are among the words."""
+  if {'sft', 'files'} <= set(words):
+    raise ValueError(
+      f'argument {arg!r}: files are problems, not solutions to imitate; of '
+      'chats give sft, --config.data.source=jsonl and --config.data.path.'
+    )
+
+
 def take_rollouts(config: ml_collections.ConfigDict):
   """Makes a config train on a file of rollouts (meta_rl/external)."""
   config.name = f'{config.name}, given rollouts'

@@ -24,7 +24,7 @@ yet run.
 import ml_collections
 from ml_collections import config_dict
 
-from meta_rl.configs import _llm
+from meta_rl.configs import _llm, refuse_imitating_problems
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
@@ -34,11 +34,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     raise ValueError(
       f'unknown argument {unknown}: allowed are sft, external, files and tiny.'
     )
-  if {'sft', 'files'} <= set(words):
-    raise ValueError(
-      f'argument {arg!r}: files are problems, not solutions to imitate; of '
-      'chats give sft, --config.data.source=jsonl and --config.data.path.'
-    )
+  refuse_imitating_problems(arg, words)
   tiny = 'tiny' in words
   rest = ','.join(word for word in words if word != 'sft')
   config = _llm.make(rest, architecture='llama', thinking='plain')

@@ -51,7 +51,12 @@ orders nothing: RESULTS.md.
 import ml_collections
 from ml_collections import config_dict
 
-from meta_rl.configs import mrt_countdown, split_argument, take_rollouts
+from meta_rl.configs import (
+  mrt_countdown,
+  refuse_imitating_problems,
+  split_argument,
+  take_rollouts,
+)
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
@@ -116,11 +121,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.total_steps = 4 if tiny else 60
   if len({'files', 'gsm8k', 'gym'} & set(own)) > 1:
     raise ValueError(f'argument {arg!r}: give one of files, gsm8k and gym.')
-  if 'files' in own and 'sft' in own:
-    raise ValueError(
-      f'argument {arg!r}: files are problems, not solutions to imitate; of '
-      'chats give sft, --config.data.source=jsonl and --config.data.path.'
-    )
+  refuse_imitating_problems(arg, own)
   if 'files' in own:
     _ask_problems(config, 'files', tiny)
   if 'gym' in own:

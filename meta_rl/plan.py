@@ -254,13 +254,12 @@ def prepare(config):
     )
   if FLAGS.length is not None:
     task = setup_run.make_task(config)
-    own = config.task.get('prompt_length', 0) + len(task.stop_ids)
-    budget = FLAGS.length - own - task.answer_length
+    own = setup_run.trace_length(config, task, times=0)
+    budget = FLAGS.length - own
     if budget < config.prover.max_episodes:
       raise ValueError(
-        f'length={FLAGS.length}: prompt, stop and answer have '
-        f'{own + task.answer_length} tokens; give more than '
-        f'{own + task.answer_length + config.prover.max_episodes}.'
+        f'length={FLAGS.length}: prompt, stop and answer have {own} tokens; '
+        f'give more than {own + config.prover.max_episodes}.'
       )
     config.rollout.thinking_budget = budget
     config.batching.length_buckets = ()

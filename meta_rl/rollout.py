@@ -13,6 +13,7 @@ T = Tp + N, V vocabulary.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -279,8 +280,7 @@ def cache_rooms(
   if (
     sizes is None
     or not all(map(whole, sizes))
-    or list(sizes) != sorted({*sizes} - {0})
-    or min(sizes, default=1) < 1
+    or any(b <= a for a, b in itertools.pairwise((0, *sizes)))
   ):
     raise ValueError(
       f'{name}={checks.show(buckets)} is given; allowed are whole numbers of '

@@ -33,6 +33,7 @@ from meta_rl.sharding.mesh import (
 from meta_rl.sharding.processes import gather_to_host, global_batch
 from meta_rl.sharding.spread import (
   check_batch,
+  deal,
   first_row,
   place_copy,
   put_state,
@@ -270,18 +271,13 @@ def _pmap(
       **options,
     )
 
-  def cut(x, parts):
-    x = x.reshape(parts, count, -1, *x.shape[1:]).swapaxes(0, 1)
-    return x.reshape(count, -1, *x.shape[3:])
-
   rows = batch_sharding(mesh)
-  split = jax.jit(
-    lambda tree: jax.tree.map(lambda x: cut(x, 1), tree), out_shardings=rows
-  )
-  deal = jax.jit(
-    lambda tree: jax.tree.map(lambda x: cut(x, mini_batches), tree),
-    out_shardings=rows,
-  )
+
+  def cut(parts):
+    own = lambda tree: jax.tree.map(lambda x: deal(x, parts, count), tree)
+    return jax.jit(own, out_shardings=rows)
+
+  split, split_each = cut(1), cut(mini_batches)
   merge = jax.jit(
     lambda tree: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree),
     out_shardings=rows,
@@ -319,7 +315,8 @@ def _pmap(
     return lambda params, traces: merge(mapped(params, split(traces)))
 
   def run_update(state, traces, measured, reference=None):
-    state, sums = mapped_update(state, *deal((traces, measured, reference)))
+    given = split_each((traces, measured, reference))
+    state, sums = mapped_update(state, *given)
     # pmap gives the state back on a mesh of its own: without this the next
     # step's calls would be traced again.
     return jax.device_put(state, replicated(mesh)), sums

@@ -68,10 +68,8 @@ def _data_update(mesh, make_update, mini_batches):
   update = make_update(DATA, lambda loss_fn: loss_fn)
   shards, rows, whole = mesh.size, PartitionSpec(DATA), PartitionSpec()
 
-  def deal(x):
-    # To each device its share of every mini-batch.
-    x = x.reshape(mini_batches, shards, -1, *x.shape[1:])
-    return x.swapaxes(0, 1).reshape(-1, *x.shape[3:])
+  def own_rows(x):
+    return deal(x, mini_batches, shards).reshape(x.shape)
 
   def sharded(state, *batch):
     count = jax.tree.leaves(batch)[0].shape[0]
@@ -87,9 +85,15 @@ def _data_update(mesh, make_update, mini_batches):
       in_specs=(whole, *[rows] * len(batch)),
       out_specs=whole,
       check_vma=False,  # which Pallas kernels say nothing for
-    )(state, *jax.tree.map(deal, batch))
+    )(state, *jax.tree.map(own_rows, batch))
 
   return sharded
+
+
+def deal(x, parts: int, devices: int):
+  """Returns rows [B,...] as [devices,B/devices,...]: of each part its share."""
+  x = x.reshape(parts, devices, -1, *x.shape[1:]).swapaxes(0, 1)
+  return x.reshape(devices, -1, *x.shape[3:])
 
 
 def put_state(mesh: Mesh, state):
