@@ -102,11 +102,14 @@ def decode_branches(
   eos_id,
   truncate,
   stop_table=None,
+  scored=None,
 ):
   """Returns answers i32[R,N,A], mask and log-probs of N branches of R traces.
 
   The m stop tokens of branch n take the slots used + n * m ..., and its answer
-  token t the slot used + N * m + t * N + n.
+  token t the slot used + N * m + t * N + n. The log-probs are those under what
+  `truncate` makes of the logits, which tokens are drawn from, or under what
+  `scored` makes of them.
   """
   rows, branches = end.shape
   at = lambda t: jnp.where(real, start + t, -1)
@@ -126,10 +129,11 @@ def decode_branches(
     logits = unembed(model, params, features)
     for name, ids in (('stop_ids', stop), ('eos_id', eos_id)):
       checks.check_vocabulary(f'prover: {name}', ids, logits.shape[-1])
-    logits = truncate(logits)
+    support = truncate(logits)
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))
-    tokens = jax.vmap(jax.vmap(jax.random.categorical))(fold(keys, t), logits)
-    return tokens.astype(jnp.int32), log_softmax_at(logits, tokens)[0]
+    tokens = jax.vmap(jax.vmap(jax.random.categorical))(fold(keys, t), support)
+    of = support if scored is None else scored(logits)
+    return tokens.astype(jnp.int32), log_softmax_at(of, tokens)[0]
 
   slot = jnp.arange(slots) - used
   behind = slot - branches * len(stop)

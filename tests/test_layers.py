@@ -16,12 +16,13 @@ PACKAGE = ROOT / 'meta_rl'
 # A new module needs a place here; a package (`models`) counts as one module.
 LAYERS = [
   'types checks masked env stops places aot',
-  'episodes regret advantages shaping losses sampling costs curriculum',
+  'episodes regret advantages shaping losses sampling costs curriculum '
+  'stopping',
   'models cache scoring decode rollout streaming probes prover prover_gradient '
-  'continuations algorithms lora update value',
+  'continuations algorithms lora update value anytime progress_head',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
   'answers text_tokenizer statistics eval_figures study_statistics '
-  'gradient_variance '
+  'gradient_variance calibration '
   'signals workdir files leaves chat profiler rewards external guards hf '
   'verifiers segments chat_template',
   'steps compiled dynamic_sampling',
