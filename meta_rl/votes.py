@@ -261,7 +261,13 @@ def _objects(answers):
     shape = answers.shape
     flat = list(answers.astype(object).flat)
   else:
-    rows = [[list(point) for point in row] for row in answers]
+    nested = list | tuple | np.ndarray
+    rows = [list(row) if isinstance(row, nested) else [] for row in answers]
+    if not all(isinstance(point, nested) for row in rows for point in row):
+      raise ValueError(
+        'answers has boundaries that are no list of answers: [N,K+1,M] is '
+        'needed.'
+      )
     points = {len(row) for row in rows}
     sizes = {len(point) for row in rows for point in row}
     if len(points) > 1 or len(sizes) > 1:

@@ -23,6 +23,7 @@ _NUMBER = re.compile(r'[+-]?(?:\d{1,40}(?:\.\d{0,40})?|\.\d{1,40})', re.ASCII)
 _FRACTION = re.compile(
   rf'([+-]?)\\[dt]?frac\{{({_NUMBER.pattern})\}}\{{({_NUMBER.pattern})\}}'
 )
+_SHORT = re.compile(r'\\([dt]?frac)(\d)(\d)(?!\d)', re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,11 +214,11 @@ def _is_same(gold: str, box: str) -> bool | None:
 
 
 def _number(text: str) -> Fraction | None:
-  r"""Returns the value of 0.5, 1/2, \frac{1}{2} or an integer, else None."""
+  r"""Returns the value of 7, 0.5, 1/2, \frac12 or \frac{1}{2}, else None."""
   whole = integers.normalize(text)
   if whole is not None and len(whole) <= 40:
     return Fraction(whole)
-  text = text.replace(' ', '')
+  text = _SHORT.sub(r'\\\1{\2}{\3}', text.replace(' ', ''))
   sign, top, bottom = '', *(text.split('/', 1) + ['1'])[:2]
   if match := _FRACTION.fullmatch(text):
     sign, top, bottom = match.groups()
