@@ -322,6 +322,19 @@ def test_problems_count_alike():
   np.testing.assert_array_equal(means, [[0.5], [0.5]])
 
 
+def test_a_curve_is_read_forwards():
+  own = curve((400, 0.5), (200, 1), (800, 1), (900, 0, 2))
+  read = lambda compat: curves.accuracy_at(
+    [own], [200, 400, 900], compat=compat, **BUDGETS
+  )
+  # Lifted: 1/2 until 400, then 1; from (0, 0) it is 1/4 at 200.
+  np.testing.assert_allclose(read(False), [[0.5, 1, 1]])
+  np.testing.assert_allclose(read(True), [[0.25, 1, 1]])
+  # After two waits at 900, as a horizon of 2000 has them.
+  found = curves.accuracy_at([own], [2000], form='step', **BUDGETS)
+  np.testing.assert_allclose(found, [[0]])
+
+
 def two_problems():
   """Problem p is solved after one episode, q never; budget 1000, 2 waits."""
   solved = (graded(0, 0), graded(840, 8), graded(1340, 8, waits=2))
@@ -345,6 +358,11 @@ def test_figures_by_hand():
   # Steps: p is right from 1000 on alone, q half right.
   assert found['regret_step'][3]['mean'] == pytest.approx(1)
   assert found['regret_step'][4]['mean'] == pytest.approx(1 - (0.5 + 0.25) / 2)
+  half = figures.evaluate_traces(two_problems(), comparator=0.5, **BUDGETS)
+  for key in ('regret_normalized', 'regret_step'):
+    np.testing.assert_allclose(
+      half['per_problem'][key], np.array(found['per_problem'][key]) - 0.5
+    )
   at = dict(zip(found['budgets'], found['accuracy_at_budget']))
   assert at[500] == pytest.approx((340 / 840) / 2)
   assert at[1000] == pytest.approx(0.5)
@@ -377,6 +395,9 @@ def test_votes_of_traces_by_hand():
   """A short trace holds its last boundary; prefixes may have more answers."""
   short = Trace('p', (graded(0, 4),))
   long = Trace('p', (graded(0, 0), graded(1000, 1, answers=2)))
+  three = Trace('p', (graded(0, 0), graded(0, 0), graded(0, 0)))
+  found = figures.evaluate_traces([long, three], sizes=[1])['votes']
+  assert found['1']['accuracy'] == [0, 0.25, 0.25]
   found = figures.evaluate_traces([short, long], sizes=[1, 2])['votes']
   # Pairs of 4 right of 8: 6 + 16/2 of 28 win. The long one: 0, then 1/2.
   assert found['1']['accuracy'] == [0.25, 0.5]
@@ -432,7 +453,7 @@ def test_comparison_by_hand():
   traces = two_problems()
   one = figures.evaluate_traces(traces, name='one', **BUDGETS)
   other = figures.evaluate_traces(
-    [traces[1], Trace('r', traces[0].points)], name='other', **BUDGETS
+    [Trace('r', traces[0].points), traces[1]], name='other', **BUDGETS
   )
   found = figures.compare(other, one)
   assert (found['to'], found['problems']) == ('one', 1)
@@ -514,8 +535,8 @@ def test_command_by_hand(paths, tmp_path, capsys):
 
 def test_command_with_faults_and_a_comparator(paths, tmp_path, capsys):
   best = tmp_path / 'best.json'
-  best.write_text('{"tokens": [0, 500], "accuracy": [1, 1]}')
-  for comparator in ('1', str(best)):
+  best.write_text('{"tokens": [0, 500], "accuracy": [0.8, 0.8]}')
+  for comparator in ('0.8', str(best)):
     words = ['--compat=origin,sixteenths', '--horizons=500', '--sizes=1,2']
     words += [f'--comparator={comparator}', f'--out={tmp_path / "f.json"}']
     assert run(paths[0], *words) == 0
@@ -524,7 +545,7 @@ def test_command_with_faults_and_a_comparator(paths, tmp_path, capsys):
     # b: (41.25, 1/2): 41.25/4 + 458.75/2.
     np.testing.assert_allclose(
       found['per_problem']['regret_normalized'][0],
-      [1 - 287.5 / 500, 1 - (41.25 / 4 + 458.75 / 2) / 500],
+      [0.8 - 287.5 / 500, 0.8 - (41.25 / 4 + 458.75 / 2) / 500],
     )
   assert found['votes']['sizes'] == [1, 2]
   assert found['compat'] == ['origin', 'sixteenths']

@@ -122,6 +122,8 @@ def test_thinking_on_by_hand():
   # Tokens that run backwards are lifted: 300 is reached with .6 and left at .8.
   at = thinking_on([[100, 300, 200]], [[0.2, 0.6, 0.8]], [[200, 300]])
   np.testing.assert_allclose(at, [[0.4, 0.8]])
+  at = thinking_on([[300, 100]], [[0.2, 0.6]], [[200, 300]])
+  np.testing.assert_allclose(at, [[0.2, 0.6]])
 
 
 def test_figures_by_hand():
@@ -153,13 +155,18 @@ def test_figures_by_hand():
 def test_figures_by_clusters():
   """Two traces of one problem are no two problems: no interval is left."""
   found = vote_figures(
-    [[['a']], [['b']]],
+    [[['a', 'b'], ['a', 'a']], [['b', 'b'], ['b', 'b']]],
     'a',
-    prefix_tokens=[[0], [0]],
-    answer_tokens=[[[1]], [[1]]],
+    prefix_tokens=[[0, 10], [0, 10]],
+    answer_tokens=np.ones((2, 2, 2)),
     clusters=[5, 5],
   )
-  assert found['1']['low'] == found['1']['high'] == [0.5]
+  for p in '12':
+    for j in range(2):
+      gain = found[p]['gain'][j]
+      assert gain['low'] == gain['mean'] == gain['high']
+    assert found[p]['low'] == found[p]['accuracy'] == found[p]['high']
+  assert found['2']['gain'][0]['mean'] == pytest.approx(-0.025)  # of -.05 and 0
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,11 @@ The public notebooks (github.com/CMU-AIRe/MRT, analysis/) hold faults. They are
 put right here, and each can be had back under its name: `compat=True` for all
 of them, `compat=('origin',)` for one.
 
+Not had back, for it is no matter of these files: the script that forces the
+answers names the problems of another data set than that of the thoughts; the
+notebook of budget forcing leaves the answers' tokens out of its axis; that of
+appendix E counts 5 episodes a point where 10 were merged.
+
 Pure numpy on the host. Axes: T traces, P problems, F horizons, N points.
 
 Source: MRT, section 8 and appendix (arXiv 2503.07572), and these notebooks.
