@@ -21,14 +21,15 @@ LAYERS = [
   'models cache scoring decode rollout streaming probes prover prover_gradient '
   'continuations algorithms lora update value anytime progress_head',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
-  'answers text_tokenizer statistics eval_figures study_statistics '
+  'answers text_tokenizer statistics token_curves votes eval_figures '
+  'study_statistics '
   'gradient_variance calibration stop_figures stop_rules '
   'signals workdir files leaves chat profiler rewards external guards hf '
   'verifiers segments chat_template',
   'steps compiled dynamic_sampling',
   'setup_run setup_steps setup_own setup_devices preemption train_calls '
   'check_config command_line config_keys held_out stop_traces '
-  'evaluation evaluate plots '
+  'evaluation evaluate protocol plots '
   'headline runs report report_page report_style report_traces report_parts',
   'train sft study study_cells study_files study_cell study_results '
   'study_tables study_charts study_page study_report study_variance '
