@@ -20,7 +20,7 @@ LAYERS = [
   'models cache scoring decode rollout streaming probes prover prover_gradient '
   'continuations algorithms lora update value',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
-  'answers text_tokenizer statistics eval_figures study_statistics '
+  'answers text_tokenizer statistics eval_figures waste study_statistics '
   'gradient_variance '
   'signals workdir files leaves chat profiler rewards external guards hf '
   'verifiers segments chat_template',
@@ -28,7 +28,8 @@ LAYERS = [
   'setup_run setup_steps setup_own setup_devices preemption train_calls '
   'check_config command_line config_keys held_out '
   'evaluation evaluate plots '
-  'headline runs report report_page report_style report_traces report_parts',
+  'headline runs report report_page report_charts report_style report_traces '
+  'report_views report_viewer report_script report_waste report_parts',
   'train sft study study_cells study_files study_cell study_results '
   'study_tables study_charts study_page study_report study_variance '
   'plan plan_programs plan_report export generate converse',
