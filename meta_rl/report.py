@@ -29,6 +29,7 @@ from meta_rl.report_charts import (
 from meta_rl.report_parts import document
 from meta_rl.report_script import SCRIPT
 from meta_rl.report_traces import traces_section
+from meta_rl.report_views import traces_of
 from meta_rl.report_waste import waste_section
 from meta_rl.runs import Run, read_runs
 
@@ -128,7 +129,8 @@ def build_report(
     traces_section(evaluated),
     page.details_section(runs, command),
   ]
-  text = document(title, ''.join(body), script=SCRIPT)
+  viewed = any(traces_of(run) for run in evaluated)
+  text = document(title, ''.join(body), script=SCRIPT if viewed else '')
   out.write_text(text, encoding='utf-8', errors='replace')
   return Report(out, images, headline_table(evals), page.notes_of(runs))
 

@@ -8,25 +8,21 @@ SCRIPT = """
 'use strict';
 (() => {
   const root = document.getElementById('viewer');
-  if (!root) return;
   const text = document.getElementById('viewer-data').textContent;
-  const { policies, traces, width, height } = JSON.parse(text);
+  const { policies, traces, width } = JSON.parse(text);
+  const template = root.querySelector('template');
   const shown = root.querySelector('.shown');
   const position = root.querySelector('.position');
   const state = { kind: 'all', policy: '' };
   let listed = traces, at = 0;
 
-  function make(tag, attributes = {}, ...children) {
-    const element = document.createElement(tag);
+  function set(element, attributes) {
     for (const name in attributes) element.setAttribute(name, attributes[name]);
-    element.append(...children);
     return element;
   }
 
-  function draw(tag, attributes, ...children) {
-    const name = 'http://www.w3.org/2000/svg';
-    const element = document.createElementNS(name, tag);
-    for (const key in attributes) element.setAttribute(key, attributes[key]);
+  function make(tag, attributes, ...children) {
+    const element = set(document.createElement(tag), attributes);
     element.append(...children);
     return element;
   }
@@ -36,25 +32,23 @@ SCRIPT = """
     (policy === '' || trace.policy === Number(policy));
 
   function chartOf({ points, stop, marks, label }, color) {
-    const bottom = height + 2;
-    const line = (x, more) => draw('line', {
-      x1: x, x2: x, y1: 2, y2: bottom,
-      'vector-effect': 'non-scaling-stroke', ...more,
+    const chart = template.content.firstElementChild.cloneNode(true);
+    const own = chart.querySelector('.stop');
+    set(chart, { 'aria-label': label });
+    set(chart.querySelector('polygon'), {
+      points: `0,2 ${points} ${width},2`,
     });
-    return draw('svg', {
-      class: 'steps', viewBox: `0 0 ${width} ${bottom + 4}`,
-      preserveAspectRatio: 'none', role: 'img', 'aria-label': label,
-    },
-      draw('polygon', {
-        fill: 'var(--lost)', points: `0,2 ${points} ${width},2`,
-      }),
-      line(stop, { stroke: 'var(--muted)', 'stroke-dasharray': '2 3' }),
-      ...marks.map((x) => line(x, { stroke: 'var(--ink)' })),
-      draw('polyline', {
-        fill: 'none', stroke: `var(--s${color})`, 'stroke-width': 2,
-        'vector-effect': 'non-scaling-stroke', points,
-      }),
-      line(0, { x2: width, y1: bottom, stroke: 'var(--rule)' }));
+    set(chart.querySelector('polyline'), {
+      points, stroke: `var(--s${color})`,
+    });
+    set(own, { x1: stop, x2: stop });
+    for (const x of marks) {
+      const mark = set(own.cloneNode(), {
+        x1: x, x2: x, stroke: 'var(--ink)', 'stroke-dasharray': 'none',
+      });
+      own.after(mark);
+    }
+    return chart;
   }
 
   function rowOf(row) {

@@ -89,7 +89,9 @@ td .figure { white-space: nowrap; }
 .words :is(th, td) { text-align: left; }
 .words tbody th { font-weight: 400; }
 .words td .figure { white-space: normal; }
-.key { flex: none; width: 26px; height: 8px; align-self: start; margin-top: .55em; }
+.key {
+  flex: none; width: 26px; height: 8px; margin-top: .55em; align-self: start;
+}
 .charts {
   display: grid; gap: 26px 28px;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr));

@@ -6,10 +6,8 @@ The cards side by side need no script; the viewer is of `meta_rl.report_viewer`.
 from collections.abc import Sequence
 
 from meta_rl.report_parts import escape, note, section
-from meta_rl.report_viewer import viewer
+from meta_rl.report_viewer import steps, viewer
 from meta_rl.report_views import (
-  HEIGHT,
-  WIDTH,
   View,
   horizon_of,
   traces_of,
@@ -123,7 +121,7 @@ def _card(run: Run, shown: View) -> str:
   return (
     f'<article class="trace t{run.color}">\n<h5><span class="name">'
     f'{escape(run.name)}</span><span class="stop">{shown.stopped}</span></h5>\n'
-    + _steps(run, shown.chart)
+    + (steps(shown.chart, run.color) if shown.chart else '')
     + '<ol class="episodes">\n'
     + '\n'.join(rows)
     + f'\n</ol>\n{answer}</article>\n'
@@ -134,27 +132,3 @@ def _stop(stops, boundary):
   if boundary not in stops:
     return []
   return [f'<li class="rule">{escape(stops[boundary])}</li>']
-
-
-def _steps(run, chart):
-  """Returns J over tokens as a small step chart, the regret filled."""
-  if chart is None:
-    return ''
-  bottom = 2 + HEIGHT
-  upright = ' vector-effect="non-scaling-stroke"/>'
-  marks = ''.join(
-    f'<line x1="{x}" x2="{x}" y1="2" y2="{bottom}" stroke="var(--ink)"{upright}'
-    for x in chart.marks
-  )
-  return (
-    f'<svg class="steps" viewBox="0 0 {WIDTH} {bottom + 4}"'
-    ' preserveAspectRatio="none"'
-    f' role="img" aria-label="{escape(chart.label)}">'
-    f'<polygon fill="var(--lost)" points="0,2 {chart.points} {WIDTH},2"/>'
-    f'<line x1="{chart.stop}" x2="{chart.stop}" y1="2" y2="{bottom}"'
-    f' stroke="var(--muted)" stroke-dasharray="2 3"{upright}{marks}'
-    f'<polyline fill="none" stroke="var(--s{run.color})" stroke-width="2"'
-    f' points="{chart.points}"{upright}'
-    f'<line x1="0" x2="{WIDTH}" y1="{bottom}" y2="{bottom}"'
-    f' stroke="var(--rule)"{upright}</svg>\n'
-  )

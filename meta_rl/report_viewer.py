@@ -14,7 +14,14 @@ from meta_rl.report_parts import (
   note,
   readable,
 )
-from meta_rl.report_views import HEIGHT, WIDTH, horizon_of, traces_of, view
+from meta_rl.report_views import (
+  HEIGHT,
+  WIDTH,
+  Chart,
+  horizon_of,
+  traces_of,
+  view,
+)
 from meta_rl.runs import Run
 
 _READING = (
@@ -26,18 +33,8 @@ _READING = (
 
 def viewer(runs: Sequence[Run]) -> str:
   """Returns the viewer of all traces of all policies, '' without traces."""
-  policies, traces = [], []
-  for run in runs:
-    kept = traces_of(run)
-    if not kept:
-      continue
-    horizon = max(horizon_of(run, trace) for trace in kept)
-    for trace in kept:
-      shown = view(trace, horizon=horizon)._asdict()
-      shown['rows'] = [row._asdict() for row in shown['rows']]
-      shown['chart'] = shown['chart'] and shown['chart']._asdict()
-      traces.append(shown | {'policy': len(policies)})
-    policies.append(run)
+  policies = [run for run in runs if traces_of(run)]
+  traces = [t for i, run in enumerate(policies) for t in _views(run, i)]
   if not traces:
     return ''
   data = {
@@ -46,7 +43,6 @@ def viewer(runs: Sequence[Run]) -> str:
     ],
     'traces': traces,
     'width': WIDTH,
-    'height': HEIGHT,
   }
   count = Counter(name for trace in traces for name in trace['classes'])
   count['all'] = len(traces)
@@ -76,8 +72,44 @@ def viewer(runs: Sequence[Run]) -> str:
     '<button type="button" data-turn="1" aria-keyshortcuts="ArrowRight">'
     'next →</button></div>\n'
     '<div class="shown" tabindex="0" role="group" aria-label="The trace">'
-    f'</div>\n{note(_READING, "small")}</div>\n'
-    + json_block('viewer-data', data)
+    f'</div>\n{note(_READING, "small")}'
+    f'<template>{steps(Chart("", "0", [], "J over tokens"), 0)}</template>'
+    '</div>\n' + json_block('viewer-data', data)
+  )
+
+
+def _views(run, policy):
+  """Returns the views of a policy's traces as JSON, on one axis of tokens."""
+  kept = traces_of(run)
+  horizon = max(horizon_of(run, trace) for trace in kept)
+  found = []
+  for trace in kept:
+    shown = view(trace, horizon=horizon)._asdict()
+    shown['rows'] = [row._asdict() for row in shown['rows']]
+    shown['chart'] = shown['chart'] and shown['chart']._asdict()
+    found.append(shown | {'policy': policy})
+  return found
+
+
+def steps(chart: Chart, color: int) -> str:
+  """Returns J over tokens as a small step chart, the regret filled."""
+  bottom = 2 + HEIGHT
+  upright = ' vector-effect="non-scaling-stroke"/>'
+  marks = ''.join(
+    f'<line x1="{x}" x2="{x}" y1="2" y2="{bottom}" stroke="var(--ink)"{upright}'
+    for x in chart.marks
+  )
+  return (
+    f'<svg class="steps" viewBox="0 0 {WIDTH} {bottom + 4}"'
+    ' preserveAspectRatio="none"'
+    f' role="img" aria-label="{escape(chart.label)}">'
+    f'<polygon fill="var(--lost)" points="0,2 {chart.points} {WIDTH},2"/>'
+    f'<line class="stop" x1="{chart.stop}" x2="{chart.stop}" y1="2"'
+    f' y2="{bottom}" stroke="var(--muted)" stroke-dasharray="2 3"{upright}'
+    f'{marks}<polyline fill="none" stroke="var(--s{color})" stroke-width="2"'
+    f' points="{chart.points}"{upright}'
+    f'<line x1="0" x2="{WIDTH}" y1="{bottom}" y2="{bottom}"'
+    f' stroke="var(--rule)"{upright}</svg>\n'
   )
 
 

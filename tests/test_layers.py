@@ -29,7 +29,8 @@ LAYERS = [
   'check_config command_line config_keys held_out '
   'evaluation evaluate plots '
   'headline runs report report_page report_charts report_style report_traces '
-  'report_views report_viewer report_script report_waste report_parts',
+  'report_views report_viewer report_script report_adaptive report_waste '
+  'report_parts',
   'train sft study study_cells study_files study_cell study_results '
   'study_tables study_charts study_page study_report study_variance '
   'plan plan_programs plan_report export generate converse',

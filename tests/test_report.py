@@ -1,5 +1,7 @@
 """The report: what it shows, what it tolerates, what it refuses."""
 
+import base64
+import hashlib
 import html.parser
 import json
 import re
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 from report_runs import ALGORITHMS, write_run
 
-from meta_rl import headline, report_page, report_traces, runs
+from meta_rl import headline, report_page, runs
 from meta_rl.report import build_report, headline_table, main
 
 _VOID = {'meta', 'br', 'link', 'img', 'input', 'hr'}
@@ -20,10 +22,20 @@ class _Checker(html.parser.HTMLParser):
   def __init__(self):
     super().__init__()
     self.open, self.tags, self.ids, self.loads = [], [], [], []
-    self.text = ''
+    self.text, self.scripts, self.policy, self.unnamed = '', [], '', []
 
   def handle_starttag(self, tag, attrs):
     self.tags.append(tag)
+    given = dict(attrs)
+    if tag == 'script':
+      self.scripts.append((given.get('type'), ''))
+    if given.get('http-equiv') == 'Content-Security-Policy':
+      self.policy = given['content']
+    if given.get('role') == 'img' or tag in ('img', 'canvas'):
+      if not given.get('aria-label') and not given.get('alt'):
+        self.unnamed.append((tag, attrs))
+    elif tag == 'svg' and given.get('aria-hidden') != 'true':
+      self.unnamed.append((tag, attrs))
     for name, value in attrs:
       if name == 'id':
         self.ids.append(value)
@@ -44,7 +56,10 @@ class _Checker(html.parser.HTMLParser):
     assert self.open.pop() == tag
 
   def handle_data(self, data):
-    if self.open[-1:] != ['style']:
+    if self.open[-1:] == ['script']:
+      kind, text = self.scripts[-1]
+      self.scripts[-1] = kind, text + data
+    elif self.open[-1:] != ['style']:
       self.text += data
 
 
@@ -55,8 +70,20 @@ def _check(path):
   checker.close()
   assert checker.open == []
   assert checker.loads == []
+  assert checker.unnamed == []
   assert len(checker.ids) == len(set(checker.ids))
-  assert not {'script', 'iframe', 'object', 'link', 'base'} & set(checker.tags)
+  assert not {'iframe', 'object', 'link', 'base'} & set(checker.tags)
+  # The traces as data, and the one script that may run, by its hash; or none.
+  kinds = [kind for kind, _ in checker.scripts]
+  assert kinds in ([], ['application/json', None])
+  allowed = re.findall('script-src ([^;]*)', checker.policy)
+  hashes = []
+  if kinds:
+    json.loads(checker.scripts[0][1])
+    digest = hashlib.sha256(checker.scripts[1][1].encode()).digest()
+    hashes = [f"'sha256-{base64.b64encode(digest).decode()}'"]
+  assert allowed == hashes
+  assert "default-src 'none'" in checker.policy
   assert '@import' not in text
   assert not re.search(r'url\((?!#)', text)
   assert set(re.findall(r'https?://[^\s"<]+', text)) == {
@@ -85,10 +112,11 @@ def test_report_of_some_runs(folders, tmp_path, count):
   other = build_report(folders[:count], tmp_path / 'a' / 'other.html')
   assert [p.name for p in other.images] == [f'other_{n}' for n in expected]
   assert all(path.stat().st_size > 5000 for path in report.images)
-  # Two charts, six learning curves; the keys and the step charts beside them.
+  # Two charts, six learning curves; the keys and the step charts beside them,
+  # and the one that the viewer copies.
   labels = re.findall('role="img"', report.html.read_text())
   shown = min(count, 3) * 3
-  assert len(labels) == 2 + (6 if count > 1 else 0) + shown + 1
+  assert len(labels) == 2 + (6 if count > 1 else 0) + shown + 1 + 1
   assert 'What was missing' not in page.text
 
 
@@ -226,7 +254,7 @@ def test_hostile_text_is_shown_not_obeyed(tmp_path):
     [folder, other], tmp_path / 'r.html', title=attack, command=attack
   )
   page = _check(report.html)
-  assert 'script' not in page.tags
+  assert page.tags.count('script') == 2  # its own
   assert 'img' not in page.tags
   assert page.text.count('<script>alert(1)</script>') >= 10
 
@@ -345,24 +373,6 @@ def test_series_counts_tokens_and_lets_the_later_line_win(tmp_path):
   # Step 2 was not a training row: half way.
   x, _ = runs.series(run, 'eval/accuracy', x='tokens')
   np.testing.assert_allclose(x, [5760])
-
-
-@pytest.mark.parametrize(
-  ('progress', 'name'),
-  [
-    (0.0, 'z'),
-    (0.019, 'z'),
-    (0.02, 'p1'),
-    (-0.02, 'n1'),
-    (0.1, 'p2'),
-    (-0.3, 'n3'),
-    (0.6, 'p4'),
-    (-1.0, 'n4'),
-    (float('nan'), 'z'),
-  ],
-)
-def test_shade(progress, name):
-  assert report_traces.shade(progress) == name
 
 
 @pytest.mark.parametrize(
