@@ -105,7 +105,8 @@ def _entries(run: Run, key: str) -> list[dict[str, Any]]:
 
 
 def _name(entry):
-  return str(entry.get('label') or entry.get('rule') or 'rule')
+  named = (entry.get('label'), entry.get('rule'), 'rule')
+  return next(name for name in named if isinstance(name, str) and name)
 
 
 def _row(run, entry, name):

@@ -52,6 +52,7 @@ h3 { margin: 28px 0 10px; font-size: 16px; }
 .small { font-size: 14px; }
 a { color: var(--s2); text-underline-offset: .15em; }
 code, pre, .mono { font-family: var(--mono); }
+.mono, .name, .rule { unicode-bidi: isolate; }
 .tiles {
   display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr));
   gap: 14px; margin: 28px 0 0; padding: 0;

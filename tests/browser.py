@@ -4,6 +4,7 @@ The two pipes of `--remote-debugging-pipe` carry it, JSON between null bytes: no
 port, no WebSocket, nothing to install but the browser.
 """
 
+import fcntl
 import json
 import os
 import select
@@ -34,13 +35,17 @@ class Page:
     self._events, self._session = [], None
     read_end, self._out = os.pipe()
     self._in, write_end = os.pipe()
-    # The browser reads descriptor 3 and writes 4.
+    # The browser reads descriptor 3 and writes 4: neither end may be there
+    # already. dash knows descriptors of one digit alone.
+    ends = [fcntl.fcntl(e, fcntl.F_DUPFD, 10) for e in (read_end, write_end)]
+    os.close(read_end)
+    os.close(write_end)
     self._process = subprocess.Popen(
       [
-        'sh',
+        'bash',
         '-c',
-        f'exec "$@" 3<&{read_end} 4>&{write_end}',
-        'sh',
+        f'exec "$@" 3<&{ends[0]} 4>&{ends[1]}',
+        'bash',
         binary,
         '--headless=new',
         '--no-sandbox',
@@ -52,13 +57,13 @@ class Page:
         f'--user-data-dir={profile}',
         'about:blank',
       ],
-      pass_fds=(read_end, write_end),
+      pass_fds=ends,
       stdin=subprocess.DEVNULL,
       stdout=subprocess.DEVNULL,
       stderr=subprocess.DEVNULL,
     )
-    os.close(read_end)
-    os.close(write_end)
+    for end in ends:
+      os.close(end)
 
   def __enter__(self):
     try:

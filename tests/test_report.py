@@ -112,11 +112,11 @@ def test_report_of_some_runs(folders, tmp_path, count):
   other = build_report(folders[:count], tmp_path / 'a' / 'other.html')
   assert [p.name for p in other.images] == [f'other_{n}' for n in expected]
   assert all(path.stat().st_size > 5000 for path in report.images)
-  # Two charts, six learning curves; the keys and the step charts beside them,
+  # Two charts, six learning curves, a bar a policy; key and step charts beside,
   # and the one that the viewer copies.
   labels = re.findall('role="img"', report.html.read_text())
   shown = min(count, 3) * 3
-  assert len(labels) == 2 + (6 if count > 1 else 0) + shown + 1 + 1
+  assert len(labels) == 2 + (6 if count > 1 else 0) + count + shown + 1 + 1
   assert 'What was missing' not in page.text
 
 
@@ -135,6 +135,41 @@ def test_page_tells_the_result(folders, tmp_path):
   # J after an episode beside its progress, and the prompt once for all three.
   assert page.text.count('Problem 3 7 5 = 9') == 1
   assert re.search(r'\+0\.62 J 0\.\d\d', page.text)
+
+
+def test_adaptive_rules_have_charts_of_their_own(tmp_path):
+  for name in ('base', 'grpo', 'mrt'):
+    write_run(tmp_path / name, name, rows=40, steps=4, anytime=name != 'base')
+  report = build_report([tmp_path], tmp_path / 'out' / 'report.html')
+  page = _check(report.html)
+  assert [path.name for path in report.images] == [
+    'accuracy_vs_tokens.png',
+    'regret_curves.png',
+    'adaptive_stopping.png',
+    'learning_curves.png',
+  ]
+  assert page.text.count('GRPO: progress') == 1
+  # On the axes of the accuracy chart, its regret filled up to 1 in all three.
+  assert page.text.count('comparator: right at once') == 3
+  assert 'progress stops here' in page.text
+  alone = build_report([tmp_path / 'mrt'], tmp_path / 'out' / 'alone.html')
+  page = _check(alone.html)
+  assert 'alone_adaptive_stopping.png' not in [p.name for p in alone.images]
+  assert page.text.count('comparator: right at once') == 1
+  assert 'its own stop' in page.text
+
+
+def test_an_evaluation_of_an_older_version(tmp_path):
+  folder = write_run(tmp_path / 'mrt', 'mrt', rows=40, steps=4)
+  evaluation = json.loads((folder / 'eval.json').read_text())
+  del evaluation['waste']
+  (folder / 'eval.json').write_text(json.dumps(evaluation))
+  page = _check(build_report([folder], tmp_path / 'report.html').html)
+  assert 'what its tokens went into: evaluate again.' in page.text
+  assert 'Adaptive stopping' not in page.text
+  # The classes of its traces follow from J.
+  traces = json.loads(page.scripts[0][1])['traces']
+  assert 'wasted' in [name for trace in traces for name in trace['classes']]
 
 
 def test_page_says_which_prover_measured():
@@ -235,15 +270,20 @@ def test_unpaired_problems_are_not_compared():
 
 def test_hostile_text_is_shown_not_obeyed(tmp_path):
   attack = '</style><script>alert(1)</script>"\'><img src=x onerror=f()>&\x00'
-  folder = write_run(tmp_path / 'run', 'mrt', rows=20, steps=12)
+  folder = write_run(tmp_path / 'run', 'mrt', rows=20, steps=12, anytime=True)
   evaluation = json.loads((folder / 'eval.json').read_text())
   evaluation |= {'name': attack, 'machine': attack, 'command': attack}
   evaluation['comparisons'] = [
     {'name': attack, 'mean': 1, 'low': 0.5, 'high': 2}
   ]
   evaluation['scalars'][attack] = attack
+  for entry in (*evaluation['anytime']['rules'], evaluation['anytime']['full']):
+    entry |= {'rule': attack, 'label': attack, 'calibrated': attack}
+  for curve in evaluation['anytime']['curves']:
+    curve |= {'rule': attack, 'label': attack}
   for trace in evaluation['traces']:
     trace |= {'prompt': attack, 'answer': attack, 'stopped': attack}
+    trace |= {'stops': {attack: 1}, 'classes': ['wasted', attack]}
     for episode in trace['episodes']:
       episode['text'] = attack + '\u202e\ud800'
   (folder / 'eval.json').write_text(json.dumps(evaluation))
@@ -257,6 +297,15 @@ def test_hostile_text_is_shown_not_obeyed(tmp_path):
   assert page.tags.count('script') == 2  # its own
   assert 'img' not in page.tags
   assert page.text.count('<script>alert(1)</script>') >= 10
+  # The data of the viewer say the same, and hold nothing that ends them.
+  data = page.scripts[0][1]
+  assert not set('<>&\u2028') & set(data)
+  (trace, *_) = json.loads(data)['traces']
+  shown = attack.replace('\x00', '\ufffd')
+  assert trace['prompt'] == trace['answer'] == shown
+  assert trace['rows'][0]['text'] == shown + '\u202e\ufffd'
+  assert trace['classes'] == ['wasted']
+  assert trace['stops'][0][1].startswith('</style><script>alert(1)')
 
 
 @pytest.mark.parametrize(
@@ -264,7 +313,7 @@ def test_hostile_text_is_shown_not_obeyed(tmp_path):
   [None, [], {}, 'text', -1, True, [None, 'x'], {'mean': 'x'}, float('nan')],
 )
 def test_any_json_in_any_place_is_tolerated(tmp_path, value):
-  folder = write_run(tmp_path / 'run', 'mrt', rows=8, steps=3)
+  folder = write_run(tmp_path / 'run', 'mrt', rows=8, steps=3, anytime=True)
   write_run(tmp_path / 'base', 'base', rows=8)
   whole = json.loads((folder / 'eval.json').read_text())
   damaged = {key: value for key in whole}
