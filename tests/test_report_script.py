@@ -39,7 +39,7 @@ TRACES = {
   'base': [
     trace_of('one', [], [0.3, 0.8]),
     trace_of('two', ['wasted'], [0.9, 0.8] + [0.8] * 20),
-    trace_of('three', ['given up'], []),
+    trace_of('three', ['given up'], [0.2] * 22),
   ],
   'mrt': [
     trace_of('one', ['wasted'], [0.9, 0.9], stops={'progress': 1}),
@@ -103,6 +103,12 @@ def counts(page):
       [b.dataset.kind, Number(b.querySelector('.number').textContent)]))""")
 
 
+def pressed(page):
+  """What is written on the buttons that are pressed."""
+  return page.run("""[...document.querySelectorAll(
+    '#viewer [aria-pressed=true]')].map((b) => b.textContent.trim())""")
+
+
 @pytest.mark.parametrize('dark', [False, True])
 @pytest.mark.parametrize('width', [390, 1280])
 def test_it_opens_without_an_error_or_a_request(page, report, width, dark):
@@ -146,6 +152,7 @@ def test_filters_change_what_is_shown(page):
   assert shown(page) == ['2 of 2', 'two', 2]
   click(page, kind='given up')
   assert shown(page) == ['1 of 1', 'two', 2]
+  assert pressed(page) == ['given up 1', 'MRT']
   click(page, kind='solved late')
   assert shown(page) == ['0 of 0', None, 0]
   click(page, turn=1)
@@ -153,9 +160,7 @@ def test_filters_change_what_is_shown(page):
   click(page, kind='all')
   click(page, policy='')
   assert counts(page) == everything
-  pressed = page.run("""[...document.querySelectorAll(
-    '#viewer [aria-pressed=true]')].map((b) => b.textContent.trim())""")
-  assert pressed == ['all 6', 'all policies']
+  assert pressed(page) == ['all 6', 'all policies']
   assert page.errors == []
 
 
@@ -246,7 +251,8 @@ def test_nothing_moves_when_the_trace_changes(page, report):
   click(page, turn=1)
   page.run(f'{box}.scrollTop = 200')
   assert page.run(f'{box}.scrollTop') == 200
-  click(page, turn=1)
+  click(page, turn=1)  # to another long one
+  assert page.run(f'{box}.scrollHeight') > 500
   assert page.run(f'{box}.scrollTop') == 0
 
 
