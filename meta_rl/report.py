@@ -117,8 +117,8 @@ def build_report(
       ' at that token, averaged over held-out problems; bands are 95% bootstrap'
       ' intervals. A circle marks where a policy reaches 95% of what the one'
       ' that it is compared with gains by thinking. Regret is the filled area,'
-      ' between a J curve and a comparator that is right at once: as a share of'
-      ' the full budget, and in the second chart as it accumulates.',
+      ' between a J curve and a comparator that is right at once, as a share of'
+      ' the full budget; the second chart draws how it accumulates.',
       [('accuracy', accuracy), ('regret', regret)],
       'No run holds accuracy_at_budget: evaluate the runs first.',
     ),

@@ -253,7 +253,9 @@ footer { padding-block: 40px 60px; color: var(--muted); font-size: 14px; }
   td {
     display: flex; justify-content: space-between; gap: 16px; padding: 6px 0;
   }
-  td::before { content: attr(data-label); color: var(--muted); }
+  td::before {
+    content: attr(data-label); color: var(--muted); text-align: left;
+  }
   td > span { text-align: right; }
 }
 @media print {
