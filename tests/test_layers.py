@@ -21,7 +21,7 @@ LAYERS = [
   'models cache scoring decode rollout streaming probes prover prover_gradient '
   'continuations algorithms lora update value anytime progress_head',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
-  'answers text_tokenizer statistics token_curves votes eval_figures '
+  'answers text_tokenizer statistics token_curves votes eval_figures waste '
   'study_statistics '
   'gradient_variance calibration stop_figures stop_rules '
   'signals workdir files leaves chat profiler rewards external guards hf '
@@ -30,7 +30,9 @@ LAYERS = [
   'setup_run setup_steps setup_own setup_devices preemption train_calls '
   'check_config command_line config_keys held_out stop_traces '
   'evaluation evaluate protocol plots '
-  'headline runs report report_page report_style report_traces report_parts',
+  'headline runs report report_page report_charts report_style report_traces '
+  'report_views report_viewer report_script report_adaptive report_waste '
+  'report_parts',
   'train sft study study_cells study_files study_cell study_results '
   'study_tables study_charts study_page study_report study_variance '
   'plan plan_programs plan_report export generate converse calibrate',
