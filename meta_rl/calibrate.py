@@ -101,7 +101,7 @@ def calibrate(
     ]
   choices = []
   for mode, (fitted, tested) in found.items():
-    own_fitted, own_tested = (stop_figures.run_out(x)[0] for x in found['own'])
+    own_fitted, own_tested = map(stop_figures.run_out, found['own'])
     for rule in RULES:
       choice = choose(
         rule, fitted, tested, own_fitted, own_tested, alpha=alpha, delta=delta
@@ -147,21 +147,19 @@ def choose(
     rule: of `stopping.KINDS`.
     fitted, tested: scored traces: of the first come the thresholds and their
       order, of the second the losses.
-    own_fitted, own_tested: bool[N], whether the answers at the own stop of
-      these traces are right.
+    own_fitted, own_tested: of `stop_figures.run_out`, these traces at the own
+      stop.
     alpha, delta: as in `calibration.fixed_sequence`.
   """
   real = np.arange(fitted['thought'].shape[1]) <= fitted['count'][:, None]
-  scores = fitted['thought'] if rule == 'budget' else fitted[rule]
-  if rule == 'budget':
-    scores = np.broadcast_to(np.arange(real.shape[1]), real.shape)
-  thresholds = calibration.grid(rule, scores[real])
-  before = stop_figures.outcome(rule, fitted, thresholds)
+  whole = calibration.grid(rule, stop_figures.scores(rule, fitted)[real])
+  before = stop_figures.outcome(rule, fitted, whole)
   thresholds = calibration.from_safest(
-    thresholds, stop_figures.spoiled(own_fitted, before.right).T
+    whole, stop_figures.spoiled(own_fitted[0], before.right).T
   )
   result = stop_figures.outcome(rule, tested, thresholds)
-  losses = stop_figures.spoiled(own_tested, result.right)
+  own_right, own_tokens = own_tested
+  losses = stop_figures.spoiled(own_right, result.right)
   found = calibration.fixed_sequence(
     losses.T, thresholds, alpha=alpha, delta=delta
   )
@@ -170,6 +168,13 @@ def choose(
     at = list(thresholds).index(found.threshold)
     said['accuracy'] = float(result.right[at].mean())
     said['tokens_mean'] = float(result.tokens[at].mean())
+  # Without a guarantee: for comparing rules at equal accuracy or tokens.
+  result = stop_figures.outcome(rule, tested, whole)
+  for name, at in (
+    ('equal_accuracy', stop_figures.cheapest(result, own_right, drop=alpha)),
+    ('equal_tokens', stop_figures.most_accurate(result, own_tokens)),
+  ):
+    said[name] = None if at is None else float(whole[at])
   return said
 
 

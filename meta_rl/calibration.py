@@ -159,15 +159,12 @@ def threshold_stops(
   """Returns where each trace stops under each threshold, i[M,N].
 
   Args:
-    kind: of `stopping.KINDS`; under 'budget' a threshold is a number of
-      episodes.
-    scores: f[N,K+1], as the kind reads them; of 'budget' anything.
+    kind: of `stopping.KINDS`.
+    scores: f[N,K+1], as the kind reads them; of 'budget' numbers of episodes.
     count: i[N], episodes of each trace.
     thresholds: M of them.
   """
   scores = np.asarray(scores)
-  if kind == 'budget':
-    scores = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
   low = kind == 'progress'
   return np.stack(
     [first_stop(scores <= t if low else scores >= t, count) for t in thresholds]

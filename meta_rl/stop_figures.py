@@ -20,6 +20,12 @@ LABELS = {
   'agreement': 'agreement',
   'progress': 'predicted progress',
 }
+# How a threshold was chosen on calibration traces.
+POINTS = {
+  'calibrated': 'calibrated',
+  'equal_accuracy': 'at equal accuracy',
+  'equal_tokens': 'at equal tokens',
+}
 
 
 class Outcome(NamedTuple):
@@ -57,14 +63,14 @@ def outcome(
     thresholds: M of them; of 'budget' numbers of episodes.
   """
   count, rows = found['count'], np.arange(len(found['count']))
-  scores = found['success'] if kind == 'budget' else found[kind]
-  stop = calibration.threshold_stops(kind, scores, count, thresholds)
+  own = scores(kind, found)
+  stop = calibration.threshold_stops(kind, own, count, thresholds)
   probing = np.zeros_like(stop)
   if kind in stopping.PROBING:
     spent = np.cumsum(found['probe_tokens'], axis=1)
     probing = spent[rows, stop]
     level = np.asarray(thresholds)[:, None]
-    used = scores[rows, stop] >= level
+    used = own[rows, stop] >= level
     probing = probing - np.where(used, found['probe_tokens'][rows, stop], 0)
   return Outcome(
     stop,
@@ -72,6 +78,14 @@ def outcome(
     found['thought'][rows, stop],
     probing,
   )
+
+
+def scores(kind: str, found: dict[str, np.ndarray]) -> np.ndarray:
+  """Returns f[N,K+1], what a rule reads; of 'budget' episodes so far."""
+  if kind != 'budget':
+    return found[kind]
+  shape = found['thought'].shape
+  return np.broadcast_to(np.arange(shape[1]), shape)
 
 
 def run_out(found: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -107,6 +121,21 @@ def cheapest(
   return int(tokens.argmin())
 
 
+def most_accurate(result: Outcome, full_tokens: np.ndarray) -> int | None:
+  """Returns the threshold of highest accuracy at no more tokens, or None.
+
+    mean tokens <= mean full_tokens
+
+  Args:
+    result: on calibration traces.
+    full_tokens: i[N], of the same traces at the full budget.
+  """
+  kept = result.tokens.mean(1) <= np.mean(full_tokens)
+  if not kept.any():
+    return None
+  return int(np.where(kept, result.right.mean(1), -1).argmax())
+
+
 def row(
   kind: str,
   result: Outcome,
@@ -114,7 +143,7 @@ def row(
   *,
   threshold: float,
   forced: bool,
-  calibrated: bool,
+  point: str,
   full_right: np.ndarray,
   full_tokens: np.ndarray,
   clusters: np.ndarray,
@@ -127,7 +156,7 @@ def row(
     at: which of its thresholds.
     threshold: that one.
     forced: whether it may go past the model's own stop.
-    calibrated: whether the threshold comes of Learn then Test.
+    point: how the threshold was chosen, one of POINTS.
     full_right, full_tokens: bool[N] and i[N], at the model's own stop.
     clusters: i[N], one id a problem.
   """
@@ -135,10 +164,11 @@ def row(
   difference = interval(right.astype(float) - full_right, clusters)
   return {
     'rule': kind,
-    'label': LABELS[kind] + (', past the own stop' if forced else ''),
+    'label': label(kind, forced, point),
+    'point': point,
     'threshold': float(threshold),
     'forced': forced,
-    'calibrated': calibrated,
+    'calibrated': point == 'calibrated',
     'accuracy': interval(right.astype(float), clusters),
     'gain': difference,
     'thinking_tokens': float(result.thinking[at].mean()),
@@ -149,13 +179,28 @@ def row(
   }
 
 
-def frontier(result: Outcome) -> dict[str, list[float]]:
-  """Returns accuracy against tokens, one point a threshold, sorted.
+def label(kind: str, forced: bool, point: str = '') -> str:
+  """Returns what a rule is called in tables and charts."""
+  text = LABELS[kind] + (', past the own stop' if forced else '')
+  return f'{text} ({POINTS[point]})' if point else text
+
+
+def frontier(
+  result: Outcome, success: np.ndarray, *, points: int = 40
+) -> dict[str, list[float]]:
+  """Returns J against tokens, one point a threshold, in order of tokens.
+
+  J, so that it stands on the axes of accuracy at token budgets.
 
   Args:
     result: of a rule on test traces.
+    success: f[N,K+1], J of these.
+    points: at most so many, evenly spread over the thresholds.
   """
-  tokens, accuracy = result.tokens.mean(1), result.right.mean(1)
+  keep = np.unique(np.linspace(0, len(result.stop) - 1, points).astype(int))
+  tokens = result.tokens.mean(1)[keep]
+  rows = np.arange(len(success))
+  accuracy = np.asarray(success)[rows, result.stop[keep]].mean(1, np.float64)
   order = np.argsort(tokens, kind='stable')
   return {
     'tokens': tokens[order].tolist(),

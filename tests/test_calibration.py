@@ -110,8 +110,9 @@ def test_first_stop():
 def test_threshold_stops():
   scores = np.array([[0.9, 0.4, 0.1, 0.1], [0.2, 0.3, 0.8, 0.8]])
   count = np.array([2, 2])
+  episodes = np.tile(np.arange(4), (2, 1))
   stops = lambda kind, *t: calibration.threshold_stops(
-    kind, scores, count, t
+    kind, episodes if kind == 'budget' else scores, count, t
   ).tolist()
   # stop where the score is high enough, or small enough
   assert stops('confidence', 0.5, 1.0) == [[0, 2], [2, 2]]

@@ -29,6 +29,7 @@ LAYERS = [
   'steps compiled dynamic_sampling',
   'setup_run setup_steps setup_own setup_devices preemption train_calls '
   'check_config command_line config_keys held_out stop_traces '
+  'stop_evaluation '
   'evaluation evaluate protocol plots '
   'headline runs report report_page report_charts report_style report_traces '
   'report_views report_viewer report_script report_adaptive report_waste '
