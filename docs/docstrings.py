@@ -1,4 +1,4 @@
-"""A Sphinx extension: this library's docstrings as reST, and links to its files.
+"""A Sphinx extension: docstrings in this library's form, and links to files.
 
 Napoleon would misread most of them: what stands before a colon under `Returns:`
 it takes for a type, indented equations for quotations in which every `_`, `*`
@@ -22,10 +22,9 @@ form is small, so it is read whole:
 
     Source: arXiv 2503.07572.
 
-Pages link to files of the repository, `[`regret.progress`](../meta_rl/regret.py)`,
-which is right where they are read as files. Built, such a link goes to the
-reference where the code is of a public object, and to a copy of the file
-otherwise.
+Pages link to files of the repository, such as a name to `../meta_rl/regret.py`,
+which is right where they are read as files. Built, a link goes to the reference
+where the name is of a public object, and to a copy of the file otherwise.
 """
 
 import importlib

@@ -163,6 +163,15 @@ def row_keys(key: Array, rows: Array, step: int | Array) -> Array:
 
   Raises:
     ValueError: no key, wrong shape or dtype.
+
+  Example:
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from meta_rl import sampling
+    >>> key, fold_in = jax.random.key(0), jax.random.fold_in
+    >>> found = sampling.row_keys(key, jnp.array([7]), 3)
+    >>> bool(found[0] == fold_in(fold_in(key, 7), 3))
+    True
   """
   checks.check_key('key', key)
   checks.check_counts('step', step)
@@ -183,6 +192,14 @@ def sample(key_per_row: Array, logits: Array) -> Array:
 
   Raises:
     ValueError: wrong shape or dtype, or not one key a row.
+
+  Example:
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from meta_rl import sampling
+    >>> keys = sampling.row_keys(jax.random.key(0), jnp.arange(2), 0)
+    >>> sampling.sample(keys, [[0.0, 9e9], [9e9, 0.0]]).tolist()
+    [1, 0]
   """
   dims = {}
   logits = checks.as_array('logits', logits, 'float[B,V]', dims)
