@@ -113,10 +113,15 @@ def _literal(lines):
 
 
 def _section(name, body, link):
-  """Returns a field of its name: a list of entries, or the text itself."""
+  """Returns a field of its name: a list of entries, or the text itself.
+
+  `Returns:` is a list where each of its lines has a name, as those of a dict.
+  """
   if name == 'Example':
     return ['.. rubric:: Example', '', *_literal(body)]
-  if name == 'Returns':
+  flush = [line for line in body if line[:1] not in ('', ' ')]
+  listed = len(flush) > 1 and all(map(_ENTRY.match, flush))
+  if name == 'Returns' and not listed:
     return [':Returns:', *_indented(to_rst(body, link)), '']
   out, rest = [], body
   while rest:
@@ -127,7 +132,7 @@ def _section(name, body, link):
     text = [head[found.end() if found else 0 :], *entry]
     marked = ', '.join(f'**{_plain(n)}**' for n in names.split(', ') if n)
     out.append(f'- {marked} – {inline(" ".join(text), link)}')
-  return [f':{_ENTRIES[name]}:', *_indented(out), '']
+  return [f':{_ENTRIES.get(name, name)}:', *_indented(out), '']
 
 
 def _indented(lines):
@@ -213,7 +218,8 @@ def setup(app):
 
     def link(code):
       code = code.removesuffix('()')
-      for full in (f'{module}.{code}', f'meta_rl.{code}', code):
+      places = (f'{module}.', 'meta_rl.', 'meta_rl.types.', '')
+      for full in (place + code for place in places):
         if full in public and full != name:
           return full
       return None

@@ -267,6 +267,10 @@ def rst(text, **public):
     ),
     ('A.\n\nReturns:\n  One: `x`.', 'A.\n\n:Returns:\n  One: ``x``.'),
     (
+      'A.\n\nReturns:\n  a: one\n    more.\n  b: two.',
+      'A.\n\n:Returns:\n  - **a** – one more.\n  - **b** – two.',
+    ),
+    (
       'A.\n\nRaises:\n  ValueError: wrong.\n\nB.',
       'A.\n\n:Raises:\n  - **ValueError** – wrong.\n\nB.',
     ),
