@@ -53,6 +53,15 @@ def group_normalize(
   Raises:
     ValueError: wrong shape or dtype, unknown scale, G = 1, or ddof not 0 or 1.
 
+  Example:
+    >>> import numpy as np
+    >>> from meta_rl import advantages
+    >>> rewards = [[1.0, 0.0, 1.0, 1.0]]  # mean 0.75, std 0.5
+    >>> print(np.asarray(advantages.group_normalize(rewards)).round(3))
+    [[ 0.5 -1.5  0.5  0.5]]
+    >>> advantages.group_normalize(rewards, scale='none').tolist()
+    [[0.25, -0.75, 0.25, 0.25]]
+
   Source: DeepSeekMath (arXiv 2402.03300); Dr. GRPO (arXiv 2503.20783).
   """
   rewards = checks.as_array('rewards', rewards, 'float[P,G]')
@@ -89,6 +98,12 @@ def leave_one_out(rewards: Array, *, valid: Array | None = None) -> Array:
   Raises:
     ValueError: wrong shape or dtype, or G = 1.
 
+  Example:
+    >>> import numpy as np
+    >>> from meta_rl import advantages
+    >>> print(np.asarray(advantages.leave_one_out([[1.0, 0.0, 0.0]])).round(3))
+    [[ 1.  -0.5 -0.5]]
+
   Source: Ahmadian et al. 2024 (arXiv 2402.14740).
   """
   rewards = checks.as_array('rewards', rewards, 'float[P,G]')
@@ -119,6 +134,14 @@ def brpo(scores: Array, prior: Array) -> Array:
 
   Raises:
     ValueError: wrong shape or dtype, or G = 1.
+
+  Example:
+    >>> import numpy as np
+    >>> from meta_rl import advantages
+    >>> scores = [[[0.0, 0.25, 0.5, 1.0], [0.0, 0.0, 0.25, 0.5]]]
+    >>> found = advantages.brpo(scores, [0.25] * 4)
+    >>> print(np.asarray(found[0, 0]).round(4))
+    [0.125  0.2031 0.1927 0.1362]
 
   Source: AnytimeReasoner (arXiv 2505.13438), section 3.
   """
@@ -161,6 +184,16 @@ def episode_weights(
 
   Raises:
     ValueError: wrong shape or dtype, horizon <= 0, or ρ outside [0, 1].
+
+  Example:
+    >>> from meta_rl import advantages
+    >>> ends = [[3, 5, 9]]  # e_0 = 2, e_1 = 6
+    >>> advantages.episode_weights(ends, horizon=8).tolist()
+    [[0.75, 0.25]]
+    >>> advantages.episode_weights(
+    ...   ends, horizon=8, outcome_mass=0.5
+    ... ).tolist()
+    [[0.875, 0.625]]
   """
   ends = checks.as_array('ends', ends, 'int[B,K+1]')
   checks.check_scalar('horizon', horizon, above=0)
@@ -189,6 +222,14 @@ def episode_credit(
 
   Raises:
     ValueError: wrong shape or dtype, or an unknown kind.
+
+  Example:
+    >>> from meta_rl import advantages
+    >>> given = [[0.25, 0.5]], [[0.75, 0.25]]
+    >>> advantages.episode_credit(*given).tolist()
+    [[0.1875, 0.125]]
+    >>> advantages.episode_credit(*given, kind='return_to_go').tolist()
+    [[0.3125, 0.125]]
 
   Source: arXiv 2503.07572, section 6.
   """
@@ -229,6 +270,18 @@ def returns(
 
   Raises:
     ValueError: wrong shape or dtype, price < 0, or horizon <= 0.
+
+  Example:
+    >>> from meta_rl import advantages
+    >>> advantages.returns(
+    ...   [[0.25, 0.5]],
+    ...   [[0.75, 0.25]],
+    ...   [[2, 4]],
+    ...   [2],
+    ...   price=0.5,
+    ...   horizon=8,
+    ... ).tolist()  # 0.1875 - 0.125 and 0.125 - 0.25, summed from behind
+    [[-0.0625, -0.125, 0.0]]
   """
   dims = {}
   progress = checks.as_array('progress', progress, 'float[B,K]', dims)
@@ -291,6 +344,15 @@ def prover_baseline(
   Raises:
     ValueError: wrong shape or dtype, ridge <= 0, min_rows < 1, other rows,
       'continuing' with `inside`, or an axis that is not mapped here.
+
+  Example:
+    >>> from meta_rl import advantages
+    >>> advantages.prover_baseline(
+    ...   [[0.5, 0.0], [0.25, 0.0], [0.0, 0.0]],
+    ...   [[0.5, 1.0], [0.5, 0.75], [0.5, 0.5]],
+    ...   [1, 1, 0],
+    ... ).tolist()  # of few rows, the mean of the others
+    [[0.125, 0.0], [0.25, 0.0], [0.375, 0.0]]
   """
   dims = {}
   returns = checks.as_array('returns', returns, 'float[B,K+1]', dims)
@@ -365,6 +427,14 @@ def bootstrapped(
   Raises:
     ValueError: wrong shape or dtype, or decay outside [0, 1].
 
+  Example:
+    >>> from meta_rl import advantages
+    >>> given = [[0.5, 0.25, 0.0]], [[0.25, 0.25, 0.125]], [2]
+    >>> advantages.bootstrapped(*given).tolist()
+    [[0.25, 0.0, -0.125]]
+    >>> advantages.bootstrapped(*given, decay=0.0).tolist()
+    [[0.25, 0.125, -0.125]]
+
   Source: GAE (arXiv 1506.02438), equation 16.
   """
   dims = {}
@@ -419,6 +489,16 @@ def gae(
   Raises:
     ValueError: wrong shape or dtype, or a factor outside [0, 1].
 
+  Example:
+    >>> from meta_rl import advantages
+    >>> advantages.gae(
+    ...   [[0.0, 0.0, 1.0]],
+    ...   [[0.5, 0.5, 0.75]],
+    ...   [[True, True, True]],
+    ...   decay=0.5,
+    ... ).tolist()  # δ is 0, 0.25, 0.25
+    [[0.1875, 0.375, 0.25]]
+
   Source: Schulman et al. 2016 (arXiv 1506.02438).
   """
   dims = {}
@@ -468,6 +548,12 @@ def terminal_rewards(rewards: Array, mask: Array) -> Array:
 
   Raises:
     ValueError: wrong shape or dtype.
+
+  Example:
+    >>> from meta_rl import advantages
+    >>> mask = [[False, True, True, False]]
+    >>> advantages.terminal_rewards([2.0], mask).tolist()
+    [[0.0, 0.0, 2.0, 0.0]]
   """
   dims = {}
   rewards = checks.as_array('rewards', rewards, 'float[B]', dims)
@@ -500,6 +586,17 @@ def to_tokens(
 
   Raises:
     ValueError: wrong shape or dtype, or stop without stop_index.
+
+  Example:
+    >>> from meta_rl import advantages
+    >>> advantages.to_tokens(
+    ...   [[0.5, -0.25]],
+    ...   [[-1, 0, 0, 1, -1, -1]],
+    ...   rest=[1.0],
+    ...   stop=[0.0],
+    ...   stop_index=[4],
+    ... ).tolist()
+    [[1.0, 0.5, 0.5, -0.25, 0.0, 1.0]]
   """
   dims = {}
   advantages = checks.as_array(

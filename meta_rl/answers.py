@@ -36,6 +36,11 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     ValueError: k > n, or an argument out of its range.
     TypeError: an argument that is not an integer.
 
+  Example:
+    >>> from meta_rl import answers
+    >>> [round(answers.pass_at_k(8, 3, k), 6) for k in (1, 2, 4, 8)]
+    [0.375, 0.642857, 0.928571, 1.0]
+
   Source: Chen et al. 2021, section 2.1, arXiv 2107.03374.
   """
   n, c = (
@@ -86,6 +91,11 @@ def maj_at_k(
   Raises:
     ValueError: k > n, no answers, truth None, weights that do not fit.
     TypeError: k is not an integer.
+
+  Example:
+    >>> from meta_rl import answers
+    >>> round(answers.maj_at_k(['7', '7', '5', None], 2, '7'), 4)  # 4 / 6
+    0.6667
 
   Source: Wang et al. 2022, arXiv 2203.11171; the weighted vote of forced
     answers as in Qu et al. 2025, appendix, arXiv 2503.07572.

@@ -62,6 +62,11 @@ def exact_tokens(count: Array, answer_mask: Array, stop_length: int) -> Array:
 
   Returns:
     i32[B], tokens.
+
+  Example:
+    >>> from meta_rl import costs
+    >>> costs.exact_tokens([2], [[[True, True, False]]], 1).tolist()
+    [6]
   """
   dims = {}
   count = checks.as_array('count', count, 'int[B]', dims)

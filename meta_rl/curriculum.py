@@ -36,6 +36,13 @@ def choose(success: Array, doubled: Array, *, kappa: float) -> Array:
   Raises:
     ValueError: shapes, or kappa not above 1.
 
+  Example:
+    >>> from meta_rl import curriculum
+    >>> int(
+    ...   curriculum.choose([0.2, 0.5, 0.6], [0.5, 0.6, 0.6], kappa=1.5)
+    ... )  # 0.5 > 1.5·0.2, but 0.6 <= 1.5·0.5
+    1
+
   Source: e3, arXiv 2506.09026, the choice of the budget of a stage. Departs
   from it in that the budgets are a given set, with the largest as the last
   resort.

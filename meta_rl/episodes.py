@@ -44,7 +44,7 @@ def split_spans(
   min_paragraphs: int = 3,
   max_cuts: int = 49,
 ) -> list[tuple[int, int]]:
-  """Returns the character spans of the episodes of a text (host).
+  r"""Returns the character spans of the episodes of a text (host).
 
   A paragraph (text between blank lines) that starts with a marker opens a new
   episode, unless the current one has fewer than `min_paragraphs` paragraphs:
@@ -65,6 +65,12 @@ def split_spans(
   Raises:
     ValueError: no text, `markers` that are no list of texts, `min_paragraphs`
       < 1 or `max_cuts` < 0.
+
+  Example:
+    >>> from meta_rl import episodes
+    >>> text = 'a\n\nb\n\nc\n\nWait, d\n\ne'
+    >>> episodes.split_spans(text)
+    [(0, 7), (9, 19)]
 
   Source: MRT, section 6 and its public segmentation (arXiv 2503.07572).
   """
@@ -96,7 +102,13 @@ def split_text(
   min_paragraphs: int = 3,
   max_cuts: int = 49,
 ) -> list[str]:
-  """Returns the episodes of a text (host); see `split_spans` for the rule."""
+  r"""Returns the episodes of a text (host); see `split_spans` for the rule.
+
+  Example:
+    >>> from meta_rl import episodes
+    >>> episodes.split_text('a\n\nb\n\nc\n\nWait, d\n\ne')
+    ['a\n\nb\n\nc', 'Wait, d\n\ne']
+  """
   spans = split_spans(
     text, markers=markers, min_paragraphs=min_paragraphs, max_cuts=max_cuts
   )
@@ -104,7 +116,7 @@ def split_text(
 
 
 def merge(episodes: Sequence[str], group_size: int) -> list[str]:
-  """Returns consecutive episodes joined with a blank line, in groups (host).
+  r"""Returns consecutive episodes joined with a blank line, in groups (host).
 
   Args:
     episodes: the episodes of one trace.
@@ -112,6 +124,11 @@ def merge(episodes: Sequence[str], group_size: int) -> list[str]:
 
   Raises:
     ValueError: `episodes` that are no list of texts, or `group_size` < 1.
+
+  Example:
+    >>> from meta_rl import episodes
+    >>> episodes.merge(['a', 'b', 'c'], 2)
+    ['a\n\nb', 'c']
   """
   checks.check_texts('episodes', episodes)
   checks.check_count('group_size', group_size)
@@ -151,6 +168,17 @@ def from_delimiters(
   Raises:
     ValueError: wrong shape or dtype, no delimiter, an id that is no whole
       number >= 0, or `max_episodes` < 1.
+
+  Example:
+    >>> from meta_rl import episodes
+    >>> found = episodes.from_delimiters(
+    ...   [[9, 4, 5, 4, 4, 5, 7]],
+    ...   [[False, True, True, True, True, True, False]],
+    ...   delimiter_ids=5,
+    ...   max_episodes=3,
+    ... )
+    >>> found.ends.tolist(), found.count.tolist()
+    ([[0, 2, 5, 5]], [2])
   """
   dims = {}
   tokens = checks.as_array('tokens', tokens, 'int[B,T]', dims)
@@ -201,6 +229,13 @@ def from_budgets(
   Raises:
     ValueError: wrong shape or dtype, no budget, or budgets not increasing.
 
+  Example:
+    >>> from meta_rl import episodes
+    >>> thinking = [[False, True, True, True, True, True, False]]
+    >>> found = episodes.from_budgets(thinking, budgets=(2, 4, 8))
+    >>> found.ends.tolist(), found.count.tolist()
+    ([[0, 2, 4, 5]], [3])
+
   Source: AnytimeReasoner (arXiv 2505.13438).
   """
   mask = checks.as_array('thinking_mask', thinking_mask, 'bool[B,T]')
@@ -226,6 +261,11 @@ def equal_budgets(total: int, num: int) -> tuple[int, ...]:
 
   Raises:
     ValueError: `num` < 1 or `total` < `num`.
+
+  Example:
+    >>> from meta_rl import episodes
+    >>> episodes.equal_budgets(12, 4)
+    (3, 6, 9, 12)
   """
   num = checks.check_count('num', num)
   total = checks.check_count('total', total, low=num)
@@ -247,6 +287,12 @@ def token_ids(episodes: Episodes, length: int) -> Array:
 
   Raises:
     ValueError: no episodes, wrong shape or dtype, or `length` < 0.
+
+  Example:
+    >>> from meta_rl import episodes, types
+    >>> found = types.Episodes(ends=[[0, 2, 5, 5]], count=[2])
+    >>> episodes.token_ids(found, 7).tolist()
+    [[-1, 0, 0, 1, 1, 1, -1]]
   """
   if not hasattr(episodes, 'ends') or not hasattr(episodes, 'count'):
     raise ValueError(f'episodes must be Episodes, got {checks.show(episodes)}')

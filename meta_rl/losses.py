@@ -61,6 +61,23 @@ def aggregate_tokens(
     ValueError: wrong shape or dtype, unknown aggregate, constant missing or
       <= 0.
 
+  Example:
+    >>> from meta_rl import losses
+    >>> given = (
+    ...   [[1.0, 2.0, 3.0], [5.0, 0.0, 0.0]],
+    ...   [[True, True, True], [True, False, False]],
+    ... )
+    >>> float(losses.aggregate_tokens(*given).value)  # (2 + 5) / 2
+    3.5
+    >>> float(losses.aggregate_tokens(*given, aggregate='token_mean').value)
+    2.75
+    >>> float(
+    ...   losses.aggregate_tokens(
+    ...     *given, aggregate='constant', constant=4
+    ...   ).value
+    ... )  # 11 / (2·4)
+    1.375
+
   Source: DAPO (arXiv 2503.14476); Dr. GRPO (arXiv 2503.20783).
   """
   dims = {}
@@ -126,6 +143,20 @@ def policy_gradient(
   Raises:
     ValueError: wrong shape or dtype, unknown option, a number outside its
       range, constant missing.
+
+  Example:
+    >>> import math
+    >>> from meta_rl import losses
+    >>> loss, metrics = losses.policy_gradient(
+    ...   [[math.log(2), 0.0]],  # ratios 2, which is clipped, and 1
+    ...   [[0.0, 0.0]],
+    ...   [[1.0, 1.0]],
+    ...   [[True, True]],
+    ... )
+    >>> round(float(loss.value), 4)  # -(1.2 + 1) / 2
+    -1.1
+    >>> float(metrics['clip_fraction'].value)
+    0.5
 
   Source: PPO (arXiv 1707.06347); CISPO (arXiv 2506.13585); GSPO (arXiv
   2507.18071).
@@ -197,6 +228,16 @@ def truncated_importance_weights(
   Raises:
     ValueError: wrong shape or dtype, unknown level, cap <= 0.
 
+  Example:
+    >>> import math
+    >>> import numpy as np
+    >>> from meta_rl import losses
+    >>> weights = losses.truncated_importance_weights(
+    ...   [[math.log(3), math.log(0.5)]], [[0.0, 0.0]], [[True, True]]
+    ... )
+    >>> print(np.asarray(weights).round(4))
+    [[2.  0.5]]
+
   Source: Yao et al. 2025, 'Your Efficient RL Framework Secretly Brings You
     Off-Policy RL Training'; truncation: Ionides 2008, 'Truncated Importance
     Sampling'.
@@ -226,6 +267,17 @@ def importance_metrics(
 
   Weights are one a token, or one a trace for level 'sequence'. Args and raises
   as in `truncated_importance_weights`; all are 0 on an empty mask, ess is 1.
+
+  Example:
+    >>> import math
+    >>> from meta_rl import losses
+    >>> found = losses.importance_metrics(
+    ...   [[math.log(3), 0.0]], [[0.0, 0.0]], [[True, True]]
+    ... )
+    >>> round(float(found['ess']), 4)  # (3 + 1)² / (2·(9 + 1))
+    0.8
+    >>> float(found['capped_share'])
+    0.5
   """
   gap, log_ratio, mask = _mismatch(trainer_log_probs, behavior_log_probs, mask)
   log_weights, counts = _log_weights(log_ratio, mask, level)
@@ -279,6 +331,15 @@ def kl_penalty(
   Raises:
     ValueError: wrong shape or dtype, unknown option, a number outside its
       range, constant missing.
+
+  Example:
+    >>> import math
+    >>> from meta_rl import losses
+    >>> _, found = losses.kl_penalty(
+    ...   [[0.0]], [[math.log(2)]], [[True]]
+    ... )  # d = 0.6931
+    >>> {k: round(float(x.value), 4) for k, x in found.items()}
+    {'ref_kl_k1': -0.6931, 'ref_kl_k2': 0.2402, 'ref_kl_k3': 0.3069}
 
   Source: Schulman, 'Approximating KL divergence' (2020); GRPO (arXiv
   2402.03300).
@@ -334,6 +395,12 @@ def value_loss(
     ValueError: wrong shape or dtype, unknown option, constant missing, clip <=
       0, a clip without old_values, or they without a clip.
 
+  Example:
+    >>> from meta_rl import losses
+    >>> loss, _ = losses.value_loss([[0.5]], [[1.0]], [[True]])
+    >>> float(loss.value)
+    0.125
+
   Source: PPO (arXiv 1707.06347), section 5; the clip is that of its published
   code.
   """
@@ -388,6 +455,12 @@ def entropy_bonus(
   Raises:
     ValueError: wrong shape or dtype, unknown option, a number outside its
       range, constant missing.
+
+  Example:
+    >>> from meta_rl import losses
+    >>> loss, _ = losses.entropy_bonus([[0.5, 1.5]], [[True, True]])
+    >>> float(loss.value)
+    -1.0
   """
   dims = {}
   mask = checks.as_array('mask', mask, 'bool[B,T]', dims)

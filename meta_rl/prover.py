@@ -52,7 +52,7 @@ def exact(
 ) -> Array:
   """Returns J f32[B,K+1]: the probability of the accepted answers, summed.
 
-  J_j = sum_s prod_i mu(a_s,i | c_j, stop, a_s,<i)
+    J_j = sum_s prod_i mu(a_s,i | c_j, stop, a_s,<i)
 
   Only the (boundary, answer) pairs that exist are computed. The pairs of a
   trace are packed to the front, traces are sorted by how many they have, and
@@ -80,6 +80,27 @@ def exact(
   Raises:
     ValueError: shapes or dtypes, a number outside its range, or a token that
       the model does not have.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> import numpy as np
+    >>> from meta_rl import models, prover
+    >>> def policy(params, tokens, positions, cache, mask):
+    ...   seen = (mask & (tokens == 3)[:, None]).sum(-1)  # thoughts so far
+    ...   return params[seen], None
+    >>> chances = jnp.array([[0.25, 0.25, 0.25, 0.25], [0.0, 0.5, 0.5, 0.0]])
+    >>> found = prover.exact(
+    ...   models.from_apply_fn(policy),
+    ...   jnp.log(chances),
+    ...   jnp.array([[2, 3]]),  # a prompt of one token, one thought
+    ...   jnp.ones((1, 2), bool),
+    ...   jnp.array([[0, 1]]),
+    ...   jnp.array([[[2, 1]]]),  # the answer is 2, then EOS
+    ...   jnp.ones((1, 1, 2), bool),
+    ...   stop_ids=(0,),
+    ... )
+    >>> print(np.asarray(found).round(4))  # 1/4 · 1/4 and 1/2 · 1/2
+    [[0.0625 0.25  ]]
   """
   tokens, token_mask, ends, answers, answer_mask = probes.listed_of(
     model, tokens, token_mask, ends, answers, answer_mask, stop_ids
@@ -181,8 +202,9 @@ def sampled(
 ) -> Array | tuple[Array, Array]:
   """Returns J f32[B,K+1]: the share of `num_branches` sampled answers right.
 
-  J_j = (1/M) sum_m verify(a_m), a_m ~ mu(. | c_j); unbiased, with variance
-  J_j (1 - J_j) / M.
+    J_j = (1/M) sum_m verify(a_m), a_m ~ mu(. | c_j)
+
+  Unbiased, with variance J_j (1 - J_j) / M.
 
   Args:
     verify_fn: `(answers i32[B,K+1,M,A], mask bool[B,K+1,M,A]) -> f32[B,K+1,M]`,
@@ -193,6 +215,29 @@ def sampled(
 
   Raises:
     ValueError: as in `sample_answers`; rewards of another shape.
+
+  Example:
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from meta_rl import models, prover
+    >>> def policy(params, tokens, positions, cache, mask):
+    ...   seen = (mask & (tokens == 3)[:, None]).sum(-1)  # thoughts so far
+    ...   return params[seen], None
+    >>> sure = jnp.array([[0.0, 9e9, 0.0, 0.0], [0.0, 0.0, 9e9, 0.0]])
+    >>> prover.sampled(
+    ...   models.from_apply_fn(policy),
+    ...   sure,  # answers 1, EOS, without a thought, and 2 with one
+    ...   jnp.array([[2, 3]]),
+    ...   jnp.ones((1, 2), bool),
+    ...   jnp.array([[0, 1]]),
+    ...   lambda answers, mask: (answers[..., 0] == 2).astype(jnp.float32),
+    ...   jax.random.key(0),
+    ...   num_branches=4,
+    ...   max_answer_len=1,
+    ...   stop_ids=(0,),
+    ...   eos_id=1,
+    ... ).tolist()
+    [[0.0, 1.0]]
   """
   checks.check_callable('prover: verify_fn', verify_fn)
   checks.check_flag('prover: return_mask', return_mask)
@@ -247,8 +292,8 @@ def control_variate(
 ) -> Array | tuple[Array, Array]:
   """Returns J f32[B,K+1]: listed answers exactly, the others by sampling.
 
-  J_j = sum_{s<n} mu(a_s | c_j)
-        + (1/M) sum_m verify(a_m) 1[a_m is none of a_0 ... a_{n-1}]
+    J_j = sum_{s<n} mu(a_s | c_j)
+          + (1/M) sum_m verify(a_m) 1[a_m is none of a_0 ... a_{n-1}]
 
   Unbiased whatever is listed, with variance q (1 - q) / M, q the chance of a
   right answer that is not. All listed: `exact`. None: `sampled`. A value may

@@ -40,6 +40,11 @@ def progress(success: Array, count: Array) -> Array:
   Raises:
     ValueError: wrong shape or dtype.
 
+  Example:
+    >>> from meta_rl import regret
+    >>> regret.progress([[0.25, 0.5, 1.0, 1.0]], [2]).tolist()
+    [[0.25, 0.5, 0.0]]
+
   Source: arXiv 2503.07572, Definition 6.1.
   """
   success, count = _check(success, count)
@@ -65,6 +70,11 @@ def cumulative(
 
   Raises:
     ValueError: wrong shape or dtype, or a comparator that is no number.
+
+  Example:
+    >>> from meta_rl import regret
+    >>> regret.cumulative([[0.25, 0.5, 1.0]], 1.0, [2]).tolist()
+    [1.25]
 
   Source: arXiv 2503.07572, Definition 4.1.
   """
@@ -101,6 +111,13 @@ def token_weighted(
 
   Raises:
     ValueError: wrong shape or dtype, or horizon <= 0.
+
+  Example:
+    >>> from meta_rl import regret
+    >>> regret.token_weighted(
+    ...   [[0.25, 0.5, 1.0]], [[3, 5, 9]], horizon=8
+    ... ).tolist()  # (2·0.75 + 4·0.5 + 2·0) / 8
+    [0.4375]
   """
   dims = {}
   success = checks.as_array('success', success, 'float[B,K+1]', dims)
@@ -127,6 +144,11 @@ def shares(ends: Array, *, horizon: int | float | Array) -> Array:
 
   Raises:
     ValueError: wrong shape or dtype, or horizon <= 0.
+
+  Example:
+    >>> from meta_rl import regret
+    >>> regret.shares([[3, 5, 9]], horizon=8).tolist()
+    [[0.25, 0.5, 0.25]]
   """
   ends = checks.as_array('ends', ends, 'int[B,K+1]')
   checks.check_scalar('horizon', horizon, above=0)
@@ -168,6 +190,14 @@ def normalized(
 
   Raises:
     ValueError: wrong shape or dtype, horizon <= 0, or an unknown form.
+
+  Example:
+    >>> from meta_rl import regret
+    >>> curve = [0.0, 0.5], [2, 4]  # right at 2 and at 4 tokens
+    >>> regret.normalized(*curve, horizon=8).tolist()  # 1 - (0.5 + 2) / 8
+    0.6875
+    >>> regret.normalized(*curve, horizon=8, form='step').tolist()
+    0.75
 
   Source: arXiv 2503.07572, section 8 and its public notebooks.
   """

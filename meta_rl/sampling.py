@@ -39,6 +39,11 @@ def apply_temperature(logits: Array, temperature: float | Array) -> Array:
 
   Raises:
     ValueError: wrong shape or dtype, or a temperature that is none.
+
+  Example:
+    >>> from meta_rl import sampling
+    >>> sampling.apply_temperature([[2.0, 0.0]], 2.0).tolist()
+    [[1.0, 0.0]]
   """
   logits = _logits(logits)
   checks.check_spread('temperature', temperature, logits.shape, **_TEMPERATURE)
@@ -62,6 +67,11 @@ def top_k_mask(logits: Array, top_k: int) -> Array:
 
   Raises:
     ValueError: wrong shape or dtype, or top_k < 1.
+
+  Example:
+    >>> from meta_rl import sampling
+    >>> sampling.top_k_mask([[3.0, 1.0, 2.0]], 2).tolist()
+    [[True, False, True]]
   """
   logits = _logits(logits)
   top_k = checks.check_count('top_k', top_k)
@@ -86,6 +96,13 @@ def top_p_mask(logits: Array, top_p: float | Array) -> Array:
 
   Raises:
     ValueError: wrong shape or dtype, or top_p outside (0, 1].
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from meta_rl import sampling
+    >>> logits = jnp.log(jnp.array([[0.5, 0.3, 0.2]]))
+    >>> sampling.top_p_mask(logits, 0.6).tolist()
+    [[True, True, False]]
   """
   logits = _logits(logits)
   checks.check_spread('top_p', top_p, logits.shape, **_TOP_P)
@@ -116,6 +133,11 @@ def truncate(
 
   Raises:
     ValueError: wrong dtype, or a number outside its range.
+
+  Example:
+    >>> from meta_rl import sampling
+    >>> sampling.truncate([[3.0, 1.0, 2.0]], temperature=2.0, top_k=2).tolist()
+    [[1.5, -inf, 1.0]]
   """
   logits = apply_temperature(logits, temperature)
   if top_k is not None:
@@ -141,6 +163,15 @@ def row_keys(key: Array, rows: Array, step: int | Array) -> Array:
 
   Raises:
     ValueError: no key, wrong shape or dtype.
+
+  Example:
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from meta_rl import sampling
+    >>> key, fold_in = jax.random.key(0), jax.random.fold_in
+    >>> found = sampling.row_keys(key, jnp.array([7]), 3)
+    >>> bool(found[0] == fold_in(fold_in(key, 7), 3))
+    True
   """
   checks.check_key('key', key)
   checks.check_counts('step', step)
@@ -161,6 +192,14 @@ def sample(key_per_row: Array, logits: Array) -> Array:
 
   Raises:
     ValueError: wrong shape or dtype, or not one key a row.
+
+  Example:
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from meta_rl import sampling
+    >>> keys = sampling.row_keys(jax.random.key(0), jnp.arange(2), 0)
+    >>> sampling.sample(keys, [[0.0, 9e9], [9e9, 0.0]]).tolist()
+    [1, 0]
   """
   dims = {}
   logits = checks.as_array('logits', logits, 'float[B,V]', dims)
@@ -190,6 +229,13 @@ def token_log_probs(logits: Array, tokens: Array) -> Array:
 
   Raises:
     ValueError: wrong shape or dtype.
+
+  Example:
+    >>> import numpy as np
+    >>> from meta_rl import sampling
+    >>> found = sampling.token_log_probs([[0.0, 0.0]], [1])
+    >>> print(np.asarray(found).round(4))  # log 1/2
+    [-0.6931]
   """
   logits = _logits(logits)
   tokens = checks.as_array('tokens', tokens, 'int[...]')
@@ -211,6 +257,12 @@ def entropy(logits: Array) -> Array:
 
   Raises:
     ValueError: wrong shape or dtype.
+
+  Example:
+    >>> import numpy as np
+    >>> from meta_rl import sampling
+    >>> print(np.asarray(sampling.entropy([[0.0, 0.0]])).round(4))  # log 2
+    [0.6931]
   """
   logits = _logits(logits)
   log_probs = jax.nn.log_softmax(logits)

@@ -62,7 +62,7 @@ def score(
 ) -> tuple[Array, Array]:
   """Returns the log-probability of every token given those before it.
 
-  log_probs[b, t] = log softmax(logits[b, t - 1] / temperature)[tokens[b, t]]
+    log_probs[b, t] = log softmax(logits[b, t - 1] / temperature)[tokens[b, t]]
 
   The vocabulary matrix is applied to `chunk` positions of each row at a time
   and rematerialised in the backward pass, so that [B,T,V] never exists.

@@ -69,6 +69,14 @@ def lcpo_exact(
   Raises:
     ValueError: wrong shape or dtype, or a number out of its range.
 
+  Example:
+    >>> import numpy as np
+    >>> from meta_rl import shaping
+    >>> given = [[1.0, 1.0, 0.0]], [[100, 300, 200]]
+    >>> found = shaping.lcpo_exact(*given, target_length=200, alpha=0.001)
+    >>> print(np.asarray(found).round(4))
+    [[0.9 0.9 0. ]]
+
   Source: L1 (Aggarwal and Welleck 2025, arXiv 2503.04697), section 3.
   """
   rewards, lengths = _check(rewards, lengths)
@@ -107,6 +115,14 @@ def lcpo_max(
   Raises:
     ValueError: wrong shape or dtype, or a number out of its range.
 
+  Example:
+    >>> import numpy as np
+    >>> from meta_rl import shaping
+    >>> given = [[1.0, 1.0, 0.0]], [[100, 300, 200]]
+    >>> found = shaping.lcpo_max(*given, max_length=200, alpha=0.005)
+    >>> print(np.asarray(found).round(4))
+    [[0.75 0.25 0.  ]]
+
   Source: L1 (Aggarwal and Welleck 2025, arXiv 2503.04697), section 3, and the
   code published with it.
   """
@@ -139,6 +155,14 @@ def length_penalty(rewards: Array, lengths: Array, *, alpha: float) -> Array:
 
   Raises:
     ValueError: wrong shape or dtype, or α out of its range.
+
+  Example:
+    >>> import numpy as np
+    >>> from meta_rl import shaping
+    >>> given = [[1.0, 1.0, 0.0]], [[100, 300, 200]]
+    >>> found = shaping.length_penalty(*given, alpha=0.5)
+    >>> print(np.asarray(found).round(4))  # 1 - σ(-1)/2, 1 - σ(1)/2
+    [[0.8655 0.6345 0.    ]]
 
   Source: Arora and Zanette 2025 (arXiv 2502.04463), section 4.
   """
@@ -187,6 +211,12 @@ def overlong(
   Raises:
     ValueError: wrong shape or dtype, or numbers out of their ranges.
 
+  Example:
+    >>> from meta_rl import shaping
+    >>> given = [[1.0, 1.0, 0.0]], [[100, 300, 200]]
+    >>> shaping.overlong(*given, max_length=300, cache_length=200).tolist()
+    [[1.0, 0.0, -0.5]]
+
   Source: DAPO (Yu et al. 2025, arXiv 2503.14476), equation 13.
   """
   rewards, lengths = _check(rewards, lengths)
@@ -222,6 +252,14 @@ def shape(
   Raises:
     ValueError: an unknown kind, an option that this kind has no use for, or one
       that it cannot do without.
+
+  Example:
+    >>> from meta_rl import shaping
+    >>> given = [[1.0, 1.0, 0.0]], [[100, 300, 200]]
+    >>> shaping.shape(
+    ...   *given, kind='overlong', max_length=300, cache_length=200
+    ... ).tolist()
+    [[1.0, 0.0, -0.5]]
   """
   checks.check_choice('shaping', kind, SHAPINGS)
   known = {

@@ -52,6 +52,11 @@ def bootstrap_mean(
   Raises:
     ValueError: a wrong shape, an empty or non-finite input, a bad setting.
 
+  Example:
+    >>> from meta_rl import statistics
+    >>> statistics.bootstrap_mean([1.0, 0.0, 1.0, 1.0])
+    Interval(mean=0.75, low=0.25, high=1.0)
+
   Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, ch. 13.
   """
   mean, low, high = bootstrap_curve(
@@ -88,6 +93,13 @@ def bootstrap_curve(
 
   Raises:
     ValueError: a wrong shape, an empty or non-finite input, a bad setting.
+
+  Example:
+    >>> from meta_rl import statistics
+    >>> curves = [[0.0, 1.0]] * 3 + [[0.0, 0.0]]
+    >>> mean, low, high = statistics.bootstrap_curve(curves)
+    >>> mean.tolist(), low.tolist(), high.tolist()
+    ([0.0, 0.75], [0.0, 0.25], [0.0, 1.0])
   """
   values = _finite(values, 'values')
   if values.ndim != 2:
@@ -132,6 +144,12 @@ def paired_bootstrap(
   Raises:
     ValueError: shapes that differ, an unknown statistic, non-finite input,
       'relative' to a mean of 0.
+
+  Example:
+    >>> from meta_rl import statistics
+    >>> a, b = [1.0, 1.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]
+    >>> statistics.paired_bootstrap(a, b)
+    Interval(mean=0.5, low=0.0, high=1.0)
   """
   if statistic not in ('difference', 'relative'):
     raise ValueError(
@@ -180,6 +198,11 @@ def gain_ratio(
   Raises:
     ValueError: shapes that differ, non-finite input, a reference gain of 0.
 
+  Example:
+    >>> from meta_rl import statistics
+    >>> statistics.gain_ratio([1.0, 1.0], [0.0, 0.0], [0.5, 0.5])
+    Interval(mean=2.0, low=2.0, high=2.0)
+
   Source: Qu et al. 2025, section 7, arXiv 2503.07572.
   """
   three = _stack(method=method, base=base, reference=reference)
@@ -220,6 +243,12 @@ def success_at_budgets(
 
   Raises:
     ValueError: shapes that do not fit, boundaries that go back, bad budgets.
+
+  Example:
+    >>> from meta_rl import statistics
+    >>> trace = [[0.25, 0.5, 1.0]], [[3, 5, 9]], [2]  # e is 0, 2, 6
+    >>> statistics.success_at_budgets(*trace, budgets=[0, 2, 5, 6]).tolist()
+    [[0.25, 0.5, 0.5, 1.0]]
   """
   success, elapsed, count = _traces(success, ends, count)
   budgets = _budgets(budgets, increasing=False)
@@ -241,6 +270,12 @@ def accuracy_curve(
 
   Returns:
     f32[M], probability.
+
+  Example:
+    >>> from meta_rl import statistics
+    >>> trace = [[0.25, 0.5, 1.0]], [[3, 5, 9]], [2]  # e is 0, 2, 6
+    >>> statistics.accuracy_curve(*trace, budgets=[0, 6]).tolist()
+    [0.25, 1.0]
   """
   values = success_at_budgets(success, ends, count, budgets=budgets)
   return values.mean(0).astype(np.float32)
@@ -274,6 +309,14 @@ def regret_at_budgets(
 
   Raises:
     ValueError: shapes that do not fit, bad budgets, a horizon of 0 or less.
+
+  Example:
+    >>> from meta_rl import statistics
+    >>> trace = [[0.25, 0.5, 1.0]], [[3, 5, 9]], [2]  # e is 0, 2, 6
+    >>> statistics.regret_at_budgets(
+    ...   *trace, budgets=[2, 8], horizon=8
+    ... ).tolist()  # 2·0.75 / 8, and 4·0.5 / 8 more
+    [[0.1875, 0.4375]]
   """
   success, elapsed, count = _traces(success, ends, count)
   budgets = _budgets(budgets, increasing=False)
@@ -308,6 +351,11 @@ def tokens_to_accuracy(
 
   Raises:
     ValueError: lengths that differ, budgets that do not increase.
+
+  Example:
+    >>> from meta_rl import statistics
+    >>> statistics.tokens_to_accuracy([10, 20, 40], [0.25, 0.5, 0.75], 0.625)
+    30.0
   """
   budgets = _budgets(budgets, increasing=True)
   curve = _finite(curve, 'curve')
@@ -352,6 +400,13 @@ def relative_token_efficiency(
 
   Raises:
     ValueError: as in `tokens_to_accuracy`.
+
+  Example:
+    >>> from meta_rl import statistics
+    >>> statistics.relative_token_efficiency(
+    ...   [10, 20], [0.25, 0.75], [10, 20, 40], [0.25, 0.5, 0.75]
+    ... )  # 40 tokens against 20
+    2.0
   """
   if level is None:
     level = float(_finite(base_curve, 'base_curve').max())
@@ -363,7 +418,13 @@ def relative_token_efficiency(
 
 
 def monotone(values: np.ndarray, axis: int = -1) -> np.ndarray:
-  """Returns the running maximum of `values` along `axis`."""
+  """Returns the running maximum of `values` along `axis`.
+
+  Example:
+    >>> from meta_rl import statistics
+    >>> statistics.monotone([0.25, 0.5, 0.4]).tolist()
+    [0.25, 0.5, 0.5]
+  """
   return np.maximum.accumulate(np.asarray(values), axis=axis)
 
 

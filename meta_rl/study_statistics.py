@@ -58,6 +58,11 @@ def t_quantile(df: int, level: float = 0.95) -> float:
   Returns:
     t > 0, such as 12.706, 4.303, 2.776 for 1, 2, 4 degrees at 0.95.
 
+  Example:
+    >>> from meta_rl import study_statistics
+    >>> [round(study_statistics.t_quantile(df), 3) for df in (1, 2, 4)]
+    [12.706, 4.303, 2.776]
+
   Source: Abramowitz and Stegun 1964, 26.7.3 and 26.7.4.
   """
   if df < 1 or df != int(df):
@@ -98,6 +103,12 @@ def mean_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
 
   Raises:
     ValueError: no value, or one that is not finite.
+
+  Example:
+    >>> from meta_rl import study_statistics
+    >>> found = study_statistics.mean_interval([1.0, 2.0, 3.0])
+    >>> [round(x, 3) for x in found]  # 2 -+ 4.303 / √3
+    [2.0, -0.484, 4.484]
   """
   values = _seeds(values, 'values')
   mean = float(values.mean())

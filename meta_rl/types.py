@@ -63,6 +63,11 @@ class WeightedSum:
   Attributes:
     total: f32[], the weighted sum.
     weight: f32[], the sum of the weights.
+
+  Example:
+    >>> from meta_rl.types import WeightedSum
+    >>> float((WeightedSum(3.0, 2.0) + WeightedSum(1.0, 2.0)).value)
+    1.0
   """
 
   total: Array

@@ -106,7 +106,7 @@ def gradients(
 ) -> tuple[Params, WeightedSum, Metrics]:
   """Returns the gradient of the mean loss over a batch, and what it measured.
 
-  grad = (sum over micro-batches and devices of grad(total)) / (sum of weights)
+    grad = Σ grad(total) / Σ weight, sums over micro-batches and devices
 
   Args:
     loss_fn: `(params, micro_batch) -> (WeightedSum, metrics)`.

@@ -1,5 +1,8 @@
 """The kits: what the host does with a task, whatever it is."""
 
+import importlib
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -175,3 +178,48 @@ def test_longest_trace_of_countdown():
   assert traces.longest(problems[:1], max_episodes=2, p_stop=0.5) == (
     traces.max_trace_length(3, 2)
   )
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+  """A module of a user's, beside where the command is started."""
+  (tmp_path / 'own_kits.py').write_text(
+    'from meta_rl import tasks\n'
+    "KIT = tasks.TASKS['hidden']\n"
+    'made = []\n'
+    'def make(**options):\n'
+    '  made.append(options)\n'
+    '  return KIT\n'
+    'def nothing(**options):\n'
+    '  return 3\n'
+  )
+  (tmp_path / 'own_broken.py').write_text('1 / 0\n')
+  monkeypatch.syspath_prepend(tmp_path)
+  yield importlib.import_module('own_kits')
+  for name in ('own_kits', 'own_broken'):
+    sys.modules.pop(name, None)
+
+
+def test_a_path_names_a_kit_of_ones_own(own_module):
+  assert tasks.make_kit('own_kits:KIT') is tasks.TASKS['hidden']
+  assert tasks.make_kit('own_kits:make', n=5) is own_module.KIT
+  assert own_module.made == [{'n': 5}]
+
+
+@pytest.mark.parametrize(
+  'name, said',
+  [
+    ('own_kit:KIT', "'own_kit' cannot be imported .ModuleNotFoundError"),
+    ('own_broken:KIT', 'ZeroDivisionError: division by zero'),
+    ('own_kits:KITE', "no TaskKit, .* of the name 'KITE'"),
+    ('own_kits:made', "of the name 'made'"),  # a list
+    ('own_kits:nothing', 'gave 3: a TaskKit is needed'),
+    (':KIT', "module '' cannot be imported"),
+    ('own_kits', "is unknown; allowed: .'countdown'.*'module:NAME'"),
+  ],
+)
+def test_a_path_to_no_kit_is_one_line(own_module, name, said):
+  with pytest.raises(ValueError, match=said) as error:
+    tasks.make_kit(name)
+  assert str(error.value).startswith(f'task.name={name!r}')
+  assert '\n' not in str(error.value)

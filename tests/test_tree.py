@@ -10,7 +10,7 @@ from conftest import ROOT
 # Not part of the tree: what runs, builds and tools leave (see .gitignore).
 LEFT_OUT = re.compile(
   r'\.git|\.venv.*|__pycache__|.*\.egg-info|build|dist|runs|\..*_cache'
-  r'|\.hypothesis'
+  r'|\.hypothesis|_build'
 )
 TEXT = {'.py', '.sh', '.md', '.toml', '.cff', '.in', '.ipynb', '.json', '.html'}
 # Written so that the patterns do not find themselves.

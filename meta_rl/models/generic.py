@@ -17,6 +17,15 @@ def from_apply_fn(apply_fn) -> Model:
     apply_fn: `(params, tokens i32[B,L], positions i32[B,L], None, mask
       bool[B,L,L]) -> (logits f32[B,L,V], anything)`; position -1 marks padding.
       It is called with `cache=None` and a mask that already hides padding.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from meta_rl.models import from_apply_fn
+    >>> bigram = from_apply_fn(lambda p, tokens, *_: (p[tokens], None))
+    >>> tokens, positions = jnp.array([[2, 0]]), jnp.array([[0, 1]])
+    >>> logits, _ = bigram.apply_fn(jnp.eye(3), tokens, positions, None)
+    >>> logits.tolist()
+    [[[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]]
   """
 
   def init_cache(batch: int, length: int):

@@ -1,6 +1,7 @@
 """Tasks: prompts, accepted answers, verifiers, warm-start traces, datasets."""
 
 import functools
+import importlib
 
 from meta_rl import checks, tokenizer
 from meta_rl.tasks import (
@@ -102,7 +103,8 @@ def _countdown_kit(mode: str) -> TaskKit:
   )
 
 
-# A kit, or a function of the options that makes one.
+# A kit, or a function of the options that makes one. So may be what a path
+# names: a task of one's own needs no row here.
 TASKS = {
   'countdown': _countdown_kit('restart'),
   'countdown_backtrack': _countdown_kit('backtrack'),
@@ -128,15 +130,48 @@ def make_kit(name: str, **options) -> TaskKit:
   """Returns the kit of a task.
 
   Args:
-    name: a key of TASKS.
+    name: a key of TASKS, or of a task of one's own the path 'module:NAME' of a
+      `TaskKit`, or of a function of the options that makes one.
     **options: of the task; they may be given to the kit's functions again.
 
   Raises:
-    ValueError: an unknown name, or options that make no kit.
+    ValueError: an unknown name, a path to nothing of use, or options that make
+      no kit.
   """
-  if name not in TASKS:
+  if isinstance(name, str) and ':' in name:
+    kit = _named(name)
+  elif name in TASKS:
+    kit = TASKS[name]
+  else:
     raise ValueError(
-      f'task.name={name!r} is unknown; allowed: {sorted(TASKS)}.'
+      f'task.name={name!r} is unknown; allowed: {sorted(TASKS)}, or the path '
+      "of a kit of your own, 'module:NAME'."
     )
-  kit = TASKS[name]
-  return kit if isinstance(kit, TaskKit) else kit(**options)
+  made = kit if isinstance(kit, TaskKit) else kit(**options)
+  if not isinstance(made, TaskKit):
+    raise ValueError(
+      f'task.name={name!r} gave {checks.show(made)}: a TaskKit is needed, or a '
+      'function that returns one.'
+    )
+  return made
+
+
+def _named(path: str):
+  """Returns what 'module:NAME' names, a kit or a function."""
+  module_name, _, attribute = path.partition(':')
+  try:
+    module = importlib.import_module(module_name)
+  except Exception as error:  # a user's module may do anything
+    line = ' '.join(str(error).split())
+    raise ValueError(
+      f'task.name={path!r}: module {module_name!r} cannot be imported '
+      f'({type(error).__name__}: {line}); it must lie where the command is '
+      'started, or on PYTHONPATH.'
+    ) from error
+  kit = getattr(module, attribute, None)
+  if not isinstance(kit, TaskKit) and not callable(kit):
+    raise ValueError(
+      f'task.name={path!r}: {module_name!r} has no TaskKit, and no function '
+      f'that makes one, of the name {attribute!r}.'
+    )
+  return kit

@@ -1,7 +1,8 @@
 """What the training step and the host need to know of a token task.
 
 `Task` is what runs on the device, `TaskKit` what makes it and its data on the
-host. A new task is one module, one row of `tasks.TASKS`, tests and a config.
+host. A new task is one module with a kit, which a config names by its path,
+'module:KIT', or by a row of `tasks.TASKS`.
 """
 
 import dataclasses

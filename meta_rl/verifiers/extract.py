@@ -48,6 +48,11 @@ def extract_boxed(text: str) -> str | None:
   Returns:
     The content as it stands, '' for `\boxed{}`; None without a box or if the
     last one is not closed.
+
+  Example:
+    >>> from meta_rl import answers
+    >>> answers.extract_boxed(r'\boxed{1}, no: \boxed{\frac{1}{2}}')
+    '\\frac{1}{2}'
   """
   start = -1
   for match in _BOXED.finditer(text):
