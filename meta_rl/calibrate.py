@@ -75,7 +75,7 @@ def calibrate(
   checks.check_count('num_traces', num_traces)
   checks.check_range('seed', seed, **checks.SEEDS)
   seen = _problems(config, 'train', fit_problems, 1, batch_size)
-  unseen = _problems(config, 'validation', None, num_traces, batch_size)
+  unseen = _problems(config, 'validation', num_traces, num_traces, batch_size)
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
   key = jax.random.key(seed)
@@ -181,7 +181,7 @@ def choose(
 def _problems(config, split, most, traces, batch_size):
   """Returns batches of a split's problems, several traces each if need be."""
   source = setup_run.load_problems(config, split)
-  number = len(source) if most is None else min(most, len(source))
+  number = min(most, len(source))
   repeats = max(1, -(-traces // number))
   return held_out.problem_batches(
     source,

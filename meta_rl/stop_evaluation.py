@@ -98,7 +98,7 @@ def section(
       'equal_tokens': choice['equal_tokens'] if forced else None,
     }
     given = {k: v for k, v in points.items() if v is not None}
-    result = stop_figures.outcome(kind, traces, list(given.values()))
+    result = stop_figures.outcome(kind, traces, list(given.values()) or [0])
     lines += [
       stop_figures.row(
         kind,
