@@ -173,6 +173,11 @@ def subsets(
 
   Returns:
     i64[Q,k].
+
+  Example:
+    >>> from meta_rl import answers
+    >>> answers.subsets(3, 2).tolist()
+    [[0, 1], [0, 2], [1, 2]]
   """
   if math.comb(n, k) <= max_subsets:
     return np.array(list(itertools.combinations(range(n), k)))

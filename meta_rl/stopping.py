@@ -45,6 +45,17 @@ class ProgressHead:
       after each horizon.
     horizons: f32[G], tokens, increasing, > 0.
     budget: f32[], tokens; the last input is the tokens thought, as a share.
+
+  Example, of one feature, one unit and one horizon:
+    >>> import jax.numpy as jnp
+    >>> from meta_rl import stopping
+    >>> head = stopping.ProgressHead(
+    ...   shift=jnp.zeros(1), scale=jnp.ones(1), hidden=jnp.zeros((2, 1)),
+    ...   bias=jnp.zeros(1), out=jnp.zeros((1, 2)), out_bias=jnp.zeros(2),
+    ...   horizons=jnp.array([9.0]), budget=jnp.array(36.0)
+    ... )
+    >>> head.horizons.tolist()
+    [9.0]
   """
 
   shift: Array
@@ -64,6 +75,19 @@ def predict_success(head: ProgressHead, features: Array, thought: Array):
     head: of the policy.
     features: f32[...,D], of the prefix's last token, before the vocabulary.
     thought: i32[...], thinking tokens so far.
+
+  Example, a head that has learnt nothing yet:
+    >>> import jax.numpy as jnp
+    >>> from meta_rl import stopping
+    >>> head = stopping.ProgressHead(
+    ...   shift=jnp.zeros(1), scale=jnp.ones(1), hidden=jnp.zeros((2, 1)),
+    ...   bias=jnp.zeros(1), out=jnp.zeros((1, 2)), out_bias=jnp.zeros(2),
+    ...   horizons=jnp.array([9.0]), budget=jnp.array(36.0)
+    ... )
+    >>> x, thought = jnp.ones((1, 1)), jnp.array([9])
+    >>> now, later = stopping.predict_success(head, x, thought)
+    >>> now.tolist(), later.tolist()
+    ([0.5], [[0.5]])
   """
   features = jnp.asarray(features)
   if features.shape[-1:] != head.shift.shape:
@@ -91,6 +115,18 @@ def progress_index(
   Args:
     head, features, thought: as in `predict_success`.
 
+  Example, where J is predicted to stay as it is:
+    >>> import jax.numpy as jnp
+    >>> from meta_rl import stopping
+    >>> head = stopping.ProgressHead(
+    ...   shift=jnp.zeros(1), scale=jnp.ones(1), hidden=jnp.zeros((2, 1)),
+    ...   bias=jnp.zeros(1), out=jnp.zeros((1, 2)), out_bias=jnp.ones(2),
+    ...   horizons=jnp.array([9.0]), budget=jnp.array(36.0)
+    ... )
+    >>> x, thought = jnp.ones((1, 1)), jnp.array([0])
+    >>> stopping.progress_index(head, x, thought).tolist()
+    [0.0]
+
   Source: Gittins 1979, Bandit processes and dynamic allocation indices,
   section 2; on a grid of horizons, and for plans fixed ahead.
   """
@@ -105,6 +141,14 @@ def confidence(log_probs: Array, mask: Array) -> Array:
     log_probs: f32[...,A], nats.
     mask: bool[...,A], True on the answer and its EOS; without a token there is
       no answer, and the confidence is 0.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from meta_rl import stopping
+    >>> log_probs = jnp.log(jnp.array([[0.5, 0.5, 0.1]]))
+    >>> mask = jnp.array([[True, True, False]])
+    >>> stopping.confidence(log_probs, mask).tolist()
+    [0.25]
   """
   total = jnp.where(mask, log_probs, 0.0).sum(-1)
   return jnp.where(mask.any(-1), jnp.exp(total), 0.0)
@@ -117,6 +161,14 @@ def same_answer(a: Array, a_mask: Array, b: Array, b_mask: Array) -> Array:
 
   Args:
     a, b: i32[...,A]; a_mask, b_mask: bool[...,A].
+
+  Example, in which only the first tokens count:
+    >>> import jax.numpy as jnp
+    >>> from meta_rl import stopping
+    >>> mask = jnp.array([True, False])
+    >>> a, b = jnp.array([7, 1]), jnp.array([7, 2])
+    >>> bool(stopping.same_answer(a, mask, b, mask))
+    True
   """
   equal = (a_mask == b_mask) & (
     jnp.where(a_mask, a, 0) == jnp.where(b_mask, b, 0)
@@ -132,6 +184,13 @@ def agreement(answers: Array, mask: Array) -> Array:
   Args:
     answers: i32[B,K+1,A], forced answers along each trace.
     mask: bool[B,K+1,A].
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from meta_rl import stopping
+    >>> answers = jnp.array([[[4], [5], [5], [5], [6]]])
+    >>> stopping.agreement(answers, jnp.ones(answers.shape, bool)).tolist()
+    [[1.0, 1.0, 2.0, 3.0, 1.0]]
   """
 
   def step(streak, pair):
@@ -156,6 +215,14 @@ def next_streak(
     answer: i32[B,A], with its mask bool[B,A].
     last: i32[B,A], of the probe before, with its mask bool[B,A]; all False
       where there was none.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from meta_rl import stopping
+    >>> answer, mask = jnp.array([[5], [5]]), jnp.ones((2, 1), bool)
+    >>> last, streak = jnp.array([[5], [4]]), jnp.array([2.0, 2.0])
+    >>> stopping.next_streak(streak, answer, mask, last, mask).tolist()
+    [3.0, 1.0]
   """
   same = same_answer(answer, mask, last, last_mask)
   return jnp.where(same, streak + 1, mask.any(-1).astype(jnp.float32))
@@ -168,6 +235,14 @@ def stops(kind: str | Array, score: Array, threshold: float | Array) -> Array:
     kind: one of KINDS, or their indices i32[...] where rows differ.
     score: f32[...], as the kind reads it.
     threshold: a probability, a number of probes, or a price in J a token.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from meta_rl import stopping
+    >>> stopping.stops('confidence', jnp.array([0.2, 0.9]), 0.5).tolist()
+    [False, True]
+    >>> stopping.stops('progress', jnp.array([0.002, 0.02]), 0.01).tolist()
+    [True, False]
   """
   if isinstance(kind, str):
     checks.check_choice('stop rule', kind, KINDS)
