@@ -20,14 +20,16 @@ LAYERS = [
   'models cache scoring decode rollout streaming probes prover prover_gradient '
   'continuations algorithms lora update value',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
-  'answers text_tokenizer statistics eval_figures study_statistics '
+  'answers text_tokenizer statistics eval_figures eval_regrets '
+  'eval_difficulty eval_partial study_statistics '
   'gradient_variance '
   'signals workdir files leaves chat profiler rewards external guards hf '
   'verifiers segments chat_template',
   'steps compiled dynamic_sampling',
   'setup_run setup_steps setup_own setup_devices preemption train_calls '
   'check_config command_line config_keys held_out '
-  'evaluation evaluate plots '
+  'evaluation evaluate eval_problems eval_samples eval_policies eval_compare '
+  'eval_headline plots '
   'headline runs report report_page report_style report_traces report_parts',
   'train sft study study_cells study_files study_cell study_results '
   'study_tables study_charts study_page study_report study_variance '
@@ -44,6 +46,7 @@ COMMANDS += [
   'setup_devices',
   'train_calls',
   'held_out',
+  'eval_policies',
   'evaluation',
   'evaluate',
   'report',
