@@ -8,10 +8,9 @@ Axes: N traces, K episodes, F horizons, M budgets.
 
 from collections.abc import Mapping, Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
-from meta_rl import regret, statistics
+from meta_rl import eval_regrets, statistics
 
 # A prefix counts as solved if stopping there is more likely right than wrong.
 SOLVED_ABOVE = 0.5
@@ -238,21 +237,8 @@ def interval(values: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
 def normalized(curves: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
   """Returns the normalised regret, with a bootstrap interval over problems.
 
-  The trapezoid through (0, 0) and the accuracy after each of
-  `regret.NORMALIZED_POINTS` equal shares of the horizon, as training logs it.
-  The curve's own point at 0 tokens is measured; the official form is not.
-
   Args:
     curves: f[N,H+1], each trace's J at 0 ... H tokens; H is the horizon.
     clusters: i[N], problem of each trace.
   """
-  horizon, points = curves.shape[1] - 1, regret.NORMALIZED_POINTS
-  tokens = np.arange(1, points + 1) * horizon / points
-  values = np.asarray(curves)[:, np.floor(tokens).astype(int)]
-  # It is linear in the accuracy: the mean over traces is that of the mean.
-  rows = regret.normalized(
-    jnp.asarray(values, jnp.float32),
-    jnp.broadcast_to(jnp.asarray(tokens, jnp.float32), values.shape),
-    horizon=horizon,
-  )
-  return interval(np.asarray(rows, np.float64), clusters)
+  return interval(1 - eval_regrets.normalized_area(curves), clusters)

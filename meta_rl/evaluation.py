@@ -1,75 +1,74 @@
 """What an evaluation measures on held-out problems, and its figures.
 
-`meta_rl.evaluate` is the command, `meta_rl.held_out` runs the model.
+`meta_rl.evaluate` is the command, `meta_rl.held_out` runs the model. Figures
+of their own rooms: `eval_figures`, `eval_regrets` (comparators), `eval_samples`
+(pass@k and votes), `eval_difficulty`.
 """
 
 import dataclasses
 import functools
-import math
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
+import meta_rl
 from meta_rl import (
   checks,
   env,
+  eval_difficulty,
   eval_figures,
+  eval_headline,
+  eval_partial,
+  eval_regrets,
+  eval_samples,
   held_out,
   setup_run,
   setup_steps,
-  statistics,
+  stop_evaluation,
+  stop_rules,
   waste,
 )
-from meta_rl.answers import maj_at_k, pass_at_k
+from meta_rl.eval_problems import Problems
+from meta_rl.tasks.base import Task
+from meta_rl.types import Model, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class Problems:
-  """The first problems of a split, measured in batches of one shape.
+class Bench:
+  """What the measurements of one evaluation share.
 
   Attributes:
-    source: records of `TaskKit.load_source`.
-    kit: of the task.
-    number: N, how many.
-    batch_size: traces at a time, or as many as there are.
+    config: an RL config.
+    params: the policy.
+    task, model: of the config.
+    problems: held out; `problems.kit` is the task's.
+    key: PRNG key of all of it.
+    progress: as in `evaluate`.
   """
 
-  source: Sequence
-  kit: setup_run.TaskKit
-  number: int
-  batch_size: int
-
-  def first(self, number: int) -> 'Problems':
-    """Returns the first of them, all if there are fewer."""
-    return dataclasses.replace(self, number=min(number, self.number))
-
-  def batches(self, repeats: int = 1) -> list[dict[str, np.ndarray]]:
-    """Returns `held_out.problem_batches` with so many rows a problem."""
-    return held_out.problem_batches(
-      self.source,
-      record_arrays=self.kit.record_arrays,
-      num_problems=self.number,
-      batch_size=min(self.batch_size, max(1, self.number * repeats)),
-      repeats=repeats,
-    )
-
-  def measure(self, calls, params, key, *, repeats: int = 1, **options) -> dict:
-    """Returns `held_out.measure` of them."""
-    return held_out.measure(
-      calls, params, self.batches(repeats), key, **options
-    )
+  config: Any
+  params: Params
+  task: Task
+  model: Model
+  problems: Problems
+  key: jax.Array
+  progress: Callable[[str, int, int], None] | None = None
 
   @functools.cached_property
-  def clusters(self) -> np.ndarray:
-    """i[N], one id for all prompts of one and the same problem (a hash).
+  def calls(self) -> dict:
+    """The jitted calls of the config's own thinking budget."""
+    return held_out.make_calls(self.config, self.model, self.task)
 
-    Equal ids in two evaluations mean equal problems: the report pairs
-    evaluations by them.
-    """
-    keys = (self.kit.cluster_key(self.source[i]) for i in range(self.number))
-    return np.asarray([zlib.crc32(key.encode()) for key in keys])
+  @property
+  def horizon(self) -> int:
+    """Tokens of the thinking budget."""
+    return self.config.rollout.thinking_budget
+
+  def telling(self, what: str) -> Callable[[int, int], None] | None:
+    """Returns the `on_batch` of a measurement."""
+    return self.progress and functools.partial(self.progress, what)
 
 
 def evaluate(
@@ -82,20 +81,32 @@ def evaluate(
   batch_size: int = 256,
   samples: int = 8,
   sample_problems: int = 128,
+  votes: int = 0,
+  weighted_votes: bool = False,
   seed: int = 1,
   extrapolate: Sequence[int] = (),
   extrapolate_problems: int = 256,
   base_params=None,
   compare_provers: int = 0,
+  rules: stop_rules.StopRules | None = None,
+  keep: Callable[[dict], eval_partial.Partial] | None = None,
   progress: Callable[[str, int, int], None] | None = None,
 ) -> dict:
   """Returns the content of `eval.json` for one policy on the test split.
 
   Beside the headline figures it holds
 
+    regrets        cumulative, token-weighted and normalised, against 1 and,
+                   where the task knows it, its optimum (`eval_regrets`)
     stopping       chances and stops at each boundary, where the trace holds a
                    success (J above 0.5) and where it does not
                    (`eval_figures.stop_rates`)
+    difficulty     accuracy, tokens and regret by how hard a problem is
+                   (`eval_difficulty`); of tasks that know
+    success_rates  how often the traces of pass@k were right, a problem
+    votes          [maj@p]_j, answers forced at each boundary that vote, beside
+                   pass@1 at equal tokens (`eval_samples.vote_figures`); with
+                   `votes` alone
     extrapolation  accuracy and regret at 1x and the factors of the thinking
                    budget, thinking kept going by budget forcing
                    (`eval_figures.extrapolation`); with `extrapolate` alone
@@ -107,7 +118,10 @@ def evaluate(
     prover         which prover measured J here and which one trains, and how
                    far exact and sampled J differ (`eval_figures.prover_gap`),
                    under 'gap'; that with `compare_provers` alone
-    traces         some as text (`waste.chosen`), each with its 'classes'
+    anytime        what adaptive rules do with these problems
+                   (`stop_evaluation.section`); with `rules` alone
+    traces         some as text (`waste.chosen`), each with its 'classes', and
+                   under 'stops' the boundary at which each rule stops it
 
   Args:
     config: an RL config: task, model, thinking budget, temperature.
@@ -117,6 +131,8 @@ def evaluate(
     batch_size: traces at a time.
     samples, sample_problems: traces a problem, and problems, of pass@k and
       maj@k.
+    votes: answers forced at each boundary, on the `sample_problems`; 0: none.
+    weighted_votes: each weighs as much as it is likely.
     seed: of the sampling; the same for policies that are to be compared.
     extrapolate: multiples > 1 of the thinking budget, such as (2, 4).
     extrapolate_problems: how many of the problems these are measured on: traces
@@ -124,182 +140,239 @@ def evaluate(
     base_params: of the policy that training started from.
     compare_provers: problems on which the exact prover is compared with one
       that samples `prover.num_branches` answers and asks the verifier; 0: none.
+    rules: of stopping, calibrated for this policy; None: none.
+    keep: is given what the figures depend on, and returns where finished
+      batches are kept, for an evaluation that is killed; None: nowhere.
     progress: is told after each batch what is measured, how many traces of it
       are done, and of how many.
   """
-  telling = lambda what: progress and functools.partial(progress, what)
   checks.check_count('compare_provers', compare_provers, low=0)
+  checks.check_count('votes', votes, low=0)
   check_factors(extrapolate, extrapolate_problems)
-  kit = setup_run.task_kit(config)
-  task = setup_run.make_task(config)
-  model = setup_run.make_model(config, task)
+  bench = _make_bench(config, params, num_problems, batch_size, seed, progress)
   if extrapolate:
-    setup_run.check_context(config, task, times=max(extrapolate))
-  calls = held_out.make_calls(config, model, task)
-  source = setup_run.load_problems(config, 'test')
-  problems = Problems(source, kit, num_problems, batch_size)
-  key = jax.random.key(seed)
-  horizon = config.rollout.thinking_budget
-  found = problems.measure(
-    calls,
+    setup_run.check_context(config, bench.task, times=max(extrapolate))
+  if keep is not None:
+    identity = _identity(bench, base_params) | {
+      'seed': seed,
+      'samples': samples,
+      'sample_problems': sample_problems,
+      'votes': votes,
+      'extrapolate': list(extrapolate),
+      'extrapolate_problems': extrapolate_problems,
+      'compare_provers': compare_provers,
+    }
+    problems = dataclasses.replace(bench.problems, partial=keep(identity))
+    bench = dataclasses.replace(bench, problems=problems)
+  few = bench.problems.first(sample_problems)
+  clusters = bench.problems.clusters
+  found = bench.problems.measure(
+    bench.calls,
     params,
-    key,
+    bench.key,
+    stage='traces',
     at_budgets=True,
     base_params=base_params,
-    on_batch=telling('J along traces'),
+    on_batch=bench.telling('J along traces'),
   )
-  clusters = problems.clusters
-  grid = list(range(horizon + 1))  # J is a step function: every token
-  curve_args = found['success'], found['ends'], found['count']
-  curves = statistics.success_at_budgets(*curve_args, budgets=grid)
-  mean, low, high = statistics.bootstrap_curve(curves, clusters=clusters)
-  regret_curve = statistics.regret_at_budgets(
-    *curve_args, budgets=grid, horizon=horizon
+  own = eval_regrets.profile(
+    found['success'], found['ends'], found['count'], horizon=bench.horizon
   )
-  total = regret_curve[:, -1]
-  tokens = found['thinking_mask'].sum(1)
-  cut = found['budget_ends'] - found['budget_ends'][:, :1]
-  shares = held_out.episode_shares(found, config)
-  classes = waste.trace_classes(*curve_args, found['forced'], horizon=horizon)
+  classes = waste.trace_classes(
+    found['success'],
+    found['ends'],
+    found['count'],
+    found['forced'],
+    horizon=bench.horizon,
+  )
   more = {}
   if extrapolate:
-    longer = problems.first(extrapolate_problems)
-    more['extrapolation'] = eval_figures.extrapolation(
-      longer.measure(
-        held_out.make_calls(config, model, task, factor=max(extrapolate)),
-        params,
-        key,
-        on_batch=telling('longer traces'),
-      ),
-      horizon=horizon,
-      factors=extrapolate,
-      clusters=longer.clusters,
-    )
-  kind = setup_steps.measuring_prover(config)
-  prover = {'kind': kind, 'training': config.prover.kind}
-  if compare_provers or kind == 'sampled':
-    prover['branches'] = config.prover.num_branches
-  if compare_provers:
-    prover['gap'] = compared(
-      problems.first(compare_provers),
-      calls,
+    longer = bench.problems.first(extrapolate_problems)
+    more['extrapolation'] = _extrapolation(bench, longer, extrapolate)
+  prover = _prover(bench, compare_provers)
+  scores, rates = eval_samples.several_samples(
+    few,
+    bench.calls,
+    params,
+    jax.random.fold_in(bench.key, 1),
+    samples=samples,
+    stop_length=len(bench.task.stop_ids),
+    on_batch=bench.telling('pass@k'),
+  )
+  stops = {}
+  if rules is not None:
+    more['anytime'], stops = stop_evaluation.evaluate(
+      config,
+      bench.model,
+      bench.task,
       params,
-      key,
-      kind=kind,
-      on_batch=telling('both provers'),
+      rules,
+      bench.problems.batches(),
+      bench.key,
+      clusters=clusters,
+      on_batch=bench.telling('adaptive rules'),
+    )
+  if votes:
+    calls = held_out.make_calls(config, bench.model, bench.task, votes=votes)
+    more['votes'] = eval_samples.votes_at_boundaries(
+      few,
+      bench.calls | {'votes': calls['votes']},
+      params,
+      bench.key,
+      stop_length=len(bench.task.stop_ids),
+      weighted=weighted_votes,
+      on_batch=bench.telling('votes at boundaries'),
     )
   if base_params is not None:
     more['base_prover'] = eval_figures.base_prover(
       found['base_success'],
       found['ends'],
       found['count'],
-      horizon=horizon,
+      horizon=bench.horizon,
       clusters=clusters,
-      budgets=grid,
+      budgets=range(bench.horizon + 1),
     )
+  curves = eval_headline.curves(found, own, clusters)
+  per_problem = eval_headline.per_problem(found, own, clusters)
+  if difficulty := _difficulty(bench, per_problem):
+    more['difficulty'] = difficulty
+  shares = held_out.episode_shares(found, config)
+  shares = {k.removeprefix('eval/'): share for k, share in shares.items()}
   return {
     'name': name,
     'algorithm': algorithm,
     'num_problems': num_problems,
     'num_clusters': len(np.unique(clusters)),
-    'horizon': horizon,
+    'horizon': bench.horizon,
+    'max_episodes': found['success'].shape[1] - 1,
+    'seed': seed,
     'machine': env.machine_description(),
-    'budgets': grid,
-    'accuracy_at_budget': mean.tolist(),
-    'tokens_at_budget': np.minimum(tokens[:, None], grid).mean(0).tolist(),
-    'accuracy_low': low.tolist(),
-    'accuracy_high': high.tolist(),
-    'regret_at_budget': regret_curve.mean(0).tolist(),
-    'forced_at_budget': {
-      'budgets': cut.max(0).tolist(),
-      'accuracy': found['budget_success'].mean(0).tolist(),
+    **curves,
+    'scalars': eval_headline.scalars(found, own, curves, clusters)
+    | shares
+    | scores,
+    'regrets': _regrets(bench, own),
+    'success_rates': {
+      'samples': samples,
+      'cluster': few.clusters.tolist(),
+      'rate': rates.tolist(),
     },
-    'scalars': {
-      'accuracy': eval_figures.interval(
-        held_out.final_success(found), clusters
-      ),
-      'reward': eval_figures.interval(found['rewards'], clusters),
-      'regret_token_weighted': eval_figures.interval(total, clusters),
-      'regret_normalized': eval_figures.normalized(curves, clusters),
-      'tokens_to_accuracy': eval_figures.tokens_to_levels(grid, mean),
-      'tokens_mean': float(tokens.mean()),
-      'forced_rate': float(found['forced'].mean()),
-      **{k.removeprefix('eval/'): share for k, share in shares.items()},
-      **several_samples(
-        problems.first(sample_problems),
-        calls,
-        params,
-        jax.random.fold_in(key, 1),
-        samples=samples,
-        stop_length=len(task.stop_ids),
-        on_batch=telling('pass@k'),
-      ),
-    },
-    'per_problem': {
-      'regret_token_weighted': total.tolist(),
-      'accuracy': held_out.final_success(found).tolist(),
-      'reward': found['rewards'].tolist(),
-      'tokens': tokens.tolist(),
-      'cluster': clusters.tolist(),
-    },
+    'per_problem': per_problem,
     'stopping': eval_figures.stop_rates(
       found['success'], found['count'], found['forced']
     ),
-    'waste': waste.summary(found, horizon=horizon, clusters=clusters),
+    'waste': waste.summary(found, horizon=bench.horizon, clusters=clusters),
     'prover': prover,
     **more,
     'traces': [
-      held_out.describe(found, i, kit.decode) | {'classes': classes[i]}
+      held_out.describe(found, i, bench.problems.kit.decode)
+      | {
+        'classes': classes[i],
+        'stops': {label: int(stop[i]) for label, stop in stops.items()},
+      }
       for i in waste.chosen(classes)
     ],
   }
 
 
-def several_samples(
-  problems: Problems,
-  calls,
-  params,
-  key,
-  *,
-  samples: int,
-  stop_length: int = 1,
-  on_batch: Callable[[int, int], None] | None = None,
-) -> dict[str, dict[str, float]]:
-  """Returns pass@k and maj@k over `samples` traces of each problem.
-
-  A trace votes for what the kit's `vote` takes its answer to be; right answers
-  are one and the same, and an answer that is none votes for none. It begins
-  behind the marker, or behind all `stop_length` tokens that the budget forced.
-  """
-  found = problems.measure(
-    calls,
-    params,
-    key,
-    repeats=samples,
-    grade_only=True,
-    on_batch=on_batch,
+def _make_bench(config, params, num_problems, batch_size, seed, progress):
+  task = setup_run.make_task(config)
+  source = setup_run.load_problems(config, 'test')
+  kit = setup_run.task_kit(config)
+  return Bench(
+    config=config,
+    params=params,
+    task=task,
+    model=setup_run.make_model(config, task),
+    problems=Problems(source, kit, num_problems, batch_size),
+    key=jax.random.key(seed),
+    progress=progress,
   )
-  shape = problems.number, samples
-  right = found['rewards'].reshape(shape) >= 1
-  votes = []
-  for i, reward in enumerate(found['rewards']):
-    more = stop_length - 1 if found['forced'][i] else 0
-    columns = slice(int(found['stop_index'][i]) + 1 + more, None)
-    answer = found['tokens'][i][columns][found['token_mask'][i][columns]]
-    vote = problems.kit.vote
-    votes.append('right' if reward >= 1 else vote(answer.tolist()))
-  votes = np.asarray(votes, object).reshape(shape)
-  sizes = [2**i for i in range(int(math.log2(samples)) + 1)]
-  mean = lambda values: float(np.mean(list(values)))
+
+
+def _identity(bench: Bench, base_params: Params | None) -> dict[str, Any]:
+  """Returns on what measured numbers depend beside options, as JSON values."""
+  frozen = base_params
+  if frozen is not None:
+    frozen = eval_partial.digest_of(frozen)
   return {
-    'pass@k': {
-      str(k): mean(pass_at_k(samples, int(r.sum()), k) for r in right)
-      for k in sizes
-    },
-    'maj@k': {
-      str(k): mean(maj_at_k(list(v), k, 'right') for v in votes) for k in sizes
-    },
+    'config': bench.config.to_dict(),
+    'weights': eval_partial.digest_of(bench.params),
+    'base_prover': frozen,
+    'num_problems': bench.problems.number,
+    'batch_size': bench.problems.batch_size,
+    'problems': bench.problems.digest(),
+    'versions': f'meta_rl {meta_rl.__version__}, jax {jax.__version__}',
+    'device': jax.devices()[0].device_kind,
   }
+
+
+def _regrets(bench: Bench, own: eval_regrets.Profile) -> dict[str, dict]:
+  """Returns the regret in all forms against each comparator that is known."""
+  problems, task = bench.problems, bench.task
+  found = {'one': eval_regrets.against_one(own, problems.clusters)}
+  if problems.kit.optimum is not None:
+    episodes = max(
+      own.episodes.shape[1] - 1, own.horizon // task.episode_length
+    )
+    best = eval_regrets.optimum(
+      [
+        problems.kit.optimum(problems.source[i], episodes)
+        for i in range(problems.number)
+      ],
+      like=own,
+      episode_length=task.episode_length,
+    )
+    found['optimum'] = eval_regrets.against(own, best, problems.clusters)
+  return found
+
+
+def _difficulty(bench: Bench, per_problem: Mapping) -> dict | None:
+  """Returns the figures by what the task knows of its problems, if it does."""
+  options = setup_run.task_options(bench.config)
+  problems = bench.problems
+  if problems.kit.difficulty is None:
+    return None
+  known = [
+    problems.kit.difficulty(problems.source[i], **options)
+    for i in range(problems.number)
+  ]
+  return eval_difficulty.by_difficulty(known, per_problem)
+
+
+def _extrapolation(bench: Bench, longer: Problems, factors) -> dict:
+  """Returns `eval_figures.extrapolation` of traces that are kept thinking."""
+  found = longer.measure(
+    held_out.make_calls(
+      bench.config, bench.model, bench.task, factor=max(factors)
+    ),
+    bench.params,
+    bench.key,
+    stage='longer',
+    on_batch=bench.telling('longer traces'),
+  )
+  return eval_figures.extrapolation(
+    found, horizon=bench.horizon, factors=factors, clusters=longer.clusters
+  )
+
+
+def _prover(bench: Bench, compare_provers: int) -> dict[str, Any]:
+  """Returns which prover measures, and how far the two kinds differ."""
+  config = bench.config
+  kind = setup_steps.measuring_prover(config)
+  found = {'kind': kind, 'training': config.prover.kind}
+  if compare_provers or kind == 'sampled':
+    found['branches'] = config.prover.num_branches
+  if compare_provers:
+    found['gap'] = compared(
+      bench.problems.first(compare_provers),
+      bench.calls,
+      bench.params,
+      bench.key,
+      kind=kind,
+      on_batch=bench.telling('both provers'),
+    )
+  return found
 
 
 def compared(
@@ -329,9 +402,13 @@ def compared(
       'accepted answer, so there is no exact prover to compare; give 0.'
     )
   # Answers of a key of their own; the traces are those of the headline.
-  other_key = jax.random.fold_in(key, 2)
-  found = held_out.measure(
-    calls, params, batches, key, other_key=other_key, on_batch=on_batch
+  found = problems.measure(
+    calls,
+    params,
+    key,
+    stage='provers',
+    other_key=jax.random.fold_in(key, 2),
+    on_batch=on_batch,
   )
   provers = found['success'], found['other_success']
   if kind == 'sampled':

@@ -167,7 +167,7 @@ def _described(config, shape: models.TransformerConfig) -> tuple:
   if config.task.name == 'text':
     own = text_tokenizer.load(config.task.tokenizer)
     template = {'none': None, 'chatml': text.CHATML}.get(
-      config.task.template, own.chat_template or text.CHATML
+      config.task.get('template'), own.chat_template or text.CHATML
     )
     words = dataclasses.replace(
       words,

@@ -10,6 +10,7 @@ Axes: N traces, T tokens, K episodes.
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,16 @@ from meta_rl import (
 from meta_rl.compiled import CountedJit
 
 BUDGET_POINTS = 4  # of the forced termination at fixed token budgets
+
+
+class Kept(Protocol):
+  """What was measured of earlier batches, by their number."""
+
+  def read(self, index: int) -> dict[str, np.ndarray] | None:
+    """Returns what was written of a batch; None: nothing."""
+
+  def write(self, index: int, part: dict[str, np.ndarray]):
+    """Keeps what was measured of a batch."""
 
 
 def problem_batches(
@@ -111,6 +122,7 @@ def make_calls(
   *,
   factor: int | None = None,
   budgets: Sequence[int] | None = None,
+  votes: int = 0,
   mesh=None,
 ) -> dict[str, CountedJit]:
   """Returns the jitted generate and prove for one trace a problem.
@@ -118,7 +130,8 @@ def make_calls(
   J is by `setup_steps.measuring_prover`, whatever trains, and measured at
   episode boundaries (`prove`) and at fixed token budgets (`prove_budgets`).
   `prove_other` measures by the other of the two kinds at the same boundaries,
-  for who wants to know how far they differ; `grade` grades and leaves J at 0.
+  for who wants to know how far they differ; `grade` grades and leaves J at 0;
+  `votes`, made where they are asked for, samples answers there.
 
   Args:
     config: an RL config.
@@ -128,8 +141,9 @@ def make_calls(
       the policy stops, or at the budget.
     budgets: tokens at which `prove_budgets` measures; None: BUDGET_POINTS equal
       shares of the budget.
-    mesh: of devices that each take their rows of a batch (`prove_other` and
-      `grade` do not); None: one device.
+    votes: answers at each boundary that vote, of `votes`; 0: none.
+    mesh: of devices that each take their rows of a batch (`prove_other`,
+      `grade` and `votes` do not); None: one device.
   """
   kind = setup_steps.measuring_prover(config)
   own = config.copy_and_resolve_references()
@@ -168,13 +182,16 @@ def make_calls(
     generate, prove, prove_budgets = _spread(
       mesh, generate, prove, prove_budgets
     )
-  return {
-    'generate': CountedJit(generate),
-    'prove': CountedJit(prove),
-    'prove_budgets': CountedJit(prove_budgets),
-    'prove_other': CountedJit(prove_other),
-    'grade': CountedJit(grade),
+  calls = {
+    'generate': generate,
+    'prove': prove,
+    'prove_budgets': prove_budgets,
+    'prove_other': prove_other,
+    'grade': grade,
   }
+  if votes:
+    calls['votes'] = setup_steps.make_answers(own, model, task, votes)
+  return {name: CountedJit(call) for name, call in calls.items()}
 
 
 def _spread(mesh, generate, prove, prove_budgets):
@@ -209,7 +226,9 @@ def measure(
   grade_only: bool = False,
   base_params=None,
   other_key=None,
+  votes_key=None,
   mesh=None,
+  kept: Kept | None = None,
   on_batch: Callable[[int, int], None] | None = None,
 ) -> dict[str, np.ndarray]:
   """Returns what was measured on every trace, numpy, N rows (host).
@@ -228,7 +247,11 @@ def measure(
     base_params: of a second, frozen prover that answers from the same traces.
     other_key: PRNG key of the other kind of prover, at the same boundaries;
       None: it is not asked.
+    votes_key: PRNG key of the answers that `make_calls` was given a number of;
+      None: none are sampled.
     mesh: that the calls were made with.
+    kept: where finished batches are looked for before they are measured, and
+      put after; None: nowhere.
     on_batch: is told how many rows are done, and of how many, after each batch.
 
   Returns:
@@ -236,7 +259,8 @@ def measure(
     f32[N,K+1], ends i32[N,K+1], count i32[N], forced, truncated bool[N],
     problem i32[N]; with at_budgets also budget_success f32[N,S+1], budget_ends
     i32[N,S+1] and budget_tokens i32[N], fed for these; with base_params
-    base_success f32[N,K+1]; with other_key other_success f32[N,K+1].
+    base_success f32[N,K+1]; with other_key other_success f32[N,K+1]; with
+    votes_key what `steps.make_answers` gives.
   """
   if grade_only and (
     at_budgets or mesh or base_params is not None or other_key is not None
@@ -249,52 +273,85 @@ def measure(
   rows = sum(len(batch['problem']) for batch in batches)
   for index, batch in enumerate(batches):
     offset = index * len(batch['problem'])
-    arrays = {k: v for k, v in batch.items() if k not in ('problem', 'counts')}
-    if mesh is not None:
-      own = sharding.process_slice(len(batch['problem']), mesh)
-      arrays = sharding.global_batch(
-        mesh, {k: v[own] for k, v in arrays.items()}
+    part = None if kept is None else kept.read(index)
+    if part is None:
+      part = _measure_batch(
+        calls,
+        params,
+        batch,
+        key,
+        offset,
+        at_budgets=at_budgets,
+        grade_only=grade_only,
+        base_params=base_params,
+        other_key=other_key,
+        votes_key=votes_key,
+        mesh=mesh,
       )
-    traces, cache = calls['generate'](params, arrays, key, offset)
-    given = arrays, traces, cache
-    own_key, budget_key = jax.random.split(jax.random.fold_in(key, 1))
-    prove = calls['grade' if grade_only else 'prove']
-    found = prove(params, *given, own_key, offset)
-    part = {
-      'tokens': traces.tokens,
-      'token_mask': traces.token_mask,
-      'mask': traces.mask,
-      'thinking_mask': traces.thinking_mask,
-      'forced': traces.forced,
-      'truncated': traces.truncated,
-      'rewards': found.rewards,
-      'success': found.success,
-      'ends': found.episodes.ends,
-      'count': found.episodes.count,
-      'stop_index': found.stop_index,
-    }
-    if at_budgets:
-      cut = calls['prove_budgets'](params, *given, budget_key, offset)
-      part |= {
-        'budget_success': cut.success,
-        'budget_ends': cut.episodes.ends,
-        'budget_tokens': cut.prover_tokens,
-      }
-    if base_params is not None:
-      # The cache holds the policy's own keys and values. Of provers that sample
-      # both draw by one key: their difference is the narrower for it.
-      frozen = calls['prove'](
-        base_params, arrays, traces, None, own_key, offset
-      )
-      part['base_success'] = frozen.success
-    if other_key is not None:
-      other = calls['prove_other'](params, *given, other_key, offset)
-      part['other_success'] = other.success
-    part = sharding.gather_to_host(part) | {'problem': batch['problem']}
-    parts.append({k: v[batch['counts']] for k, v in part.items()})
+      if kept is not None:
+        kept.write(index, part)
+    parts.append(part)
     if on_batch is not None:
       on_batch(offset + len(batch['problem']), rows)
   return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+
+
+def _measure_batch(
+  calls,
+  params,
+  batch,
+  key,
+  offset,
+  *,
+  at_budgets,
+  grade_only,
+  base_params,
+  other_key,
+  votes_key,
+  mesh,
+):
+  """Returns what `measure` does of one batch, on the host, no filler in it."""
+  arrays = {k: v for k, v in batch.items() if k not in ('problem', 'counts')}
+  if mesh is not None:
+    own = sharding.process_slice(len(batch['problem']), mesh)
+    arrays = sharding.global_batch(mesh, {k: v[own] for k, v in arrays.items()})
+  traces, cache = calls['generate'](params, arrays, key, offset)
+  given = arrays, traces, cache
+  own_key, budget_key = jax.random.split(jax.random.fold_in(key, 1))
+  prove = calls['grade' if grade_only else 'prove']
+  found = prove(params, *given, own_key, offset)
+  part = {
+    'tokens': traces.tokens,
+    'token_mask': traces.token_mask,
+    'mask': traces.mask,
+    'thinking_mask': traces.thinking_mask,
+    'forced': traces.forced,
+    'truncated': traces.truncated,
+    'rewards': found.rewards,
+    'success': found.success,
+    'ends': found.episodes.ends,
+    'count': found.episodes.count,
+    'stop_index': found.stop_index,
+  }
+  if at_budgets:
+    cut = calls['prove_budgets'](params, *given, budget_key, offset)
+    part |= {
+      'budget_success': cut.success,
+      'budget_ends': cut.episodes.ends,
+      'budget_tokens': cut.prover_tokens,
+    }
+  if base_params is not None:
+    # The cache holds the policy's own keys and values. Of provers that sample
+    # both draw by one key: their difference is the narrower for it.
+    frozen = calls['prove'](base_params, arrays, traces, None, own_key, offset)
+    part['base_success'] = frozen.success
+  if other_key is not None:
+    other = calls['prove_other'](params, *given, other_key, offset)
+    part['other_success'] = other.success
+  if votes_key is not None:
+    part |= calls['votes'](params, *given, votes_key, offset)
+  part = sharding.gather_to_host(part) | {'problem': batch['problem']}
+  return {k: v[batch['counts']] for k, v in part.items()}
 
 
 def regrets(measured: dict[str, np.ndarray], horizon: int) -> np.ndarray:

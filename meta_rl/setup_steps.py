@@ -77,6 +77,29 @@ def make_calls(
   return generate, prove
 
 
+def make_answers(config, model: Model, task: Task, num_answers: int):
+  """Returns the unjitted `steps.make_answers` of a config, a trace a problem.
+
+  Args:
+    config: an RL config.
+    model, task: the network and the task.
+    num_answers: at each boundary.
+  """
+  rollout, prover = config.rollout, config.prover
+  return steps.make_answers(
+    model,
+    task,
+    num_answers=num_answers,
+    max_episodes=prover.max_episodes,
+    boundaries=prover.boundaries,
+    budgets=budgets_of(config),
+    block_rows=prover.get('block_rows') or steps.BLOCK_ROWS,
+    temperature=rollout.temperature,
+    top_p=rollout.top_p,
+    top_k=rollout.top_k,
+  )
+
+
 def make_training_calls(config, model: Model, task: Task):
   """Returns the unjitted (generate, prove) that train a config.
 

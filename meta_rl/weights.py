@@ -267,6 +267,33 @@ def load_safetensors(
     raise WeightsError(f'weights file {path}: {error}') from None
 
 
+def read_metadata(source) -> dict[str, str]:
+  """Returns the metadata of a .safetensors file, or of an 'asset:NAME'.
+
+  Raises:
+    WeightsError: there is none such, or it is damaged.
+  """
+  with _file_of(str(source)) as path:
+    return _read(epath.Path(path))[1]
+
+
+@contextlib.contextmanager
+def _file_of(source: str):
+  """Gives the file of an asset, or the path as it is."""
+  if not source.startswith(ASSET_PREFIX):
+    yield source
+    return
+  name = source.removeprefix(ASSET_PREFIX).removesuffix(_SUFFIX)
+  if name not in asset_names():
+    raise WeightsError(
+      f'init_from={source!r}: no such asset; {_known_assets()}'
+    )
+  file = resources.files('meta_rl') / _ASSETS_DIR / (name + _SUFFIX)
+  # as_file, since a package may be read from a zip.
+  with resources.as_file(file) as path:
+    yield path
+
+
 def asset_names() -> list[str]:
   """Returns the names that 'asset:NAME' may have."""
   folder = resources.files('meta_rl') / _ASSETS_DIR
@@ -296,14 +323,7 @@ def init_from(source, like: Params) -> Params:
   """
   text = str(source)
   if text.startswith(ASSET_PREFIX):
-    name = text.removeprefix(ASSET_PREFIX).removesuffix(_SUFFIX)
-    if name not in asset_names():
-      raise WeightsError(
-        f'init_from={text!r}: no such asset; {_known_assets()}'
-      )
-    file = resources.files('meta_rl') / _ASSETS_DIR / (name + _SUFFIX)
-    # as_file, since a package may be read from a zip.
-    with resources.as_file(file) as path:
+    with _file_of(text) as path:
       return load_safetensors(path, like)[0]
   folder, which = _split_source(text)
   if epath.Path(folder).is_dir():

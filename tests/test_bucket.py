@@ -2,12 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 from etils import epath
 from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
-from meta_rl import evaluate, files, metrics, workdir
+from meta_rl import eval_partial, evaluate, files, metrics, workdir
 
 
 class Bucket(MemoryFileSystem):
@@ -115,3 +116,23 @@ def test_a_result_makes_no_folder_here(bucket, tmp_path, monkeypatch):
   files.atomic_write('gs://bucket/run/eval.json', b'{}')
   assert (bucket / 'run' / 'eval.json').exists()
   assert not list(tmp_path.iterdir())
+
+
+def test_an_evaluation_goes_on_from_a_bucket(bucket):
+  """Its batches are read back, and leave nothing behind."""
+  lines, part = [], {'rewards': np.arange(3, dtype=np.float32)}
+  make = lambda seed: eval_partial.Partial(
+    'gs://bucket/run/eval.partial', {'seed': seed}, say=lines.append
+  )
+  make(0).stage('traces').write(0, part)
+  make(1).stage('traces').write(0, part)
+  assert [line.partition(' (')[0] for line in lines] == [
+    'gs://bucket/run/eval.partial is of another evaluation'
+  ]
+  again = make(1)
+  assert 'going on behind 1 finished batches' in lines[1]
+  found = again.stage('traces').read(0)
+  assert found['rewards'].tolist() == part['rewards'].tolist()
+  assert again.stage('traces').read(1) is None
+  again.remove()
+  assert not (bucket / 'run' / 'eval.partial').exists()

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from meta_rl import (
+  eval_partial,
+  eval_regrets,
   evaluation,
   headline,
   held_out,
@@ -26,7 +28,7 @@ from meta_rl import (
 )
 from meta_rl.compiled import CountedJit
 from meta_rl.configs import mrt_qwen3_0p6b
-from meta_rl.tasks import countdown
+from meta_rl.tasks import countdown, hidden
 
 pytest_plugins = ['small_runs']
 
@@ -37,6 +39,8 @@ SCHEMA = {
   'num_problems': int,
   'num_clusters': int,
   'horizon': int,
+  'max_episodes': int,
+  'seed': int,
   'machine': str,
   'budgets': list,
   'accuracy_at_budget': list,
@@ -46,6 +50,9 @@ SCHEMA = {
   'regret_at_budget': list,
   'forced_at_budget': dict,
   'scalars': dict,
+  'regrets': dict,
+  'success_rates': dict,
+  'difficulty': dict,
   'per_problem': dict,
   'stopping': dict,
   'waste': dict,
@@ -320,6 +327,7 @@ def test_schema(result):
   assert result['forced_at_budget']['budgets'][-1] <= HORIZON
   assert set(result['per_problem']) == {
     *('regret_token_weighted', 'accuracy', 'reward', 'tokens', 'cluster'),
+    *('boundary_tokens', 'boundary_success'),
   }
   assert {len(v) for v in result['per_problem'].values()} == {10}
   # As many traces as there are problems, 48 at most.
@@ -575,37 +583,126 @@ def test_evaluate_puts_together_what_was_measured(trained, small, monkeypatch):
   assert 0 < counted['categories']['any']['share']['mean'] < 1
 
 
-def test_pass_and_majority_of_two_problems(trained, small, monkeypatch):
-  found = measured_by_hand(8)
-  # Problem 0: right, right, and one wrong answer twice: a tie of two.
-  # Problem 1: right once; the others end without an answer.
-  found['rewards'] = np.array([1, 1, 0, 0, 1, 0, 0, 0], np.float32)
-  last = found['tokens'].shape[1] - 1
-  found['tokens'][:, last] = tokenizer.integer(5)  # of value 5
-  found['token_mask'][:, last] = True
-  found['stop_index'] = np.full(8, last - 1)
-  found['stop_index'][5:] = last  # nothing behind it
-  monkeypatch.setattr(held_out, 'measure', lambda *args, **options: found)
-  measured = functools.partial(
-    evaluation.several_samples,
-    problems_of(trained, 2, 8),
-    *(None, None, jax.random.key(0)),
-    samples=4,
-  )
-  result = measured()
-  # pass@2: 1 - C(2,2)/C(4,2) = 5/6 and 1 - C(3,2)/C(4,2) = 1/2.
-  assert result['pass@k'] == pytest.approx(
-    {'1': (1 / 2 + 1 / 4) / 2, '2': (5 / 6 + 1 / 2) / 2, '4': 1.0}
-  )
-  # maj@4: 1/2 by the tie, and 1 since no answer has no vote.
-  assert result['maj@k']['4'] == pytest.approx((1 / 2 + 1) / 2)
-  assert result['maj@k']['1'] == pytest.approx((1 / 2 + 1 / 4) / 2)
-  # What was forced is no part of the answer, nor of its vote.
-  found['forced'] = np.array([False, False, True, True] + [False] * 4)
-  found['stop_index'][2:4] = last - 3
-  found['tokens'][2:4, last - 2 : last] = tokenizer.integer(7)
-  found['token_mask'][2:4, last - 2 : last] = True
-  assert measured(stop_length=3) == result
+# ---- stopped, and gone on with
+
+
+class Stopped(Exception):
+  """What stands for a signal."""
+
+
+def resumable(trained, folder, monkeypatch, *, stop_after=None, **changes):
+  """`evaluate` with batches of 4; returns result, batches measured, messages.
+
+  What is measured is made up, and other in each batch.
+  """
+  measured, told, lines = [], [], []
+
+  def measure_batch(calls, params, batch, key, offset, **options):
+    del calls, params, key
+    measured.append((offset, options['grade_only']))
+    found = measured_by_hand(4, seed=offset + 100 * options['grade_only'])
+    found |= {'problem': batch['problem']}
+    return {k: v[batch['counts']] for k, v in found.items()}
+
+  def progress(*args):
+    told.append(args)
+    if len(told) == stop_after:
+      raise Stopped
+
+  def keep(identity):
+    return eval_partial.Partial(folder, identity, say=lines.append)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(held_out, '_measure_batch', measure_batch)
+    try:
+      result = run_evaluate(
+        trained, batch_size=4, keep=keep, progress=progress, **changes
+      )
+    except Stopped:
+      result = None
+  return result, measured, lines
+
+
+@pytest.mark.parametrize('stop_after', [1, 2, 3, 5])
+def test_a_stopped_evaluation_goes_on_bit_for_bit(
+  stop_after, trained, small, tmp_path, monkeypatch
+):
+  whole, batches, _ = resumable(trained, tmp_path / 'whole', monkeypatch)
+  # 10 problems, then 4 x 4 traces, in batches of 4.
+  assert batches == [
+    *((offset, False) for offset in (0, 4, 8)),
+    *((offset, True) for offset in (0, 4, 8, 12)),
+  ]
+  folder = tmp_path / 'part'
+  options = {'stop_after': stop_after}
+  none, first, _ = resumable(trained, folder, monkeypatch, **options)
+  assert none is None
+  assert first == batches[:stop_after]
+  again, rest, lines = resumable(trained, folder, monkeypatch)
+  assert rest == batches[stop_after:]
+  assert json.dumps(again) == json.dumps(whole)
+  assert lines == [
+    f'going on behind {stop_after} finished batches, kept in {folder}'
+  ]
+
+
+def test_what_is_kept_of_another_evaluation_is_not_gone_on_with(
+  trained, small, tmp_path, monkeypatch
+):
+  folder = tmp_path / 'part'
+  for changes, said in (
+    ({'seed': 2}, 'seed 1, now 2'),
+    ({'num_problems': 9}, 'num_problems 10, now 9'),
+    ({'samples': 2}, 'samples 4, now 2'),
+  ):
+    resumable(trained, folder, monkeypatch, stop_after=2)
+    _, batches, lines = resumable(trained, folder, monkeypatch, **changes)
+    assert len(batches) >= 5
+    assert said in lines[0]
+    assert 'measured anew' in lines[0]
+  # Nor that of other weights.
+  resumable(trained, folder, monkeypatch, stop_after=2)
+  params = params_of(trained)
+  name = min(params)
+  other = params | {name: jax.tree.map(lambda x: x + 1, params[name])}
+  monkeypatch.setitem(globals(), 'params_of', lambda _: other)
+  _, batches, lines = resumable(trained, folder, monkeypatch)
+  assert len(batches) == 7
+  assert 'weights' in lines[0]
+
+
+@pytest.mark.full
+def test_a_stopped_evaluation_of_a_model_goes_on(trained, small, tmp_path):
+  """All that is measured of one, with nothing made up."""
+  told = []
+
+  def stop(*args):
+    told.append(args)
+    if args[:2] == ('votes at boundaries', 2):
+      raise Stopped
+
+  options = {
+    'num_problems': 6,
+    'batch_size': 2,
+    'votes': 2,
+    'extrapolate': (2,),
+    'extrapolate_problems': 4,
+    'base_params': params_of(trained),
+    'compare_provers': 2,
+  }
+  whole = run_evaluate(trained, **options)
+  keep = lambda identity: eval_partial.Partial(tmp_path, identity)
+  with pytest.raises(Stopped):
+    run_evaluate(trained, keep=keep, progress=stop, **options)
+  kept = sorted(path.stem for path in tmp_path.rglob('*.npz'))
+  assert {stem.partition('-')[0] for stem in kept} == {
+    *('traces', 'longer', 'provers', 'samples', 'votes'),
+  }
+  times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*.npz')}
+  again = run_evaluate(trained, keep=keep, **options)
+  assert json.dumps(again) == json.dumps(whole)
+  # None of them was measured, and so written, again.
+  assert all(path.stat().st_mtime_ns == at for path, at in times.items())
 
 
 # ---- traces as text
@@ -722,3 +819,35 @@ def test_training_logs_what_evaluate_measures(trained, small):
     found['success'], found['ends'], found['count'], budgets=[0, HORIZON]
   )
   assert ((values >= 0) & (values <= 1)).all()
+
+
+@pytest.mark.full
+def test_the_best_policy_of_hidden_has_no_regret_against_the_optimum(small):
+  """Its J is measured along real traces, whose tries are random."""
+  config = small.config('mrt_hidden')
+  task = setup_run.make_task(config)
+  kit, n = setup_run.task_kit(config), config.task.n
+  source = setup_run.load_problems(config, 'test')
+  problems = evaluation.Problems(source, kit, 12 * n, 12 * n)
+  gaps = {}
+  for name, make in (
+    ('optimal', hidden.optimal_policy),
+    ('uniform', hidden.uniform_policy),
+  ):
+    bench = evaluation.Bench(
+      config=config,
+      params=None,
+      task=task,
+      model=make(n),
+      problems=problems,
+      key=jax.random.key(1),
+    )
+    found = problems.measure(bench.calls, None, bench.key)
+    own = eval_regrets.profile(
+      found['success'], found['ends'], found['count'], horizon=bench.horizon
+    )
+    gaps[name] = evaluation._regrets(bench, own)['optimum']
+  for form in eval_regrets.FORMS:
+    optimal, uniform = gaps['optimal'][form], gaps['uniform'][form]
+    assert optimal['low'] < 0 < optimal['high']
+    assert uniform['mean'] > optimal['mean']

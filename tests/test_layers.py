@@ -22,7 +22,7 @@ LAYERS = [
   'continuations algorithms lora update value anytime progress_head',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
   'answers text_tokenizer statistics token_curves votes eval_figures waste '
-  'study_statistics '
+  'eval_regrets eval_difficulty eval_partial study_statistics '
   'gradient_variance calibration stop_figures stop_rules '
   'signals workdir files leaves chat profiler rewards external guards hf '
   'verifiers segments chat_template',
@@ -30,7 +30,8 @@ LAYERS = [
   'setup_run setup_steps setup_own setup_devices preemption train_calls '
   'check_config command_line config_keys held_out stop_traces '
   'stop_evaluation '
-  'evaluation evaluate protocol plots '
+  'evaluation evaluate eval_problems eval_samples eval_policies eval_compare '
+  'eval_headline protocol plots '
   'headline runs report report_page report_charts report_style report_traces '
   'report_views report_viewer report_script report_adaptive report_waste '
   'report_parts',
@@ -50,6 +51,7 @@ COMMANDS += [
   'train_calls',
   'held_out',
   'stop_traces',
+  'eval_policies',
   'evaluation',
   'evaluate',
   'report',

@@ -223,3 +223,35 @@ def test_a_path_to_no_kit_is_one_line(own_module, name, said):
     tasks.make_kit(name)
   assert str(error.value).startswith(f'task.name={name!r}')
   assert '\n' not in str(error.value)
+
+
+def test_how_hard_a_problem_of_countdown_is(data_dir):
+  """The share of canonical attempts that reach the target."""
+  kit = tasks.TASKS['countdown']
+  record = {
+    'numbers': np.array([2, 3]),
+    'target': np.array(5),
+    'answers': np.array([[0, 0, 0]]),
+    'num_answers': np.array(1),
+  }
+  # 3 2 +, and 3 2 -: of two canonical attempts one reaches 5.
+  label, value = kit.difficulty(record, n=2, ops='+-', max_answers=1)
+  assert label == 'chance that a random attempt is right'
+  assert value == 1 / 2
+  # With * there are three.
+  assert kit.difficulty(record, n=2, ops='+-*', max_answers=1)[1] == 1 / 3
+  for name in ('countdown', 'countdown_backtrack'):
+    kit, options = tasks.TASKS[name], OPTIONS[name]
+    source = kit.load_source(data_dir, 'test', **options)
+    for record in (source[i] for i in range(5)):
+      problem = builder.record_problem(record, ops=options['ops'])
+      found = kit.difficulty(record, **options)
+      assert found == (label, countdown.hit_rate(problem))
+
+
+def test_what_is_known_of_hidden():
+  kit = tasks.TASKS['hidden']
+  record = {'n': np.array(4), 'hidden': np.array(2), 'index': np.array(0)}
+  assert kit.difficulty(record, n=4) == ('options', 4)
+  assert kit.optimum(record, 5).tolist() == [0.25, 0.5, 0.75, 1, 1, 1]
+  assert tasks.TASKS['countdown'].optimum is None

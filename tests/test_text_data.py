@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meta_rl.tasks import text_data, text_files
+from meta_rl.tasks import text_data, text_files, text_sources
 from meta_rl.tasks.base import SPLITS
 from meta_rl.tasks.text_files import Problem
 
@@ -469,3 +469,60 @@ def test_well_known_datasets_have_options_that_exist():
   for options in text_data.DATASETS.values():
     with pytest.raises(ValueError, match='is not in the cache|does not exist'):
       text_data.make_config(**options | {'hub': 'nobody/has-this'})
+
+
+# ---- levels
+
+
+@pytest.mark.parametrize(
+  'record, level',
+  [
+    ({'level': 'Level 5'}, 'Level 5'),
+    ({'difficulty': 3}, '3'),
+    ({'level': None, 'difficulty': 2.5}, '2.5'),
+    ({'level': 1, 'difficulty': 9}, '1'),
+    ({}, ''),
+    ({'level': {'min': 1}}, ''),
+    ({'level': True}, ''),
+    ({'level': ' \ud800 '}, '?'),
+  ],
+)
+def test_how_hard_a_file_says_a_problem_is(record, level, tmp_path):
+  (tmp_path / 'a.json').write_text(
+    json.dumps({'question': 'q', 'answer': '1'} | record)
+  )
+  assert text_files.read_problems(tmp_path / 'a.json') == [
+    Problem('q', '1', level)
+  ]
+
+
+def test_levels_of_parquet(tmp_path):
+  pyarrow = pytest.importorskip('pyarrow')
+  from pyarrow import parquet
+
+  columns = {'question': ['p', 'q'], 'answer': ['1', '2']}
+  table = pyarrow.table(columns | {'level': ['easy', None], 'rest': [0, 1]})
+  parquet.write_table(table, tmp_path / 'a.parquet')
+  assert text_files.read_problems(tmp_path / 'a.parquet') == [
+    Problem('p', '1', 'easy'),
+    Problem('q', '2', ''),
+  ]
+
+
+def test_levels_reach_the_task(tmp_path):
+  """As numbers where they are some, and None where there is none."""
+  levels = ['Level 2', 4, '', '7', 'nan']
+  rows = [{**qa(i), 'level': levels[i % 5]} for i in range(10)]
+  write(tmp_path / 'in' / 'test.jsonl', *rows)
+  write(tmp_path / 'in' / 'train.jsonl', *map(qa, range(20, 90)))
+  source = text_sources.SOURCES['files']
+  records = source.load(tmp_path / 'data', 'test', path=str(tmp_path / 'in'))
+  assert [
+    source.difficulty(record) for record in map(records.__getitem__, range(5))
+  ] == [
+    ('level', 'Level 2'),
+    ('level', 4.0),
+    None,
+    ('level', 7.0),
+    ('level', 'nan'),
+  ]

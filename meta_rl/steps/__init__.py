@@ -13,6 +13,7 @@ Sharding, pmap and the host loop live with the callers.
 """
 
 from meta_rl.rollout import answers_of
+from meta_rl.steps.answers import make_answers
 from meta_rl.steps.boundaries import BOUNDARIES, find_boundaries
 from meta_rl.steps.branches import (
   PREFIX_POLICIES,
@@ -73,6 +74,7 @@ __all__ = [
   'fused',
   'join_rows',
   'make_advantages',
+  'make_answers',
   'make_branch_prove',
   'make_branches',
   'make_correction',

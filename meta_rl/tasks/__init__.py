@@ -9,6 +9,7 @@ from meta_rl.tasks import (
   builder,
   check,
   countdown,
+  hidden,
   hidden_data,
   text,
   traces,
@@ -100,6 +101,9 @@ def _countdown_kit(mode: str) -> TaskKit:
     check_trace=lambda tokens, **options: check.check_trace(
       tokens, mode=mode, **rules(options)
     ),
+    difficulty=lambda record, **options: countdown.difficulty(
+      builder.record_problem(record, **rules(options))
+    ),
   )
 
 
@@ -121,6 +125,10 @@ TASKS = {
     decode=tokenizer.decode,
     encode=_encode,
     vote=lambda ids: tokenizer.decode(ids) or None,
+    difficulty=lambda record, **_: ('options', int(record['n'])),
+    optimum=lambda record, num_episodes: hidden.optimal_success(
+      int(record['n']), num_episodes
+    ),
   ),
   'text': text.make_kit,
 }

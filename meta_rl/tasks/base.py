@@ -129,6 +129,13 @@ class TaskKit:
     render_chat: `(messages, add_generation_prompt) -> str`, the chat template
       of a checkpoint; None: there is none.
     end_token: the text of its end-of-text token; None: a format's own.
+    difficulty: `(record, **options) -> (label, value)`, what is known of how
+      hard a problem is before any policy is asked, and what that is called: a
+      number or a text, of which problems are compared alike; None of a record
+      of which nothing is known. None: of no record is.
+    optimum: `(record, num_episodes) -> f64[num_episodes+1]`, the J that the
+      best of all policies is expected to have after so many episodes, each of
+      `Task.episode_length` tokens; None: it is not known.
     metrics: `(add_up) -> dict`, what became of the answers that were graded on
       the host since the last call, in all processes: `add_up` sums an array
       over these. None: answers are graded on the device.
@@ -149,6 +156,8 @@ class TaskKit:
   tokenizer: Any = None
   render_chat: Callable[..., str] | None = None
   end_token: str | None = None
+  difficulty: Callable[..., tuple[str, float | str] | None] | None = None
+  optimum: Callable[[Record, int], np.ndarray] | None = None
   metrics: Callable[[Callable], dict[str, float]] | None = None
 
 

@@ -30,6 +30,7 @@ __all__ = [
   'Problem',
   'answers_for',
   'cluster_key',
+  'difficulty',
   'enumerate_expressions',
   'expression_table',
   'hit_rate',
@@ -94,6 +95,11 @@ def hit_rate(problem: Problem) -> float:
   """Returns q, the chance that a uniformly drawn canonical attempt is right."""
   table = expression_table(problem.numbers, problem.ops, problem.max_value)
   return len(problem.answers) / max(len(table.values), 1)
+
+
+def difficulty(problem: Problem) -> tuple[str, float]:
+  """Returns a label and `hit_rate`, as `TaskKit.difficulty`."""
+  return 'chance that a random attempt is right', hit_rate(problem)
 
 
 def split_of(numbers: Sequence[int], target: int) -> str:

@@ -169,6 +169,9 @@ def _make_kit(text: str) -> TaskKit:
       decode=words.decode,
     )
 
+  difficulty = None
+  if source.difficulty is not None:
+    difficulty = lambda record, **_: source.difficulty(record)
   return TaskKit(
     make_task=lambda **_: encoded.task,
     load_source=load_source,
@@ -184,6 +187,7 @@ def _make_kit(text: str) -> TaskKit:
     tokenizer=words.tokenizer,
     render_chat=encoded.render_chat,
     end_token=encoded.end_token,
+    difficulty=difficulty,
     metrics=encoded.grader.metrics,
   )
 

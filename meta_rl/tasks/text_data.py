@@ -186,11 +186,12 @@ def split_problems(
 class TextProblems(tfds.core.GeneratorBasedBuilder):
   """Problems of files, split into train, validation and test.
 
-  A record is {'question', 'answer', 'key'}, each bytes of UTF-8. The key is a
-  hash of the normalised question: equal for one problem in whatever dataset.
+  A record is {'question', 'answer', 'key', 'level'}, each bytes of UTF-8. The
+  key is a hash of the normalised question: equal for one problem in whatever
+  dataset. The level is '' where the files say nothing of it.
   """
 
-  VERSION = tfds.core.Version('1.0.0')
+  VERSION = tfds.core.Version('1.1.0')
   code_path = None  # as in `builder.Countdown`
 
   def __init__(self, *, data_dir: str | os.PathLike, **fields):
@@ -202,7 +203,8 @@ class TextProblems(tfds.core.GeneratorBasedBuilder):
 
   def _info(self) -> tfds.core.DatasetInfo:
     features = {
-      name: tfds.features.Text() for name in ('question', 'answer', 'key')
+      name: tfds.features.Text()
+      for name in ('question', 'answer', 'key', 'level')
     }
     return tfds.core.DatasetInfo(
       builder=self,
@@ -226,6 +228,7 @@ class TextProblems(tfds.core.GeneratorBasedBuilder):
           'question': problem.question,
           'answer': problem.answer,
           'key': question_key(problem.question),
+          'level': problem.level,
         },
       )
 

@@ -21,6 +21,8 @@ from meta_rl.files import one_line, read_jsonl
 from meta_rl.verifiers.extract import extract_boxed
 
 SUFFIXES = ('.jsonl', '.json', '.parquet')
+# Keys of what says how hard a problem is, as MATH has the first.
+_LEVEL_KEYS = ('level', 'difficulty')
 # What is in front of the first '-', '_', '.' or digit of a file or folder.
 _SPLIT_NAMES = {
   'train': 'train',
@@ -39,10 +41,13 @@ class Problem:
   Attributes:
     question: as it stands.
     answer: the final answer alone.
+    level: how hard it is said to be, a text or a number as text; '': nothing is
+      said.
   """
 
   question: str
   answer: str
+  level: str = ''
 
 
 def normalize_question(text: str) -> str:
@@ -267,7 +272,16 @@ def _problem(record: dict[str, Any], keys, answer_format: str) -> Problem:
       text.encode('utf-8')
     except UnicodeEncodeError as error:
       raise ValueError(f'text that is not Unicode: {error.reason}') from error
-  return Problem(question, answer)
+  return Problem(question, answer, _level(record))
+
+
+def _level(record: dict[str, Any]) -> str:
+  """Returns how hard a problem is said to be, '' where that is no one value."""
+  given = (record.get(key) for key in _LEVEL_KEYS)
+  value = next((v for v in given if v is not None), None)
+  if isinstance(value, bool) or not isinstance(value, str | int | float):
+    return ''
+  return str(value).strip().encode('utf-8', 'replace').decode('utf-8')
 
 
 def _json_rows(path, keys) -> Iterator[tuple[str, dict]]:
@@ -300,6 +314,8 @@ def _parquet_rows(path, keys) -> Iterator[tuple[str, dict]]:
       columns = [key for key in keys if key in file.schema_arrow.names]
       if len(columns) < len(keys):  # `_problem` says which one is missing
         columns = file.schema_arrow.names
+      else:
+        columns += [k for k in _LEVEL_KEYS if k in file.schema_arrow.names]
       for batch in file.iter_batches(columns=columns):
         for record in batch.to_pylist():
           number += 1

@@ -7,10 +7,12 @@ that the verifier is given.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from meta_rl.tasks import (
+  countdown,
   reasoning_gym,
   text_countdown,
   text_data,
@@ -31,10 +33,13 @@ class Source:
     load: `(data_dir, split, **options) -> Sequence[record]`.
     sample_trace: `(record, rng, **options) -> (thought, answer)` for a warm
       start; None: the source shows none.
+    difficulty: `record -> (label, value) | None`, as `TaskKit.difficulty`;
+      None: nothing is known of any.
   """
 
   load: Callable[..., Sequence[Mapping[str, Any]]]
   sample_trace: Callable[..., tuple[str, str]] | None = None
+  difficulty: Callable[..., tuple[str, float | str] | None] | None = None
 
 
 class Records(Sequence):
@@ -72,9 +77,22 @@ def load_files(data_dir, split: str, *, preset: str = '', **options):
       'accepted': (text['answer'],),
       'key': text['key'],
       'gold': {'answer': text['answer']},
+      'level': text['level'],
     }
 
   return Records(source, make)
+
+
+def level_of(record: Mapping[str, Any]) -> tuple[str, float | str] | None:
+  """Returns the level that a file gives a problem, None where it gives none."""
+  level = record['level']
+  if not level:
+    return None
+  try:
+    value = float(level)
+  except ValueError:
+    value = math.nan
+  return 'level', value if math.isfinite(value) else level
 
 
 def load_reasoning_gym(
@@ -132,14 +150,17 @@ def load_countdown(data_dir, split: str, **options):
 
 
 SOURCES = {
-  'files': Source(load_files),
+  'files': Source(load_files, difficulty=level_of),
   **{
-    name: Source(functools.partial(load_files, preset=name))
+    name: Source(
+      functools.partial(load_files, preset=name), difficulty=level_of
+    )
     for name in text_data.DATASETS
   },
   'reasoning_gym': Source(load_reasoning_gym),
   'countdown': Source(
     load_countdown,
     sample_trace=text_countdown.sample_trace,
+    difficulty=lambda record: countdown.difficulty(record['problem']),
   ),
 }
