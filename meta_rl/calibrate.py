@@ -250,7 +250,7 @@ def main(argv):
         alpha=FLAGS.alpha,
         delta=FLAGS.delta,
         seed=FLAGS.seed,
-        progress=evaluate.Progress(),
+        progress=evaluate.Progress(command='calibrate'),
       )
       path = os.path.join(FLAGS.workdir, stop_rules.NAME)
       stop_rules.save(path, rules)

@@ -42,6 +42,7 @@ from meta_rl import (
   metrics,
   setup_run,
   signals,
+  stop_rules,
 )
 from meta_rl.answers import extract_boxed, maj_at_k, pass_at_k
 from meta_rl.eval_policies import EVAL_NAME, Policy
@@ -67,8 +68,9 @@ def training_tokens(folder: str) -> float:
 class Progress:
   """Says on stderr how far an evaluation is, at most a line every 15 s."""
 
-  def __init__(self, every_s: float = 15.0):
+  def __init__(self, every_s: float = 15.0, command: str = 'evaluate'):
     self._every_s, self._start = every_s, time.monotonic()
+    self._command = command
     self._last = self._start
 
   def __call__(self, what: str, done: int, total: int):
@@ -76,12 +78,13 @@ class Progress:
     if now - self._last < self._every_s:
       return
     self._last = now
-    say(f'{what}, {done} of {total} traces, {now - self._start:.0f} s')
+    took = f'{now - self._start:.0f} s'
+    say(f'{what}, {done} of {total} traces, {took}', self._command)
 
 
-def say(line: str):
+def say(line: str, command: str = 'evaluate'):
   """Says a line on stderr."""
-  print(f'evaluate: {line}', file=sys.stderr, flush=True)
+  print(f'{command}: {line}', file=sys.stderr, flush=True)
 
 
 def define_flags():
@@ -126,6 +129,12 @@ def define_flags():
   )
   flags.DEFINE_integer(
     'extrapolate_problems', 256, 'Held-out problems of --extrapolate.'
+  )
+  flags.DEFINE_boolean(
+    'adaptive',
+    True,
+    'Evaluate the stop rules of python -m meta_rl.calibrate, where the folder '
+    'has them.',
   )
   flags.DEFINE_boolean(
     'base_prover', False, 'Measure J also with the policy that it started from.'
@@ -263,6 +272,7 @@ def measure(each: Policy, factors: list[int]) -> eval_partial.Partial | None:
     return partial
 
   with result_folder(each.folder):
+    rules = adaptive_rules(each)
     frozen = None
     if FLAGS.base_prover:
       frozen = setup_run.initial_params(each.config)
@@ -282,6 +292,7 @@ def measure(each: Policy, factors: list[int]) -> eval_partial.Partial | None:
       extrapolate_problems=FLAGS.extrapolate_problems,
       base_params=frozen,
       compare_provers=FLAGS.compare_provers,
+      rules=rules,
       keep=keep,
       progress=Progress(),
     )
@@ -289,6 +300,20 @@ def measure(each: Policy, factors: list[int]) -> eval_partial.Partial | None:
       each.result['training_tokens'] = training_tokens(each.folder)
     write(each)
   return partial
+
+
+def adaptive_rules(each: Policy) -> stop_rules.StopRules | None:
+  """Returns the stop rules in a policy's folder, None where there are none.
+
+  Raises:
+    ValueError: of another thinking budget, or a damaged file.
+  """
+  path = os.path.join(each.folder, stop_rules.NAME)
+  if not FLAGS.adaptive or not epath.Path(path).exists():
+    return None
+  rules = stop_rules.load(path)
+  rules.check_budget(each.config.rollout.thinking_budget)
+  return rules
 
 
 def write(each: Policy):

@@ -50,13 +50,7 @@ def evaluate(
   Raises:
     ValueError: rules of another thinking budget.
   """
-  budget = config.rollout.thinking_budget
-  if rules.about['budget'] != budget:
-    raise ValueError(
-      f'the stop rules were calibrated for a budget of '
-      f'{rules.about["budget"]} thinking tokens, and this one is {budget}: '
-      'calibrate again (python -m meta_rl.calibrate).'
-    )
+  rules.check_budget(config.rollout.thinking_budget)
   found = {}
   for mode in stop_traces.MODES:
     calls = stop_traces.make_calls(config, model, task, forced=mode == 'forced')

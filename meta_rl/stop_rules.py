@@ -35,6 +35,15 @@ class StopRules:
   choices: list[dict]
   about: dict
 
+  def check_budget(self, budget: int):
+    """Raises ValueError unless they are of this thinking budget, tokens."""
+    if self.about['budget'] != budget:
+      raise ValueError(
+        f'the stop rules were calibrated for a budget of '
+        f'{self.about["budget"]} thinking tokens, and this one is {budget}: '
+        'calibrate again (python -m meta_rl.calibrate).'
+      )
+
   def threshold(self, rule: str, *, forced: bool = False) -> float:
     """Returns the calibrated threshold of a rule.
 

@@ -49,7 +49,7 @@ def command(monkeypatch, trained, small):
       | {'extrapolate': [], 'extrapolate_problems': 4, 'base_prover': False}
       | {'samples': 3, 'sample_problems': 2, 'votes': None, 'seed': 1}
       | {'weighted_votes': False, 'difficulty': '', 'model': None}
-      | {'compare_provers': 0}
+      | {'compare_provers': 0, 'adaptive': True}
       | changes
     )
     monkeypatch.setattr(evaluate, 'FLAGS', flags)
@@ -107,6 +107,7 @@ def test_the_command_writes_eval_json(
   _, _, options = seen.pop()
   assert options['extrapolate'] == [2, 4]
   assert options['compare_provers'] == 3
+  assert options['rules'] is None
   assert options['extrapolate_problems'] == 4
   assert (options['samples'], options['sample_problems']) == (3, 2)
   assert small.equal(
@@ -117,6 +118,29 @@ def test_the_command_writes_eval_json(
   assert command(base=True, config=trained.config, workdir=str(folder)) == 0
   assert json.loads((folder / 'eval.json').read_text())['name'] == 'base'
   assert seen[1][2]['algorithm'] == 'base'
+
+
+def test_stop_rules_beside_a_checkpoint_are_evaluated(
+  command, trained, monkeypatch, capsys
+):
+  seen = []
+  monkeypatch.setattr(evaluate, 'evaluate', quick_evaluate(seen))
+  path = trained.folder / stop_rules.NAME
+  budget = trained.config.rollout.thinking_budget
+  rules = lambda budget: stop_rules.StopRules({}, [], {'budget': budget})
+  try:
+    stop_rules.save(path, rules(budget))
+    assert command() == 0
+    assert seen[-1][2]['rules'].about == {'budget': budget}
+    assert command(adaptive=False) == 0
+    assert seen[-1][2]['rules'] is None
+    stop_rules.save(path, rules(budget + 1))
+    assert command() == 1
+    assert 'calibrate again' in capsys.readouterr().err
+    assert len(seen) == 2
+  finally:
+    path.unlink()
+    (trained.folder / 'eval.json').unlink()
 
 
 def test_what_the_command_refuses(command, trained, tmp_path, capsys):
