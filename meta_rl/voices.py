@@ -8,6 +8,7 @@ and the answer apart, and ends it at a stop string.
 """
 
 import dataclasses
+import math
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 
@@ -221,15 +222,7 @@ def request(voice: Voice, prompt: tuple[int, ...], length: int, ask) -> Request:
     budget = max(0, min(given['thinking_budget'], spare))
     if budget + len(marks.stop_ids) >= most:
       budget = None
-  rule, threshold = ask.rule or 'budget', ask.threshold
-  if rule != 'budget' and threshold is None:
-    if not ask.scores:
-      name = 'price_per_token' if rule == 'progress' else 'stop_threshold'
-      raise ValueError(
-        f'stop_rule={rule!r} needs {name}; without one give '
-        'return_confidence=true, and the rule only looks'
-      )
-    threshold = float('-inf' if rule == 'progress' else 'inf')
+  rule, threshold = _rule(ask)
   first = lambda value, other: other if value is None else value
   return Request(
     prompt=prompt,
@@ -240,9 +233,31 @@ def request(voice: Voice, prompt: tuple[int, ...], length: int, ask) -> Request:
     thinking_budget=budget,
     min_thinking=ask.min_thinking or 0,
     rule=rule,
-    threshold=threshold or 0.0,
+    threshold=threshold,
     every=first(ask.every, given.get('every', 0)),
-    greedy_answer=first(ask.greedy_answer, rule != 'budget'),
+    # Where a rule only looks, the response is the same as without it.
+    greedy_answer=first(
+      ask.greedy_answer, abs(threshold) < math.inf and rule != 'budget'
+    ),
+  )
+
+
+def _rule(ask) -> tuple[str, float]:
+  """Returns the rule of a request, and a threshold.
+
+  Where scores are asked for without a threshold the rule only looks.
+  """
+  rule, threshold = ask.rule or 'budget', ask.threshold
+  if rule == 'budget':
+    return ('confidence', math.inf) if ask.scores else (rule, 0.0)
+  if threshold is not None:
+    return rule, threshold
+  if ask.scores:
+    return rule, -math.inf if rule == 'progress' else math.inf
+  name = 'price_per_token' if rule == 'progress' else 'stop_threshold'
+  raise ValueError(
+    f'stop_rule={rule!r} needs {name}; without one give return_confidence=true '
+    'and the rule only looks'
   )
 
 
