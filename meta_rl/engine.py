@@ -89,6 +89,7 @@ class Engine:
       ),
       donate_argnums=1,
     )
+    self._clean = CountedJit(slots.clean, donate_argnums=0)
     self._state = None
     self._tickets: list[Ticket | None] = [None] * rows
     self._queue: collections.deque[Ticket] = collections.deque()
@@ -116,7 +117,7 @@ class Engine:
   @property
   def traces(self) -> int:
     """Programs compiled so far: none is added once all shapes were seen."""
-    return self._join.traces + self._tick.traces
+    return self._join.traces + self._tick.traces + self._clean.traces
 
   def start(self, *, warm: bool = True):
     """Starts the engine; `warm` compiles all its programs first."""
@@ -314,7 +315,7 @@ class Engine:
     tokens, kinds, ends, scores = (
       out[name].T.tolist() for name in ('tokens', 'kinds', 'ends', 'scores')
     )
-    ready = []
+    ready, failed = [], np.zeros(self.rows, bool)
     for row, ticket in enumerate(self._tickets):
       if ticket is None:
         continue
@@ -322,10 +323,12 @@ class Engine:
       piece = tickets.read(ticket, columns, len(self.marks.stop_ids))
       if piece.finish:
         self._tickets[row] = None
-        self.stats['finished'] += 1
+        failed[row] = piece.finish == ERROR
       if not ticket.cancelled and (piece.tokens or piece.finish):
         ready.append((ticket.put, piece))
-      self.stats['tokens'] += len(piece.tokens)
+    if failed.any():
+      self.stats['errors'] += 1
+      self._state = self._clean(self._state, failed)
     return ready
 
   def _fail(self, error) -> list:

@@ -39,6 +39,7 @@ from meta_rl import (
   engine,
   env,
   generate,
+  hf,
   serve_app,
   signals,
   voices,
@@ -105,7 +106,8 @@ def load(model: str | None, workdir: str | None, config, *, which: str):
       thinking_budget=FLAGS.thinking_budget,
     )
     name = os.path.basename(os.path.normpath(model))
-    return voices.of_checkpoint(speaker), name
+    size = hf.model_config(model).vocab_size
+    return voices.of_checkpoint(speaker, size), name
   given = [name for name in _OF_MODEL if FLAGS[name].present]
   if given:
     raise ValueError(

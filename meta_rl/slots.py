@@ -277,6 +277,20 @@ def join(
   return Slots(cache=cache, **merged)
 
 
+def clean(slots: Slots, rows: Array) -> Slots:
+  """Returns the slots with the keys and values of rows bool[S] set to 0.
+
+  A hidden value has no weight, but one that is no number would come through.
+  """
+
+  def blank(ring):
+    keep = ~rows if ring.ndim == 4 else ~rows[None]
+    return jnp.where(keep[..., None, None, None], ring, 0)
+
+  layers = jax.tree.map(blank, slots.cache['layers'])
+  return dataclasses.replace(slots, cache=slots.cache | {'layers': layers})
+
+
 def _put(ring, new, rows, places):
   """Returns keys or values [...,S,N,L,E] with those of new rows [...,R,N,Tp,E].
 

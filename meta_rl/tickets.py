@@ -14,6 +14,7 @@ from meta_rl.slots import NO_LIMIT
 
 # Why a response ended, as a `Piece` says it.
 STOP, LENGTH, ERROR, CANCELLED = 'stop', 'length', 'error', 'cancelled'
+_FINISH = {ticks.STOPPED: STOP, ticks.LENGTH: LENGTH, ticks.FAILED: ERROR}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,9 +169,11 @@ def read(ticket, columns, stop_length) -> Piece:
           by = rule if looked else 'budget'
           usage.stopped_by = by if kind == ticks.FORCED else 'model'
     if end:
-      finish = {ticks.STOPPED: STOP, ticks.LENGTH: LENGTH}[end]
+      finish = _FINISH[end]
       break
-  return Piece(tokens, kinds, scores, finish, dataclasses.replace(usage))
+  message = 'the logits of the model are no numbers' * (finish == ERROR)
+  usage = dataclasses.replace(usage)  # this one stays as it is
+  return Piece(tokens, kinds, scores, finish, usage, message)
 
 
 def branches(requests: Sequence[Request]) -> list[Request]:

@@ -29,8 +29,9 @@ from meta_rl.types import Array, Model, Params
 # What a step gave a row: nothing, a thought, the model's own answer marker, a
 # stop token that was forced, a token of the answer, a token of a probe.
 NONE, THOUGHT, MARKER, FORCED, ANSWER, PROBE = range(6)
-# Why a row ended: not yet, by an end token or its rule, for want of tokens.
-RUNS, STOPPED, LENGTH = range(3)
+# Why a row ended: not yet, by an end token or its rule, for want of tokens, for
+# logits that are no numbers.
+RUNS, STOPPED, LENGTH, FAILED = range(4)
 
 
 def tick(
@@ -55,7 +56,7 @@ def tick(
 
   Returns:
     The slots, and [steps,S] each: tokens i32; kinds i32, THOUGHT and so on;
-    ends i32, STOPPED or LENGTH at a row's last step, else RUNS; scores f32, of
+    ends i32, why it ended at a row's last step, else RUNS; scores f32, of
     a check that ended in this step, else NaN.
   """
   slots = dataclasses.replace(slots, active=slots.active & ~drop)
@@ -130,6 +131,8 @@ def _step(model, params, s, marks, head):
   ended |= stops & closed
   full = (counted | stops) & ~ended & (step >= asked.most)
   ends = jnp.where(full, LENGTH, jnp.where(ended, STOPPED, RUNS))
+  sound = jnp.isfinite(logits).all(-1) | ~s.active
+  ends = jnp.where(sound, ends, FAILED)
   at_check = _is_in(token, marks.delimiter_ids)
   every = jnp.maximum(asked.every, 1)
   at_check |= (asked.every > 0) & (thoughts % every == 0)

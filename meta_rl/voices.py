@@ -50,11 +50,12 @@ class Voice:
   defaults: dict = dataclasses.field(default_factory=dict)
 
 
-def of_checkpoint(speaker) -> Voice:
+def of_checkpoint(speaker, vocab_size: int) -> Voice:
   """Returns the voice of a language model.
 
   Args:
     speaker: of `converse.load`.
+    vocab_size: of the model.
   """
   own, words, options = speaker.thinking, speaker.words, speaker.options
   try:
@@ -82,7 +83,7 @@ def of_checkpoint(speaker) -> Voice:
     chat_prompt=chat_prompt,
     text_prompt=words.encode_prompt,
     decode=words.decode,
-    vocab_size=words.vocab_size,
+    vocab_size=vocab_size,
     context=speaker.context,
     defaults={
       'max_new_tokens': options['max_new_tokens'],
@@ -171,12 +172,14 @@ def encode(voice: Voice, prompt) -> tuple[int, ...]:
     ids = _encoded(voice.chat_prompt, prompt)
   else:
     ids = prompt
-    if not all(0 <= index < voice.vocab_size for index in ids):
-      raise ValueError(
-        f'the prompt has token ids outside 0..{voice.vocab_size - 1}'
-      )
   if not ids:
     raise ValueError('the prompt has no tokens: give one')
+  # Of texts too: a tokenizer may have tokens that its model lacks.
+  if not all(0 <= index < voice.vocab_size for index in ids):
+    raise ValueError(
+      f'the prompt has token ids outside 0..{voice.vocab_size - 1}, which the '
+      'model does not know: leave them out'
+    )
   return tuple(map(int, ids))
 
 

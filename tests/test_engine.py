@@ -7,6 +7,7 @@ import time
 import jax
 import pytest
 import serving
+import toys
 
 from meta_rl import engine, models, ticks
 from meta_rl.tickets import CANCELLED, ERROR, LENGTH, STOP
@@ -175,6 +176,24 @@ def test_an_engine_that_cannot_start_afresh_takes_no_more(fresh, monkeypatch):
   wait_for(lambda: not one.alive)
   with pytest.raises(engine.Stopped):
     serving.Inbox(one, serving.request())
+
+
+def test_logits_that_are_no_numbers_fail_one_request(fresh):
+  """The row is served again: what it holds has no weight, but NaN would."""
+  config = dataclasses.replace(serving.CONFIG, tie_embeddings=False)
+  model, params = models.make_model(config), toys.lively_params(config)
+  asked = serving.request(temperature=0.0)
+  expected = serving.alone(asked, model, params)
+  unsaid = min(set(range(10, 32)) - {*expected})
+  broken = params['embedding'].at[unsaid].set(jax.numpy.nan)
+  one = fresh(rows=1, model=model, params=params | {'embedding': broken})
+  one.start(warm=False)
+  bad = dataclasses.replace(asked, prompt=(5, unsaid, 6))
+  (*_, first), (tokens, *_) = serving.answers(one, [bad, asked])
+  assert first.finish == ERROR
+  assert first.message == 'the logits of the model are no numbers'
+  assert tokens == expected
+  assert one.stats['errors'] == 1
 
 
 def test_a_receiver_that_fails_stops_nothing(made, capsys):
