@@ -81,7 +81,7 @@ def listen(host: str, port: int) -> socket.socket:
   family = socket.AF_INET6 if ':' in host else socket.AF_INET
   try:
     return socket.create_server((host, port), family=family)
-  except (OSError, OverflowError) as error:
+  except OSError as error:
     raise ValueError(
       f'--host={host} --port={port} cannot be listened on: {error}; choose '
       'another port.'
@@ -200,7 +200,9 @@ def define_flags():
   flags.DEFINE_string('model', None, 'Checkpoint to serve (meta_rl/hf).')
   flags.DEFINE_string('name', '', 'Of the model, in requests; by the path.')
   flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on.')
-  flags.DEFINE_integer('port', 8000, 'Port; 0: any that is free.')
+  flags.DEFINE_integer(
+    'port', 8000, 'Port; 0: any that is free.', lower_bound=0, upper_bound=65535
+  )
   flags.DEFINE_string('api_key_file', '', f'Of the key; or {API_KEY} has it.')
   of = functools.partial(flags.DEFINE_integer, lower_bound=1)
   of('rows', 16, 'Requests under way at once.')
@@ -213,7 +215,10 @@ def define_flags():
   # Of --model alone; requests may ask for something else.
   flags.DEFINE_string('thinking', '', "What ends a thought: 'r1' or 'plain'.")
   flags.DEFINE_integer(
-    'thinking_budget', None, 'Tokens of a thought; none: no limit.', 0
+    'thinking_budget',
+    None,
+    'Tokens of a thought; none: no limit.',
+    lower_bound=0,
   )
   of('max_new_tokens', 512, 'Tokens of a thought and its answer.')
   number('temperature', 0.7, 'Of the sampling; 0 is greedy.')

@@ -19,20 +19,23 @@ LAYERS = [
   'episodes regret advantages shaping losses sampling costs curriculum '
   'stopping',
   'models cache scoring decode rollout streaming probes prover prover_gradient '
-  'continuations algorithms lora update value anytime progress_head',
+  'continuations algorithms lora update value anytime progress_head '
+  'slots ticks',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
   'answers text_tokenizer statistics eval_figures study_statistics '
   'gradient_variance calibration '
   'signals workdir files leaves chat profiler rewards external guards hf '
   'verifiers segments chat_template',
-  'steps compiled dynamic_sampling',
+  'steps compiled dynamic_sampling tickets engine openai_api openai_replies '
+  'serve_metrics',
   'setup_run setup_steps setup_own setup_devices preemption train_calls '
   'check_config command_line config_keys held_out '
   'evaluation evaluate plots '
   'headline runs report report_page report_style report_traces report_parts',
   'train sft study study_cells study_files study_cell study_results '
   'study_tables study_charts study_page study_report study_variance '
-  'plan plan_programs plan_report export generate converse',
+  'plan plan_programs plan_report export generate converse voices serve '
+  'serve_app serve_work',
 ]
 LAYERS = [row.split() for row in LAYERS]
 PURE = LAYERS[1]
