@@ -14,7 +14,7 @@ import numpy as np
 
 from meta_rl.verifiers.extract import extract_boxed
 
-__all__ = ['extract_boxed', 'maj_at_k', 'pass_at_k']
+__all__ = ['extract_boxed', 'maj_at_k', 'pass_at_k', 'subsets']
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -149,18 +149,34 @@ def _equal_votes(labels, k):
   return float(won / math.comb(n, k))
 
 
-def _weighted_votes(labels, k, weights, max_subsets, seed):
-  n = len(labels)
+def subsets(
+  n: int, k: int, *, max_subsets: int = 100_000, seed: int = 0
+) -> np.ndarray:
+  """Returns the k-subsets of range(n), or so many of them as are looked at.
+
+  All of them up to `max_subsets`; beyond, that many are drawn with `seed`.
+
+  Args:
+    n, k: 1 <= k <= n.
+    max_subsets: the most rows.
+    seed: of the draw.
+
+  Returns:
+    i64[Q,k].
+  """
   if math.comb(n, k) <= max_subsets:
-    subsets = np.array(list(itertools.combinations(range(n), k)))
-  else:
-    # The k smallest of n uniform numbers are a uniform k-subset.
-    order = np.random.default_rng(seed).random((max_subsets, n))
-    subsets = np.argpartition(order, k - 1, axis=1)[:, :k]
+    return np.array(list(itertools.combinations(range(n), k)))
+  # The k smallest of n uniform numbers are a uniform k-subset.
+  order = np.random.default_rng(seed).random((max_subsets, n))
+  return np.argpartition(order, k - 1, axis=1)[:, :k]
+
+
+def _weighted_votes(labels, k, weights, max_subsets, seed):
+  chosen = subsets(len(labels), k, max_subsets=max_subsets, seed=seed)
   labels = np.asarray(labels)
   totals = np.stack(
     [
-      np.where(labels[subsets] == kind, weights[subsets], 0.0).sum(1)
+      np.where(labels[chosen] == kind, weights[chosen], 0.0).sum(1)
       for kind in range(max(labels.max(), 0) + 1)
     ],
     axis=1,

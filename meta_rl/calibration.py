@@ -124,6 +124,20 @@ def fixed_sequence(
   return best
 
 
+def from_safest(thresholds: Sequence[float], losses: np.ndarray) -> np.ndarray:
+  """Returns the thresholds to test: from the one of least risk on.
+
+  Where a rule may think past the model's own stop, hardly stopping is not the
+  safest: a thought that goes on for too long spoils its answer. The start is
+  chosen by other traces than those of the test, which keeps the order fixed.
+
+  Args:
+    thresholds: M of them, those that hardly stop first.
+    losses: f[N,M], of traces that the test does not see.
+  """
+  return np.asarray(thresholds)[int(np.asarray(losses).mean(0).argmin()) :]
+
+
 def first_stop(stopping: np.ndarray, count: np.ndarray) -> np.ndarray:
   """Returns the boundary at which each trace stops, i[...,N].
 
@@ -158,22 +172,6 @@ def threshold_stops(
   return np.stack(
     [first_stop(scores <= t if low else scores >= t, count) for t in thresholds]
   )
-
-
-def lost(right: np.ndarray, stop: np.ndarray, count: np.ndarray) -> np.ndarray:
-  """Returns 1 where the full budget is right and the early answer wrong.
-
-  Args:
-    right: bool[N,K+1], whether the answer forced at each boundary is.
-    stop: i[...,N], where a rule stops.
-    count: i[N], where the traces stop by themselves, or at the budget.
-
-  Returns:
-    f[...,N].
-  """
-  right = np.asarray(right, bool)
-  rows = np.arange(len(right))
-  return (right[rows, count] & ~right[rows, stop]).astype(float)
 
 
 def grid(kind: str, scores: np.ndarray, *, size: int = 200) -> np.ndarray:

@@ -20,6 +20,7 @@ from meta_rl import (
   setup_run,
   setup_steps,
   statistics,
+  waste,
 )
 from meta_rl.answers import maj_at_k, pass_at_k
 
@@ -98,12 +99,15 @@ def evaluate(
     extrapolation  accuracy and regret at 1x and the factors of the thinking
                    budget, thinking kept going by budget forcing
                    (`eval_figures.extrapolation`); with `extrapolate` alone
+    waste          what the thinking tokens went into, and how often
+                   (`waste.summary`)
     base_prover    accuracy and regret of the same traces when the frozen base
                    policy answers (`eval_figures.base_prover`); with
                    `base_params` alone
     prover         which prover measured J here and which one trains, and how
                    far exact and sampled J differ (`eval_figures.prover_gap`),
                    under 'gap'; that with `compare_provers` alone
+    traces         some as text (`waste.chosen`), each with its 'classes'
 
   Args:
     config: an RL config: task, model, thinking budget, temperature.
@@ -156,6 +160,7 @@ def evaluate(
   tokens = found['thinking_mask'].sum(1)
   cut = found['budget_ends'] - found['budget_ends'][:, :1]
   shares = held_out.episode_shares(found, config)
+  classes = waste.trace_classes(*curve_args, found['forced'], horizon=horizon)
   more = {}
   if extrapolate:
     longer = problems.first(extrapolate_problems)
@@ -240,11 +245,12 @@ def evaluate(
     'stopping': eval_figures.stop_rates(
       found['success'], found['count'], found['forced']
     ),
+    'waste': waste.summary(found, horizon=horizon, clusters=clusters),
     'prover': prover,
     **more,
     'traces': [
-      held_out.describe(found, i, kit.decode)
-      for i in range(min(12, num_problems))
+      held_out.describe(found, i, kit.decode) | {'classes': classes[i]}
+      for i in waste.chosen(classes)
     ],
   }
 

@@ -216,7 +216,11 @@ def reference_index(evals: Sequence[Mapping[str, Any]]) -> int:
 
 def scalar(evaluation: Mapping[str, Any], name: str) -> statistics.Interval:
   """Returns a scalar of an evaluation; without an interval, nan ends."""
-  value = mapping(evaluation.get('scalars')).get(name)
+  return interval_of(mapping(evaluation.get('scalars')).get(name))
+
+
+def interval_of(value: Any) -> statistics.Interval:
+  """Returns mean, low and high of a JSON object, or a number with nan ends."""
   if isinstance(value, dict):
     return statistics.Interval(
       *(number(value.get(part)) for part in ('mean', 'low', 'high'))

@@ -23,6 +23,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter
 LIGHT = ('#5c6672', '#b34a00', '#0a5fc2', '#8a3aa0', '#00735a', '#a8174f')
 DARK = ('#aab4c0', '#ff9f5a', '#6cb4ff', '#d9a0ec', '#4fd3ac', '#ff8fb0')
 INK, MUTED, RULE = '#17202b', '#5a6573', '#dde2e9'
+LOST = '#f6e2d2'  # regret, as an area
 DASHES = ((4, 2), (5, 1.5, 1, 1.5), None, (1, 1), (7, 1.5), (3, 1, 1, 1, 1, 1))
 PANEL, SMALL_PANEL = (4.6, 3.0), (3.6, 2.6)  # inches
 
@@ -68,6 +69,9 @@ class Line(NamedTuple):
     high: f[M], upper edge of the band, or None.
     dots: (x, y) of points drawn as markers, such as held-out scores, or None.
     mark: (x, y) of one point to circle, or None.
+    marker: draws the points, thin, under a name in the chart's key instead of
+      one at the line's end: a matplotlib marker, '' for none.
+    hollow: whether the markers are.
   """
 
   label: str
@@ -78,6 +82,8 @@ class Line(NamedTuple):
   high: Sequence[float] | None = None
   dots: tuple[Sequence[float], Sequence[float]] | None = None
   mark: tuple[float, float] | None = None
+  marker: str = ''
+  hollow: bool = False
 
 
 class Panel(NamedTuple):
@@ -91,6 +97,9 @@ class Panel(NamedTuple):
     smooth: draw a running mean over the faint raw curve (noisy training logs).
     level: y of a horizontal reference line, or None.
     level_label: what is written on that line.
+    comparator: y up to which the area above each line without markers is
+      filled, its regret, darker where several overlap; or None.
+    comparator_label: what is written at that y.
   """
 
   title: str
@@ -100,6 +109,8 @@ class Panel(NamedTuple):
   smooth: bool = False
   level: float | None = None
   level_label: str = ''
+  comparator: float | None = None
+  comparator_label: str = ''
 
 
 def assign_colors(algorithms: Sequence[str]) -> list[int]:
@@ -220,6 +231,7 @@ def to_svg(drawing: Figure, *, prefix: str, description: str) -> str:
     INK: 'var(--ink)',
     MUTED: 'var(--muted)',
     RULE: 'var(--rule)',
+    LOST: 'var(--lost)',
   }
   for color, variable in variables.items():
     text = text.replace(color, variable)
@@ -260,6 +272,8 @@ def _draw(ax: Axes, panel: Panel) -> None:
   ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
   ax.xaxis.set_major_formatter(FuncFormatter(compact))
   ax.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
+  if panel.comparator is not None:
+    _fill_regret(ax, panel)
   # The base first: MRT is drawn on top of it.
   for line in sorted(panel.lines, key=lambda line: line.color != 0):
     _draw_line(ax, line, panel.smooth)
@@ -278,6 +292,37 @@ def _draw(ax: Axes, panel: Panel) -> None:
       fontsize=8,
     )
   _label_ends(ax, panel)
+  if any(line.marker for line in panel.lines):
+    ax.legend(
+      loc='lower right',
+      fontsize=8,
+      frameon=False,
+      labelcolor=MUTED,
+      handlelength=1.6,
+      borderpad=0,
+      labelspacing=0.3,
+    )
+
+
+def _fill_regret(ax, panel):
+  """Fills the area between each curve and the comparator, and names it."""
+  curves = [line for line in panel.lines if not line.marker]
+  # All of them together are as dark as one alone would be.
+  alpha = 1 - 0.15 ** (1 / max(1, len(curves)))
+  for line in curves:
+    y = np.minimum(np.asarray(line.y, float), panel.comparator)
+    ax.fill_between(line.x, y, panel.comparator, color=LOST, alpha=alpha, lw=0)
+  ax.axhline(panel.comparator, color=MUTED, linewidth=0.8)
+  ax.annotate(
+    _plain(panel.comparator_label)[:60],
+    (0, panel.comparator),
+    xycoords=('axes fraction', 'data'),
+    xytext=(5, -3),
+    textcoords='offset points',
+    va='top',
+    color=MUTED,
+    fontsize=8,
+  )
 
 
 def _free_corner(ax, panel):
@@ -308,6 +353,19 @@ def _free_corner(ax, panel):
 def _draw_line(ax, line, smooth):
   color = LIGHT[line.color % len(LIGHT)]
   x, y = np.asarray(line.x, float), np.asarray(line.y, float)
+  if line.marker:
+    ax.plot(
+      x,
+      y,
+      color=color,
+      linewidth=0.9,
+      marker=line.marker,
+      markersize=7 if line.marker == '*' else 4.2,
+      markerfacecolor='none' if line.hollow else color,
+      markeredgewidth=1.1,
+      label=_plain(line.label)[:28],
+    )
+    return
   if line.low is not None and line.high is not None:
     ax.fill_between(x, line.low, line.high, color=color, alpha=0.16, lw=0)
   if smooth and len(y) >= 8:
@@ -345,7 +403,7 @@ def _draw_line(ax, line, smooth):
 
 def _label_ends(ax, panel):
   """Writes each name at its line's end, pushed apart where they collide."""
-  lines = [line for line in panel.lines if len(line.y)]
+  lines = [line for line in panel.lines if len(line.y) and not line.marker]
   if not lines:
     ax.text(
       0.5,

@@ -352,6 +352,7 @@ def sample_answers(
   row_offset: int | Array = 0,
   block_rows: int = 16,
   return_log_probs: bool = False,
+  raw_log_probs: bool = False,
 ) -> tuple[Array, ...]:
   """Returns forced answers i32[B,K+1,M,A] and their mask bool[B,K+1,M,A].
 
@@ -379,6 +380,8 @@ def sample_answers(
     block_rows: traces at a time; bounds memory, changes no number.
     return_log_probs: also return f32[B,K+1,M,A], nats, of each token under the
       distribution that it was drawn from; 0 where the mask is False.
+    raw_log_probs: these under the model's own softmax instead, at temperature 1
+      and over the whole vocabulary.
 
   Raises:
     ValueError: shapes or dtypes, a number outside its range, or a token that
@@ -398,6 +401,7 @@ def sample_answers(
   )
   sampling.check_truncation('prover: ', temperature, top_k, top_p)
   checks.check_flag('prover: return_log_probs', return_log_probs)
+  checks.check_flag('prover: raw_log_probs', raw_log_probs)
   rows, width = ends.shape
   branches = width * num_branches
   stop = tuple(stop_ids)
@@ -419,6 +423,7 @@ def sample_answers(
     truncate=functools.partial(
       sampling.truncate, temperature=temperature, top_p=top_p, top_k=top_k
     ),
+    scored=(lambda logits: logits) if raw_log_probs else None,
   )
 
   def run_block(index, found):

@@ -3,47 +3,39 @@
     python -m meta_rl.report DIR [DIR…] --out=report.html
 
 A DIR is a run folder (`eval.json`, `metrics.jsonl`, `config.json`) or a folder
-of run folders. The page loads nothing from anywhere, runs no script, and shows
-every text that comes from a run escaped. Missing pieces are named in it.
+of run folders. The page loads nothing from anywhere and shows every text that
+comes from a run escaped. One script of its own works its trace viewer, and no
+other can run; without it the page lacks the viewer alone. Missing pieces are
+named in it.
 """
 
 import argparse
 import itertools
-import math
 import pathlib
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from meta_rl import files, plots
 from meta_rl import report_page as page
-from meta_rl.headline import (
-  Headline,
-  compare,
-  curve,
-  headline_table,
-  headlines,
-  level_of,
-  reference_index,
+from meta_rl.headline import compare, headline_table, headlines
+from meta_rl.report_adaptive import adaptive_section
+from meta_rl.report_charts import (
+  accuracy_panel,
+  adaptive_panels,
+  learning_panels,
+  regret_panel,
 )
 from meta_rl.report_parts import document
+from meta_rl.report_script import SCRIPT
 from meta_rl.report_traces import traces_section
-from meta_rl.runs import Run, read_runs, series
+from meta_rl.report_views import traces_of
+from meta_rl.report_waste import waste_section
+from meta_rl.runs import Run, read_runs
 
 __all__ = ['Report', 'build_report', 'headline_table', 'main']
 
 TITLE = 'What each token of thinking buys'
-
-# Title, unit, training scalars (first that was logged), held-out scalar.
-_LEARNING = (
-  ('Reward', 'mean reward', ('reward/mean', 'rollout/reward_mean'),
-   'eval/accuracy'),
-  ('Regret', 'token-weighted regret', ('regret/token_weighted',),
-   'eval/regret_token_weighted'),
-  ('Length', 'tokens a trace', ('rollout/tokens_mean',), 'eval/tokens_mean'),
-)  # fmt: skip
 
 
 class Report(NamedTuple):
@@ -73,10 +65,11 @@ def build_report(
 
   Args:
     folders: run folders, or folders of run folders.
-    out: the HTML file; accuracy_vs_tokens.png, regret_curves.png and
-      learning_curves.png go beside it, as far as there is data for them. The
-      pictures of 'other.html' are other_accuracy_vs_tokens.png and so on, so
-      that two reports in a folder keep theirs.
+    out: the HTML file; accuracy_vs_tokens.png, regret_curves.png,
+      adaptive_stopping.png and learning_curves.png go beside it, as far as
+      there is data for them. The pictures of 'other.html' are
+      other_accuracy_vs_tokens.png and so on, so that two reports in a folder
+      keep theirs.
     title: headline of the page.
     command: what the reader types to make the report again.
 
@@ -94,18 +87,23 @@ def build_report(
   evals = [run.eval | {'name': run.name} for run in evaluated]
   rows = headlines(evals)
   accuracy, regret = accuracy_panel(evaluated, rows), regret_panel(evaluated)
+  adaptive = adaptive_panels(evaluated)
   learning = {x: learning_panels(runs, x) for x in ('tokens', 'step')}
 
   images = []
   for name, panels, columns in (
     ('accuracy_vs_tokens.png', accuracy, 1),
     ('regret_curves.png', regret, 1),
-    ('learning_curves.png', learning['tokens'] + learning['step'], 3),
+    ('adaptive_stopping.png', adaptive, 2),
+    (
+      'learning_curves.png',
+      learning['tokens'] + learning['step'],
+      max(1, len(learning['step'])),
+    ),
   ):
     if panels:
       own = '' if out.stem == 'report' else f'{out.stem}_'
       images.append(out.parent / f'{own}{name}')
-      columns = min(columns, len(learning['step']) or 1)
       size = plots.SMALL_PANEL if panels[0].smooth else plots.PANEL
       drawing = plots.figure(panels, columns=columns, size=size)
       plots.save_png(drawing, images[-1])
@@ -118,100 +116,23 @@ def build_report(
       'J is the probability that the answer would be right if thinking stopped'
       ' at that token, averaged over held-out problems; bands are 95% bootstrap'
       ' intervals. A circle marks where a policy reaches 95% of what the one'
-      ' that it is compared with gains by thinking. Regret is the area above'
-      ' the J curve so far, as a share of the full budget.',
+      ' that it is compared with gains by thinking. Regret is the filled area,'
+      ' between a J curve and a comparator that is right at once, as a share of'
+      ' the full budget; the second chart draws how it accumulates.',
       [('accuracy', accuracy), ('regret', regret)],
       'No run holds accuracy_at_budget: evaluate the runs first.',
     ),
+    adaptive_section(evaluated, adaptive),
+    waste_section(evaluated),
     page.comparisons_section(comparisons(evaluated), evaluated),
     page.learning_section(learning),
     traces_section(evaluated),
     page.details_section(runs, command),
   ]
-  text = document(title, ''.join(body))
+  viewed = any(traces_of(run) for run in evaluated)
+  text = document(title, ''.join(body), script=SCRIPT if viewed else '')
   out.write_text(text, encoding='utf-8', errors='replace')
   return Report(out, images, headline_table(evals), page.notes_of(runs))
-
-
-def accuracy_panel(
-  runs: Sequence[Run], rows: Sequence[Headline]
-) -> list[plots.Panel]:
-  """Returns the chart of accuracy against tokens, [] without data."""
-  lines = []
-  reference = _reference(runs)
-  _, base = curve(reference.eval, 'accuracy_at_budget') if runs else ((), ())
-  level = level_of(base) if len(runs) > 1 else math.nan
-  level = level if math.isfinite(level) else None
-  for run, row in zip(runs, rows):
-    x, y = curve(run.eval, 'accuracy_at_budget')
-    if not len(x):
-      continue
-    low, high = (
-      curve(run.eval, name)[1] for name in ('accuracy_low', 'accuracy_high')
-    )
-    band = len(low) == len(high) == len(x)
-    reached = level is not None and math.isfinite(row.tokens_to_base)
-    lines.append(
-      plots.Line(
-        run.name,
-        run.color,
-        x,
-        y,
-        low=low if band else None,
-        high=high if band else None,
-        mark=(row.tokens_to_base, max(level, y[0])) if reached else None,
-      )
-    )
-  if not lines:
-    return []
-  return [
-    plots.Panel(
-      'Accuracy when stopped at a budget',
-      'thinking tokens',
-      'success probability J',
-      lines,
-      level=level,
-      level_label=f'95% of the gain of {reference.name}',
-    )
-  ]
-
-
-def regret_panel(runs: Sequence[Run]) -> list[plots.Panel]:
-  """Returns the chart of cumulative regret against tokens, [] without data."""
-  lines = []
-  for run in runs:
-    x, y = curve(run.eval, 'regret_at_budget')
-    if len(x):
-      lines.append(plots.Line(run.name, run.color, x, y))
-  if not lines:
-    return []
-  return [
-    plots.Panel(
-      'Regret accumulated so far',
-      'thinking tokens',
-      'regret, share of the budget',
-      lines,
-    )
-  ]
-
-
-def learning_panels(runs: Sequence[Run], x: str) -> list[plots.Panel]:
-  """Returns the charts of training against 'step' or 'tokens' generated."""
-  panels = []
-  for title, unit, keys, held_out in _LEARNING:
-    lines = []
-    for run in runs:
-      xs, ys = next(
-        (s for s in (series(run, key, x=x) for key in keys) if len(s[0])),
-        (np.zeros(0), np.zeros(0)),
-      )
-      if len(xs):
-        dots = series(run, held_out, x=x)
-        lines.append(plots.Line(run.name, run.color, xs, ys, dots=dots))
-    if lines:
-      label = 'training step' if x == 'step' else 'tokens generated'
-      panels.append(plots.Panel(title, label, unit, lines, smooth=True))
-  return panels
 
 
 def comparisons(runs: Sequence[Run]) -> list[page.Comparison]:
@@ -229,10 +150,6 @@ def comparisons(runs: Sequence[Run]) -> list[page.Comparison]:
       )
       listed.append(page.Comparison(a.name, b.name, interval, relative))
   return listed
-
-
-def _reference(runs):
-  return runs[reference_index([run.eval for run in runs])] if runs else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,6 +15,7 @@ from meta_rl.headline import (
   Headline,
   cells,
   fixed,
+  interval_of,
   interval_text,
   is_base,
   mapping,
@@ -26,6 +27,7 @@ from meta_rl.report_parts import charts as _charts
 from meta_rl.report_parts import details as _details
 from meta_rl.report_parts import escape
 from meta_rl.report_parts import note as _note
+from meta_rl.report_parts import policy_row as _policy_row
 from meta_rl.report_parts import pre as _pre
 from meta_rl.report_parts import pretty as _json
 from meta_rl.report_parts import section as _section
@@ -79,19 +81,14 @@ def headline_section(runs: Sequence[Run], rows: Sequence[Headline]) -> str:
   header = [column for column, _, _ in table[0]]
   if not is_base(reference.eval):
     header = [h.replace('the base', reference.name) for h in header]
-  lines = []
-  for run, row in zip(runs, table):
-    columns = [
-      f'<th scope="row"><span class="policy">{_key(run)}<span>'
-      f'{escape(run.name)}</span></span></th>'
-    ]
-    for label, (_, figure, detail) in zip(header[1:], row[1:]):
-      detail = f'<span class="detail">{escape(detail)}</span>' if detail else ''
-      columns.append(
-        f'<td data-label="{escape(label)}"><span><span class="figure">'
-        f'{escape(figure)}</span>{detail}</span></td>'
-      )
-    lines.append('<tr>' + ''.join(columns) + '</tr>\n')
+  lines = [
+    _policy_row(
+      run.name,
+      run.color,
+      [(label, *cell[1:]) for label, cell in zip(header[1:], row[1:])],
+    )
+    for run, row in zip(runs, table)
+  ]
   note = (
     'Square brackets: 95% intervals over problems, from a bootstrap that is'
     ' paired where two policies are compared. Regret is token-weighted: lower'
@@ -121,8 +118,7 @@ def provers_text(runs):
   text += '.'
   for run, prover in told:
     gap = mapping(prover.get('gap'))
-    given = mapping(gap.get('difference'))
-    found = Interval(*(number(given.get(k)) for k in ('mean', 'low', 'high')))
+    found = interval_of(gap.get('difference'))
     if not math.isfinite(found.mean):
       continue
     side = 'above' if found.mean > 0 else 'below'
@@ -176,9 +172,7 @@ def comparisons_section(
     listed = run.eval.get('comparisons')
     for given in listed if isinstance(listed, list) else ():
       given = mapping(given)
-      interval = Interval(
-        *(number(given.get(part)) for part in ('mean', 'low', 'high'))
-      )
+      interval = interval_of(given)
       if math.isfinite(interval.mean):
         lines.append(_comparison(given.get('name', ''), interval, None))
   if not lines:
@@ -395,15 +389,4 @@ def _comparison(name, interval, relative, *, better='', worse=''):
       for label, text in columns
     )
     + '</tr>\n'
-  )
-
-
-def _key(run):
-  """Returns a sample of the run's line, so that the table is the legend."""
-  dashes = plots.DASHES[run.color % len(plots.DASHES)]
-  dashes = ' '.join(str(2 * d) for d in dashes) if dashes else 'none'
-  return (
-    '<svg class="key" viewBox="0 0 26 8" aria-hidden="true"><line x1="1" y1="4"'
-    f' x2="25" y2="4" stroke="var(--s{run.color})" stroke-width="3"'
-    f' stroke-dasharray="{dashes}"/></svg>'
   )

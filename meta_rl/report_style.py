@@ -1,6 +1,6 @@
 """The style sheet of the report: light and dark, paper and phone."""
 
-from meta_rl.plots import DARK, LIGHT
+from meta_rl.plots import DARK, LIGHT, LOST
 
 # Progress from a loss (n4) over nothing (z) to a gain (p4), orange to blue.
 # Every shade keeps at least 4.5:1 under the text that stands on it.
@@ -20,7 +20,7 @@ PAGE_LIGHT, PAGE_DARK = '#ffffff', '#11161d'
 _THEMES = {
   'light': {
     'page': PAGE_LIGHT, 'card': '#f7f8fa', 'ink': INK_LIGHT,
-    'muted': '#5a6573', 'rule': '#dde2e9', 'lost': '#f3d9c4',
+    'muted': '#5a6573', 'rule': '#dde2e9', 'lost': LOST,
   },
   'dark': {
     'page': PAGE_DARK, 'card': '#19202a', 'ink': INK_DARK,
@@ -52,6 +52,7 @@ h3 { margin: 28px 0 10px; font-size: 16px; }
 .small { font-size: 14px; }
 a { color: var(--s2); text-underline-offset: .15em; }
 code, pre, .mono { font-family: var(--mono); }
+.mono, .name, .rule { unicode-bidi: isolate; }
 .tiles {
   display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr));
   gap: 14px; margin: 28px 0 0; padding: 0;
@@ -81,14 +82,17 @@ thead th {
 }
 tbody th { font-weight: 650; overflow-wrap: anywhere; }
 .policy { display: flex; align-items: baseline; gap: 9px; min-width: 6.8em; }
-td .detail {
-  display: block; color: var(--muted); font-size: 13px; white-space: nowrap;
+:is(td, th) .detail {
+  display: block; color: var(--muted); font-size: 13px; font-weight: 400;
 }
+td .detail { white-space: nowrap; }
 td .figure { white-space: nowrap; }
 .words :is(th, td) { text-align: left; }
 .words tbody th { font-weight: 400; }
 .words td .figure { white-space: normal; }
-.key { flex: none; width: 26px; height: 8px; align-self: center; }
+.key {
+  flex: none; width: 26px; height: 8px; margin-top: .55em; align-self: start;
+}
 .charts {
   display: grid; gap: 26px 28px;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr));
@@ -119,12 +123,12 @@ figcaption { margin-top: 6px; color: var(--muted); font-size: 14px; }
   border: 1px solid var(--rule); border-top: 3px solid var(--tone);
   border-radius: 4px 4px 12px 12px;
 }
-.trace h4 {
+.trace h5 {
   display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 12px;
   margin: 0 0 8px; font-size: 15px;
 }
-.trace h4 .name { color: var(--tone); overflow-wrap: anywhere; }
-.trace h4 .stop { color: var(--muted); font-weight: 400; font-size: 13px; }
+.trace h5 .name { color: var(--tone); overflow-wrap: anywhere; }
+.trace h5 .stop { color: var(--muted); font-weight: 400; font-size: 13px; }
 .steps { display: block; width: 100%; height: 52px; margin: 0 0 10px; }
 .episodes { margin: 0; padding: 0; list-style: none; }
 .episodes li {
@@ -140,6 +144,15 @@ figcaption { margin-top: 6px; color: var(--muted); font-size: 14px; }
 .episodes .values { flex: none; font: 12px/1.75 var(--mono); }
 .episodes .values b { font-weight: 700; }
 .episodes li.plain { padding-block: 0; color: var(--muted); }
+.episodes .rule {
+  display: block; margin: 5px 0; padding: 0 9px; border-radius: 0;
+  border-left: 3px solid var(--ink); font-size: 13px; font-weight: 600;
+  overflow-wrap: anywhere;
+}
+.badge {
+  display: inline-block; padding: 0 7px; border: 1px solid currentColor;
+  border-radius: 9px; font: 500 12px/1.5 var(--font); white-space: nowrap;
+}
 .answer {
   margin: 10px 0 0; padding-top: 9px; border-top: 1px solid var(--rule);
   overflow-wrap: anywhere; font-size: 14px;
@@ -147,6 +160,64 @@ figcaption { margin-top: 6px; color: var(--muted); font-size: 14px; }
 .answer .mono {
   margin: 0 6px; padding: 2px 7px; background: var(--page); font-size: 13px;
   border: 1px solid var(--rule); border-radius: 6px; unicode-bidi: isolate;
+}
+.viewer {
+  padding: 14px 16px; background: var(--card); border: 1px solid var(--rule);
+  border-radius: 12px;
+}
+.viewer[hidden] { display: none; }
+.buttons { display: flex; flex-wrap: wrap; gap: 8px; margin: 0 0 10px; }
+.buttons button {
+  min-height: 40px; max-width: 100%; padding: 0 14px; overflow: hidden;
+  border: 1px solid var(--rule); border-radius: 20px; background: var(--page);
+  color: var(--ink); font: 500 14px/1.2 var(--font); text-overflow: ellipsis;
+  cursor: pointer;
+}
+.buttons [aria-pressed='true'] {
+  border-color: var(--ink); background: var(--ink); color: var(--page);
+}
+.buttons .number, .position { font-variant-numeric: tabular-nums; }
+.buttons .number { display: inline-block; min-width: 3ch; text-align: right; }
+.turn { align-items: center; justify-content: space-between; }
+.position { color: var(--muted); font-size: 14px; }
+/* Of one height, so that nothing below moves when the trace changes. */
+.shown {
+  height: 500px; padding: 4px 10px; overflow-y: auto; background: var(--page);
+  border: 1px solid var(--rule); border-radius: 8px;
+  overscroll-behavior: contain;
+}
+.shown h3 {
+  display: flex; flex-wrap: wrap; align-items: baseline; gap: 2px 12px;
+  margin: 8px 0 4px; color: var(--tone);
+}
+.shown h3 .name { overflow-wrap: anywhere; }
+.shown h3 :not(.name) {
+  color: var(--muted); font-weight: 400; font-size: 13px;
+}
+.shown .problem { margin: 0 0 8px; overflow-wrap: anywhere; }
+.shown .steps { height: 84px; }
+.chips {
+  display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 0 0 12px; padding: 0;
+  color: var(--muted); font-size: 14px; list-style: none;
+}
+.chip {
+  display: inline-block; width: 14px; height: 14px; margin-right: 7px;
+  border-radius: 3px; vertical-align: -2px;
+}
+.bar { display: flex; align-items: center; gap: 12px; margin: 8px 0; }
+.bar .name {
+  flex: none; width: 7em; color: var(--tone); font-weight: 650;
+  overflow: hidden; text-overflow: ellipsis; white-space: nowrap;
+}
+.bar .parts {
+  display: flex; flex: 1; gap: 2px; min-width: 0; border-radius: 6px;
+  overflow: hidden;
+}
+.bar .parts span {
+  flex: 0 1 0; height: 30px; min-width: 0; overflow: hidden;
+  text-align: center; font: 13px/30px var(--font);
+  font-variant-numeric: tabular-nums;
+  -webkit-print-color-adjust: exact; print-color-adjust: exact;
 }
 .notes { margin: 8px 0; padding-left: 20px; color: var(--muted); }
 details { margin: 10px 0; border: 1px solid var(--rule); border-radius: 10px; }
@@ -166,6 +237,10 @@ footer { padding-block: 40px 60px; color: var(--muted); font-size: 14px; }
   .tile { padding: 12px 14px; }
   .tile:last-child:nth-child(odd) { grid-column: 1 / -1; }
   .tile .figure { font-size: 22px; white-space: nowrap; }
+  .viewer { padding: 10px; }
+  .shown { height: 70svh; min-height: 380px; }
+  .bar { display: block; }
+  .bar .name { width: auto; }
 }
 @media screen and (max-width: 940px) {
   table, tbody, tr, tbody th, td { display: block; width: 100%; }
@@ -178,10 +253,13 @@ footer { padding-block: 40px 60px; color: var(--muted); font-size: 14px; }
   td {
     display: flex; justify-content: space-between; gap: 16px; padding: 6px 0;
   }
-  td::before { content: attr(data-label); color: var(--muted); }
+  td::before {
+    content: attr(data-label); color: var(--muted); text-align: left;
+  }
   td > span { text-align: right; }
 }
 @media print {
+  .viewer { display: none; }
   body { font-size: 9.5pt; }
   .lead { font-size: 11pt; }
   h2 { margin-top: 26pt; font-size: 15pt; }

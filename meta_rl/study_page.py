@@ -11,6 +11,7 @@ from meta_rl.report_parts import (
   document,
   escape,
   note,
+  policy_row,
   pre,
   pretty,
   section,
@@ -322,30 +323,14 @@ def _row(columns: Mapping[str, str], color: int | None = None) -> str:
   '0.3 [0.2, 0.4]' becomes a figure with its interval below.
   """
   (_, name), *rest = columns.items()
-  key = '' if color is None else _key(color)
-  cells = [
-    f'<th scope="row"><span class="policy">{key}<span>{escape(name)}</span>'
-    '</span></th>'
-  ]
-  for label, text in rest:
-    figure, space, detail = text.partition(' [')
-    detail = (
-      f'<span class="detail">{escape("[" + detail)}</span>' if space else ''
-    )
-    cells.append(
-      f'<td data-label="{escape(label)}"><span><span class="figure">'
-      f'{escape(figure)}</span>{detail}</span></td>'
-    )
-  return '<tr>' + ''.join(cells) + '</tr>\n'
-
-
-def _key(color):
-  dashes = plots.DASHES[color % len(plots.DASHES)]
-  dashes = ' '.join(str(2 * d) for d in dashes) if dashes else 'none'
-  return (
-    '<svg class="key" viewBox="0 0 26 8" aria-hidden="true"><line x1="1" y1="4"'
-    f' x2="25" y2="4" stroke="var(--s{color})" stroke-width="3"'
-    f' stroke-dasharray="{dashes}"/></svg>'
+  split = ((label, *text.partition(' [')) for label, text in rest)
+  return policy_row(
+    name,
+    color,
+    [
+      (label, figure, space[1:] + detail)
+      for label, figure, space, detail in split
+    ],
   )
 
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 
 from meta_rl import statistics as stats
+from meta_rl import waste
 
 ALGORITHMS = ('base', 'grpo', 'mrt', 'drgrpo', 'star', 'rloo')
 HORIZON = 96
@@ -22,7 +23,16 @@ def traces_of(algorithm, *, rows=200, seed=0):
   return success, ends, np.full(rows, 8)
 
 
-def write_run(folder, algorithm, *, rows=200, steps=60, name=None, traces=True):
+def write_run(
+  folder,
+  algorithm,
+  *,
+  rows=200,
+  steps=60,
+  name=None,
+  traces=True,
+  anytime=False,
+):
   """Writes a run folder of every file that a report reads."""
   folder.mkdir(parents=True, exist_ok=True)
   success, ends, count = traces_of(algorithm, rows=rows)
@@ -61,8 +71,18 @@ def write_run(folder, algorithm, *, rows=200, steps=60, name=None, traces=True):
       'cluster': list(range(rows)),
     },
   }
+  found = {'success': success, 'ends': ends, 'count': count}
+  found['tokens'] = np.random.default_rng(5).integers(0, 2, (rows, 104)) >> 1
+  found['forced'] = np.full(rows, algorithm != 'mrt')
+  evaluation['waste'] = waste.summary(
+    found, horizon=HORIZON, clusters=np.arange(rows)
+  )
   if traces:
     evaluation['traces'] = [_trace(algorithm, i) for i in range(3)]
+  if anytime:
+    evaluation['anytime'] = anytime_of(accuracy[-1])
+    for trace in evaluation.get('traces', ()):
+      trace['stops'] = {'progress': 1, 'agreement': len(trace['episodes'])}
   (folder / 'eval.json').write_text(json.dumps(evaluation))
   if algorithm == 'base':
     return folder
@@ -91,6 +111,40 @@ def write_run(folder, algorithm, *, rows=200, steps=60, name=None, traces=True):
     lines.append(json.dumps(row))
   (folder / 'metrics.jsonl').write_text('\n'.join(lines) + '\n')
   return folder
+
+
+def anytime_of(accuracy):
+  """Returns the section of an eval.json about adaptive stopping."""
+  interval = {'mean': accuracy, 'low': accuracy - 0.1, 'high': accuracy + 0.1}
+  rule = {
+    'rule': 'progress',
+    'label': 'progress',
+    'threshold': 0.125,
+    'forced': False,
+    'accuracy': interval,
+    'thinking_tokens': 31.25,
+    'probe_tokens': 7.75,
+    'tokens_mean': 39.0,
+    'saved': 0.25,
+    'risk': None,
+    'calibrated': False,
+  }
+  curve = {'rule': 'progress', 'label': 'progress', 'forced': False}
+  points = {'tokens': [50.0, 20.0, 35.0], 'accuracy': [0.7, 0.4, 0.6]}
+  own = {'rule': 'agreement', 'label': 'agreement', 'forced': True}
+  return {
+    'full': {'accuracy': interval, 'tokens_mean': 52.0},
+    'rules': [
+      rule,
+      rule
+      | own
+      | {'threshold': None, 'risk': 0.05, 'calibrated': True, 'saved': -0.5},
+    ],
+    'curves': [
+      curve | points,
+      curve | own | {'tokens': [60.0, 90.0], 'accuracy': [0.8, 0.85]},
+    ],
+  }
 
 
 _ATTEMPTS = (

@@ -21,6 +21,7 @@ from meta_rl import (
   setup_steps,
   statistics,
   tokenizer,
+  waste,
   weights,
 )
 from meta_rl.compiled import CountedJit
@@ -47,6 +48,7 @@ SCHEMA = {
   'scalars': dict,
   'per_problem': dict,
   'stopping': dict,
+  'waste': dict,
   'prover': dict,
   'traces': list,
 }
@@ -320,10 +322,11 @@ def test_schema(result):
     *('regret_token_weighted', 'accuracy', 'reward', 'tokens', 'cluster'),
   }
   assert {len(v) for v in result['per_problem'].values()} == {10}
-  # As many traces as there are problems, 12 at most.
+  # As many traces as there are problems, 48 at most.
   assert len(result['traces']) == 10
   assert set(result['traces'][0]) == {
     *('prompt', 'success_start', 'episodes', 'answer', 'reward', 'stopped'),
+    'classes',
   }
 
 
@@ -519,7 +522,7 @@ def test_evaluate_puts_together_what_was_measured(trained, small, monkeypatch):
     return made.setdefault(at_budgets, found)
 
   monkeypatch.setattr(held_out, 'measure', measure)
-  result = run_evaluate(trained, num_problems=40)
+  result = run_evaluate(trained, num_problems=60)
   found, many = made[True], made[False]
   success, ends = jnp.asarray(found['success']), jnp.asarray(found['ends'])
   on_device = regret.token_weighted(success, ends, horizon=HORIZON)
@@ -529,7 +532,7 @@ def test_evaluate_puts_together_what_was_measured(trained, small, monkeypatch):
   assert mean == pytest.approx(float(on_device.mean()), abs=1e-6)
   # The regret curve ends in the headline.
   assert result['regret_at_budget'][-1] == pytest.approx(mean, abs=1e-9)
-  rows = np.arange(40)
+  rows = np.arange(60)
   final = found['success'][rows, found['count']]
   assert own['accuracy'] == final.tolist()
   assert own['tokens'] == (9 * found['count']).tolist()
@@ -556,6 +559,20 @@ def test_evaluate_puts_together_what_was_measured(trained, small, monkeypatch):
   scalars = result['scalars']
   assert scalars['pass@k']['1'] == pytest.approx(right.mean())
   assert scalars['pass@k']['4'] == pytest.approx(right.any(1).mean())
+  # Every class of trace that there is is among the traces that are kept, the
+  # first twelve problems in front.
+  names = ('success', 'ends', 'count', 'forced')
+  classes = waste.trace_classes(*map(found.get, names), horizon=HORIZON)
+  kept = waste.chosen(classes)
+  assert kept[:12] == list(range(12))
+  texts = [held_out.describe(found, i) for i in kept]
+  assert result['traces'] == [
+    text | {'classes': classes[i]} for text, i in zip(texts, kept)
+  ]
+  clusters = np.asarray(own['cluster'])
+  counted = waste.summary(found, horizon=HORIZON, clusters=clusters)
+  assert result['waste'] == counted
+  assert 0 < counted['categories']['any']['share']['mean'] < 1
 
 
 def test_pass_and_majority_of_two_problems(trained, small, monkeypatch):

@@ -22,20 +22,23 @@ LAYERS = [
   'continuations algorithms lora update value anytime progress_head '
   'slots ticks',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
-  'answers text_tokenizer statistics eval_figures study_statistics '
-  'gradient_variance calibration '
+  'answers text_tokenizer statistics token_curves votes eval_figures waste '
+  'study_statistics '
+  'gradient_variance calibration stop_figures stop_rules '
   'signals workdir files leaves chat profiler rewards external guards hf '
   'verifiers segments chat_template',
   'steps compiled dynamic_sampling tickets engine openai_api openai_replies '
   'serve_metrics',
   'setup_run setup_steps setup_own setup_devices preemption train_calls '
-  'check_config command_line config_keys held_out '
-  'evaluation evaluate plots '
-  'headline runs report report_page report_style report_traces report_parts',
+  'check_config command_line config_keys held_out stop_traces '
+  'evaluation evaluate protocol plots '
+  'headline runs report report_page report_charts report_style report_traces '
+  'report_views report_viewer report_script report_adaptive report_waste '
+  'report_parts',
   'train sft study study_cells study_files study_cell study_results '
   'study_tables study_charts study_page study_report study_variance '
-  'plan plan_programs plan_report export generate converse voices serve '
-  'serve_app serve_work',
+  'plan plan_programs plan_report export generate converse calibrate voices '
+  'serve serve_app serve_work',
 ]
 LAYERS = [row.split() for row in LAYERS]
 PURE = LAYERS[1]
@@ -48,6 +51,7 @@ COMMANDS += [
   'setup_devices',
   'train_calls',
   'held_out',
+  'stop_traces',
   'evaluation',
   'evaluate',
   'report',

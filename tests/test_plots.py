@@ -58,6 +58,12 @@ def test_colors_are_readable_on_their_pages():
   assert _contrast('#ffffff', '#000000') == pytest.approx(21)
   for color in (*plots.LIGHT, plots.MUTED):
     assert _contrast(color, style.PAGE_LIGHT) >= 4.5, color
+  # Labels stand on the area of regret too.
+  assert _contrast(plots.MUTED, plots.LOST) >= 4.5
+  themes = report_style.style_sheet()
+  (muted,) = set(re.findall('--muted: (#......)', themes)) - {plots.MUTED}
+  (lost,) = set(re.findall('--lost: (#......)', themes)) - {plots.LOST}
+  assert _contrast(muted, lost) >= 4.5
   for color in plots.DARK:
     assert _contrast(color, style.PAGE_DARK) >= 4.5, color
   for shade in style.SHADES_LIGHT.values():
@@ -167,3 +173,48 @@ def test_the_label_of_a_level_keeps_clear_of_the_curves():
     t for t in plots.figure([panel]).axes[0].texts if t.get_text() == 'here'
   ]
   assert label.get_ha() == 'left'
+
+
+def test_regret_is_the_area_up_to_the_comparator():
+  x = [0.0, 10.0, 20.0]
+  panel = plots.Panel(
+    'Title',
+    'tokens',
+    'J',
+    [
+      plots.Line('a', 0, x, [0.25, 0.5, 1.5]),
+      plots.Line('b', 2, x, [0.5, 0.5, 0.5]),
+      plots.Line('rule', 2, [5.0], [0.4], marker='o', hollow=True),
+    ],
+    comparator=1.0,
+    comparator_label='right at once',
+  )
+  drawing = plots.figure([panel])
+  (axes,) = drawing.axes
+  # One area a curve, none for the rule; never beyond the comparator.
+  first, second = (area.get_paths()[0].vertices for area in axes.collections)
+  corners = lambda area: {(float(a), float(b)) for a, b in area}
+  assert corners(first) == {(0, 0.25), (10, 0.5), (20, 1), (10, 1), (0, 1)}
+  assert corners(second) == {(a, b) for a in x for b in (0.5, 1)}
+  # Both together are as dark as one alone: (1 - .85) is left of the page.
+  alphas = [area.get_facecolor()[0, 3] for area in axes.collections]
+  assert np.prod(1 - np.array(alphas)) == pytest.approx(0.15)
+  text = plots.to_svg(drawing, prefix='x', description='d')
+  assert text.count('fill: var(--lost)') == 2
+  assert 'right at once' in text
+  assert plots.LOST not in text
+
+
+def test_lines_with_markers_stand_in_the_key():
+  panel = _panel()
+  marked = plots.Line('rule <1>', 2, [5.0], [0.4], marker='s', hollow=True)
+  drawing = plots.figure([panel._replace(lines=[*panel.lines, marked])])
+  (axes,) = drawing.axes
+  entries = axes.get_legend().get_texts()
+  assert [entry.get_text() for entry in entries] == ['rule <1>']
+  (line,) = [line for line in axes.lines if line.get_marker() == 's']
+  assert line.get_markerfacecolor() == 'none'
+  # The others have their names at their ends, and there is no key for them.
+  assert [t.get_text() for t in axes.texts] == ['base', 'MRT']
+  (plain,) = plots.figure([panel]).axes
+  assert plain.get_legend() is None

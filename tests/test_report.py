@@ -1,5 +1,7 @@
 """The report: what it shows, what it tolerates, what it refuses."""
 
+import base64
+import hashlib
 import html.parser
 import json
 import re
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 from report_runs import ALGORITHMS, write_run
 
-from meta_rl import headline, report_page, report_traces, runs
+from meta_rl import headline, report_page, runs
 from meta_rl.report import build_report, headline_table, main
 
 _VOID = {'meta', 'br', 'link', 'img', 'input', 'hr'}
@@ -20,10 +22,20 @@ class _Checker(html.parser.HTMLParser):
   def __init__(self):
     super().__init__()
     self.open, self.tags, self.ids, self.loads = [], [], [], []
-    self.text = ''
+    self.text, self.scripts, self.policy, self.unnamed = '', [], '', []
 
   def handle_starttag(self, tag, attrs):
     self.tags.append(tag)
+    given = dict(attrs)
+    if tag == 'script':
+      self.scripts.append((given.get('type'), ''))
+    if given.get('http-equiv') == 'Content-Security-Policy':
+      self.policy = given['content']
+    if given.get('role') == 'img' or tag in ('img', 'canvas'):
+      if not given.get('aria-label') and not given.get('alt'):
+        self.unnamed.append((tag, attrs))
+    elif tag == 'svg' and given.get('aria-hidden') != 'true':
+      self.unnamed.append((tag, attrs))
     for name, value in attrs:
       if name == 'id':
         self.ids.append(value)
@@ -44,7 +56,10 @@ class _Checker(html.parser.HTMLParser):
     assert self.open.pop() == tag
 
   def handle_data(self, data):
-    if self.open[-1:] != ['style']:
+    if self.open[-1:] == ['script']:
+      kind, text = self.scripts[-1]
+      self.scripts[-1] = kind, text + data
+    elif self.open[-1:] != ['style']:
       self.text += data
 
 
@@ -55,8 +70,20 @@ def _check(path):
   checker.close()
   assert checker.open == []
   assert checker.loads == []
+  assert checker.unnamed == []
   assert len(checker.ids) == len(set(checker.ids))
-  assert not {'script', 'iframe', 'object', 'link', 'base'} & set(checker.tags)
+  assert not {'iframe', 'object', 'link', 'base'} & set(checker.tags)
+  # The traces as data, and the one script that may run, by its hash; or none.
+  kinds = [kind for kind, _ in checker.scripts]
+  assert kinds in ([], ['application/json', None])
+  allowed = re.findall('script-src ([^;]*)', checker.policy)
+  hashes = []
+  if kinds:
+    json.loads(checker.scripts[0][1])
+    digest = hashlib.sha256(checker.scripts[1][1].encode()).digest()
+    hashes = [f"'sha256-{base64.b64encode(digest).decode()}'"]
+  assert allowed == hashes
+  assert "default-src 'none'" in checker.policy
   assert '@import' not in text
   assert not re.search(r'url\((?!#)', text)
   assert set(re.findall(r'https?://[^\s"<]+', text)) == {
@@ -85,10 +112,11 @@ def test_report_of_some_runs(folders, tmp_path, count):
   other = build_report(folders[:count], tmp_path / 'a' / 'other.html')
   assert [p.name for p in other.images] == [f'other_{n}' for n in expected]
   assert all(path.stat().st_size > 5000 for path in report.images)
-  # Two charts, six learning curves; the keys and the step charts beside them.
+  # Two charts, six learning curves, a bar a policy; key and step charts beside,
+  # and the one that the viewer copies.
   labels = re.findall('role="img"', report.html.read_text())
   shown = min(count, 3) * 3
-  assert len(labels) == 2 + (6 if count > 1 else 0) + shown + 1
+  assert len(labels) == 2 + (6 if count > 1 else 0) + count + shown + 1 + 1
   assert 'What was missing' not in page.text
 
 
@@ -107,6 +135,41 @@ def test_page_tells_the_result(folders, tmp_path):
   # J after an episode beside its progress, and the prompt once for all three.
   assert page.text.count('Problem 3 7 5 = 9') == 1
   assert re.search(r'\+0\.62 J 0\.\d\d', page.text)
+
+
+def test_adaptive_rules_have_charts_of_their_own(tmp_path):
+  for name in ('base', 'grpo', 'mrt'):
+    write_run(tmp_path / name, name, rows=40, steps=4, anytime=name != 'base')
+  report = build_report([tmp_path], tmp_path / 'out' / 'report.html')
+  page = _check(report.html)
+  assert [path.name for path in report.images] == [
+    'accuracy_vs_tokens.png',
+    'regret_curves.png',
+    'adaptive_stopping.png',
+    'learning_curves.png',
+  ]
+  assert page.text.count('GRPO: progress') == 1
+  # On the axes of the accuracy chart, its regret filled up to 1 in all three.
+  assert page.text.count('comparator: right at once') == 3
+  assert 'progress stops here' in page.text
+  alone = build_report([tmp_path / 'mrt'], tmp_path / 'out' / 'alone.html')
+  page = _check(alone.html)
+  assert 'alone_adaptive_stopping.png' not in [p.name for p in alone.images]
+  assert page.text.count('comparator: right at once') == 1
+  assert 'its own stop' in page.text
+
+
+def test_an_evaluation_of_an_older_version(tmp_path):
+  folder = write_run(tmp_path / 'mrt', 'mrt', rows=40, steps=4)
+  evaluation = json.loads((folder / 'eval.json').read_text())
+  del evaluation['waste']
+  (folder / 'eval.json').write_text(json.dumps(evaluation))
+  page = _check(build_report([folder], tmp_path / 'report.html').html)
+  assert 'what its tokens went into: evaluate again.' in page.text
+  assert 'Adaptive stopping' not in page.text
+  # The classes of its traces follow from J.
+  traces = json.loads(page.scripts[0][1])['traces']
+  assert 'wasted' in [name for trace in traces for name in trace['classes']]
 
 
 def test_page_says_which_prover_measured():
@@ -207,15 +270,20 @@ def test_unpaired_problems_are_not_compared():
 
 def test_hostile_text_is_shown_not_obeyed(tmp_path):
   attack = '</style><script>alert(1)</script>"\'><img src=x onerror=f()>&\x00'
-  folder = write_run(tmp_path / 'run', 'mrt', rows=20, steps=12)
+  folder = write_run(tmp_path / 'run', 'mrt', rows=20, steps=12, anytime=True)
   evaluation = json.loads((folder / 'eval.json').read_text())
   evaluation |= {'name': attack, 'machine': attack, 'command': attack}
   evaluation['comparisons'] = [
     {'name': attack, 'mean': 1, 'low': 0.5, 'high': 2}
   ]
   evaluation['scalars'][attack] = attack
+  for entry in (*evaluation['anytime']['rules'], evaluation['anytime']['full']):
+    entry |= {'rule': attack, 'label': attack, 'calibrated': attack}
+  for curve in evaluation['anytime']['curves']:
+    curve |= {'rule': attack, 'label': attack}
   for trace in evaluation['traces']:
     trace |= {'prompt': attack, 'answer': attack, 'stopped': attack}
+    trace |= {'stops': {attack: 1}, 'classes': ['wasted', attack]}
     for episode in trace['episodes']:
       episode['text'] = attack + '\u202e\ud800'
   (folder / 'eval.json').write_text(json.dumps(evaluation))
@@ -226,9 +294,18 @@ def test_hostile_text_is_shown_not_obeyed(tmp_path):
     [folder, other], tmp_path / 'r.html', title=attack, command=attack
   )
   page = _check(report.html)
-  assert 'script' not in page.tags
+  assert page.tags.count('script') == 2  # its own
   assert 'img' not in page.tags
   assert page.text.count('<script>alert(1)</script>') >= 10
+  # The data of the viewer say the same, and hold nothing that ends them.
+  data = page.scripts[0][1]
+  assert not set('<>&\u2028') & set(data)
+  (trace, *_) = json.loads(data)['traces']
+  shown = attack.replace('\x00', '\ufffd')
+  assert trace['prompt'] == trace['answer'] == shown
+  assert trace['rows'][0]['text'] == shown + '\u202e\ufffd'
+  assert trace['classes'] == ['wasted']
+  assert trace['stops'][0][1].startswith('</style><script>alert(1)')
 
 
 @pytest.mark.parametrize(
@@ -236,7 +313,7 @@ def test_hostile_text_is_shown_not_obeyed(tmp_path):
   [None, [], {}, 'text', -1, True, [None, 'x'], {'mean': 'x'}, float('nan')],
 )
 def test_any_json_in_any_place_is_tolerated(tmp_path, value):
-  folder = write_run(tmp_path / 'run', 'mrt', rows=8, steps=3)
+  folder = write_run(tmp_path / 'run', 'mrt', rows=8, steps=3, anytime=True)
   write_run(tmp_path / 'base', 'base', rows=8)
   whole = json.loads((folder / 'eval.json').read_text())
   damaged = {key: value for key in whole}
@@ -345,24 +422,6 @@ def test_series_counts_tokens_and_lets_the_later_line_win(tmp_path):
   # Step 2 was not a training row: half way.
   x, _ = runs.series(run, 'eval/accuracy', x='tokens')
   np.testing.assert_allclose(x, [5760])
-
-
-@pytest.mark.parametrize(
-  ('progress', 'name'),
-  [
-    (0.0, 'z'),
-    (0.019, 'z'),
-    (0.02, 'p1'),
-    (-0.02, 'n1'),
-    (0.1, 'p2'),
-    (-0.3, 'n3'),
-    (0.6, 'p4'),
-    (-1.0, 'n4'),
-    (float('nan'), 'z'),
-  ],
-)
-def test_shade(progress, name):
-  assert report_traces.shade(progress) == name
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,154 @@
+"""What stop rules are fitted, calibrated and evaluated on: scored traces.
+
+A rule changes no draw of a thought, so one trace a problem, thought to its end,
+tells what every rule at every threshold would have done with it: at each of its
+boundaries the answer that would have been given, whether it is right, and the
+scores that rules read.
+
+Two kinds of trace: one ends where the model stops by itself ('own'), the other
+is kept thinking to the budget ('forced'), for rules that may go past the own
+stop. Row i of both draws alike, so that they are one trace up to there.
+
+Axes: N traces, K episodes, D features, A answer tokens.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from meta_rl import probes, prover, setup_steps, stopping
+from meta_rl.compiled import CountedJit
+from meta_rl.scoring import positions_of
+
+MODES = ('own', 'forced')
+
+
+def make_calls(config, model, task, *, forced: bool = False) -> dict:
+  """Returns the jitted `generate` and `look` of one kind of trace.
+
+    generate(params, batch, key, row_offset) -> (Rollout, TraceCache)
+    look(params, batch, traces, cache, key, row_offset) -> dict, as in `gather`
+
+  Args:
+    config: an RL config: thinking budget, temperature, episodes.
+    model, task: the network and the task.
+    forced: keep thinking to the budget.
+  """
+  own = config.copy_and_resolve_references()
+  own.unlock()
+  own.prover.update(
+    {
+      'kind': setup_steps.measuring_prover(config),
+      'boundaries': 'delimiters' if task.segment is None else 'text',
+      'budgets': None,
+      'num_enumerated': None,
+    }
+  )
+  if own.algorithm.get('summaries_per_trace'):
+    own.algorithm.summaries_per_trace = 0
+  budget = own.rollout.thinking_budget
+  generate, prove = setup_steps.make_calls(
+    own, model, task, group_size=1, min_thinking=budget if forced else None
+  )
+
+  def look(params, batch, traces, cache, key, row_offset=0):
+    measured = prove(params, batch, traces, cache, key, row_offset)
+    ends = measured.episodes.ends
+    answers, mask, log_probs = prover.sample_answers(
+      model,
+      params,
+      traces.tokens,
+      traces.token_mask,
+      ends,
+      key,
+      num_branches=1,
+      max_answer_len=task.answer_length,
+      stop_ids=task.stop_ids,
+      eos_id=task.eos_id,
+      stop_table=task.stop_table,
+      temperature=0.0,
+      cache=cache,
+      block_rows=own.prover.get('block_rows') or 16,
+      return_log_probs=True,
+      raw_log_probs=True,
+    )
+    one = {k: jnp.asarray(x)[:, None, None] for k, x in batch.items()}
+    right = task.verify(answers, mask, one)[..., 0]
+    answers, mask, log_probs = (
+      answers[:, :, 0],
+      mask[:, :, 0],
+      log_probs[:, :, 0],
+    )
+    features, _ = probes.features_of(
+      model, params, traces.tokens, positions_of(traces.token_mask), None, None
+    )
+    return {
+      'success': measured.success,
+      'thought': ends - ends[:, :1],
+      'count': measured.episodes.count,
+      'right': right >= 1,
+      'confidence': stopping.confidence(log_probs, mask),
+      'agreement': stopping.agreement(answers, mask),
+      'probe_tokens': jnp.where(
+        mask.any(-1), len(task.stop_ids) + mask.sum(-1) - 1, 0
+      ),
+      'features': jnp.take_along_axis(features, ends[..., None], axis=1),
+    }
+
+  return {'generate': CountedJit(generate), 'look': CountedJit(look)}
+
+
+def gather(
+  calls,
+  params,
+  batches: Sequence[dict],
+  key,
+  *,
+  on_batch: Callable[[int, int], None] | None = None,
+) -> dict[str, np.ndarray]:
+  """Returns scored traces, numpy, N rows (host).
+
+  Args:
+    calls: of `make_calls`.
+    params: the policy.
+    batches: of `held_out.problem_batches`.
+    key: PRNG key; row i draws from fold_in(key, i).
+    on_batch: is told how many rows are done, and of how many.
+
+  Returns:
+    success f32[N,K+1], J; thought i32[N,K+1], thinking tokens at each boundary;
+    count i32[N]; right bool[N,K+1], of the greedy answer forced there; its
+    confidence and agreement f32[N,K+1], and probe_tokens i32[N,K+1], what it
+    takes; features f32[N,K+1,D] of the prefix's last token; problem i32[N].
+    Past `count` values are of no boundary.
+  """
+  parts, rows = [], sum(len(batch['problem']) for batch in batches)
+  for index, batch in enumerate(batches):
+    offset = index * len(batch['problem'])
+    arrays = {k: v for k, v in batch.items() if k not in ('problem', 'counts')}
+    traces, cache = calls['generate'](params, arrays, key, offset)
+    look_key = jax.random.fold_in(key, 1)
+    part = calls['look'](params, arrays, traces, cache, look_key, offset)
+    del traces, cache
+    part = jax.device_get(part) | {'problem': batch['problem']}
+    parts.append({k: v[batch['counts']] for k, v in part.items()})
+    if on_batch is not None:
+      on_batch(offset + len(batch['problem']), rows)
+  return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+
+
+def with_index(
+  found: dict[str, np.ndarray], head: stopping.ProgressHead
+) -> dict[str, np.ndarray]:
+  """Returns the traces with the scores of the rule 'progress' too.
+
+  Args:
+    found: of `gather`.
+    head: fitted to the policy.
+  """
+  index = jax.jit(stopping.progress_index)
+  return found | {
+    'progress': np.asarray(index(head, found['features'], found['thought']))
+  }
