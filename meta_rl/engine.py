@@ -187,8 +187,8 @@ class Engine:
       )
     if request.rule == 'progress' and self.head is None:
       raise ValueError(
-        "stop_rule='progress' needs a head that predicts progress, and this "
-        'server has none: take another rule'
+        "stop_rule='progress' needs a head that predicts progress, and there "
+        'is none (python -m meta_rl.calibrate makes one): take another rule'
       )
 
   def stop(self, grace: float = 0.0):

@@ -21,6 +21,7 @@ key unless --api_key_file or META_RL_API_KEY gives one. SIGTERM and Ctrl-C end
 it: requests under way get --grace seconds.
 """
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -29,6 +30,7 @@ import socket
 import sys
 
 import jax
+import jax.numpy as jnp
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -42,6 +44,8 @@ from meta_rl import (
   hf,
   serve_app,
   signals,
+  stop_rules,
+  stopping,
   voices,
 )
 
@@ -120,6 +124,39 @@ def load(model: str | None, workdir: str | None, config, *, which: str):
   return voices.of_policy(own, params), name
 
 
+def with_rules(voice: voices.Voice, workdir: str | None, path: str):
+  """Returns the voice with its calibrated stop rules, where there are any.
+
+  Args:
+    voice: of the policy.
+    workdir: its run folder, which may hold some.
+    path: of other ones; '': none.
+
+  Raises:
+    ValueError: a file that cannot be read, or rules of another policy.
+  """
+  if not path and workdir is not None:
+    found = os.path.join(workdir, stop_rules.NAME)
+    path = found if os.path.exists(found) else ''
+  if not path:
+    return voice
+  voice = dataclasses.replace(voice, rules=stop_rules.load(path))
+  if voice.head is not None:
+    one = jnp.zeros((1,), jnp.int32)
+
+    def features(params):
+      cache = voice.model.init_cache(1, 1)
+      tokens = one[None]
+      return voice.model.features_fn(params, tokens, tokens, cache)[0]
+
+    width = jax.eval_shape(features, voice.params)
+    try:
+      jax.eval_shape(stopping.progress_index, voice.head, width, one[None])
+    except ValueError as error:
+      raise ValueError(f'{path} is of another policy: {error}') from error
+  return voice
+
+
 def row_length(voice: voices.Voice, asked: int | None) -> int:
   """Returns L, tokens of a row: a prompt, its response and its probes."""
   if asked is not None:
@@ -148,6 +185,7 @@ def serve(voice: voices.Voice, name: str, key: str, listening: socket.socket):
     length=row_length(voice, FLAGS.length),
     steps=FLAGS.steps,
     max_queue=FLAGS.max_queue,
+    head=voice.head,
   )
   served = serve_app.App(
     make,
@@ -198,6 +236,12 @@ def define_flags():
   flags.DEFINE_string('workdir', None, 'Run folder whose policy serves.')
   flags.DEFINE_enum('which', 'last', ['last', 'best'], 'Checkpoint of the run.')
   flags.DEFINE_string('model', None, 'Checkpoint to serve (meta_rl/hf).')
+  flags.DEFINE_string(
+    'stop_rules',
+    '',
+    'File or folder with calibrated stop rules (meta_rl/calibrate.py); by '
+    'default those of --workdir.',
+  )
   flags.DEFINE_string('name', '', 'Of the model, in requests; by the path.')
   flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on.')
   flags.DEFINE_integer(
@@ -248,6 +292,7 @@ def main(argv):
       voice, name = load(
         FLAGS.model, FLAGS.workdir, FLAGS.config, which=FLAGS.which
       )
+      voice = with_rules(voice, FLAGS.workdir, FLAGS.stop_rules)
       serve(voice, FLAGS.name or name, key, listening)
   except (ValueError, OSError, checkpoint.CheckpointError) as error:
     print(f'error: {error}', file=sys.stderr)

@@ -12,8 +12,9 @@ import math
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 
-from meta_rl import setup_run, ticks
+from meta_rl import setup_run, stopping, ticks
 from meta_rl.slots import Marks
+from meta_rl.stop_rules import StopRules
 from meta_rl.tickets import Piece, Request
 from meta_rl.types import Model, Params
 
@@ -37,6 +38,8 @@ class Voice:
     vocab_size: ids are below it.
     context: tokens it was made for, prompt and response; None: not known.
     defaults: fields of `Request` that requests may leave out.
+    rules: calibrated thresholds, and the head of the rule 'progress'; None:
+      there are none.
   """
 
   model: Model
@@ -48,6 +51,12 @@ class Voice:
   vocab_size: int
   context: int | None = None
   defaults: dict = dataclasses.field(default_factory=dict)
+  rules: StopRules | None = None
+
+  @property
+  def head(self) -> stopping.ProgressHead | None:
+    """The head of the rule 'progress', of a policy that may stop by itself."""
+    return None if self.rules is None else self.rules.heads.get('own')
 
 
 def of_checkpoint(speaker, vocab_size: int) -> Voice:
@@ -225,7 +234,7 @@ def request(voice: Voice, prompt: tuple[int, ...], length: int, ask) -> Request:
     budget = max(0, min(given['thinking_budget'], spare))
     if budget + len(marks.stop_ids) >= most:
       budget = None
-  rule, threshold = _rule(ask)
+  rule, threshold = _rule(ask, voice.rules)
   first = lambda value, other: other if value is None else value
   return Request(
     prompt=prompt,
@@ -245,22 +254,30 @@ def request(voice: Voice, prompt: tuple[int, ...], length: int, ask) -> Request:
   )
 
 
-def _rule(ask) -> tuple[str, float]:
+def _rule(ask, rules) -> tuple[str, float]:
   """Returns the rule of a request, and a threshold.
 
-  Where scores are asked for without a threshold the rule only looks.
+  A threshold that is left out is the calibrated one. Where there is none, and
+  scores are asked for, the rule only looks.
   """
   rule, threshold = ask.rule or 'budget', ask.threshold
   if rule == 'budget':
     return ('confidence', math.inf) if ask.scores else (rule, 0.0)
+  if threshold is None and rules is not None:
+    try:
+      threshold = rules.threshold(rule)
+    except ValueError:
+      if not ask.scores:
+        raise
   if threshold is not None:
     return rule, threshold
   if ask.scores:
     return rule, -math.inf if rule == 'progress' else math.inf
   name = 'price_per_token' if rule == 'progress' else 'stop_threshold'
   raise ValueError(
-    f'stop_rule={rule!r} needs {name}; without one give return_confidence=true '
-    'and the rule only looks'
+    f'stop_rule={rule!r} needs {name}: this policy has none that is '
+    'calibrated; without one give return_confidence=true, and the rule only '
+    'looks'
   )
 
 

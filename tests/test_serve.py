@@ -11,11 +11,12 @@ import sys
 import types
 
 import jax
+import numpy as np
 import pytest
 import serving
 from conftest import ROOT
 
-from meta_rl import serve, signals, voices
+from meta_rl import serve, signals, stop_rules, stopping, voices
 from meta_rl.configs import mrt_countdown
 
 pytest.importorskip('uvicorn')
@@ -86,6 +87,32 @@ def test_what_is_served(flags):
   flags(config=config, temperature=0.5)
   with pytest.raises(ValueError, match='--temperature is of --model alone'):
     serve.load(None, None, config, which='last')
+
+
+def test_calibrated_rules(flags, tmp_path):
+  config = mrt_countdown.get_config('tiny')
+  flags(config=config)
+  voice, _ = serve.load(None, None, config, which='last')
+  assert serve.with_rules(voice, str(tmp_path), '').rules is None
+  zeros = lambda *shape: np.zeros(shape, np.float32)
+
+  def save(width):
+    head = stopping.ProgressHead(
+      *(zeros(width), zeros(width), zeros(width + 1, 4), zeros(4)),
+      *(zeros(4, 3), zeros(3), np.float32([1, 2]), np.float32(27)),
+    )
+    rules = stop_rules.StopRules({'own': head}, [], {})
+    stop_rules.save(tmp_path / stop_rules.NAME, rules)
+
+  save(16)  # the width of the model
+  found = serve.with_rules(voice, str(tmp_path), '')
+  assert found.head.shift.shape == (16,)
+  assert serve.with_rules(voice, None, str(tmp_path)).head is not None
+  save(17)
+  with pytest.raises(ValueError, match='is of another policy: features have'):
+    serve.with_rules(voice, str(tmp_path), '')
+  with pytest.raises(ValueError, match='none'):
+    serve.with_rules(voice, None, str(tmp_path / 'none'))
 
 
 def test_rows_of_a_language_model():

@@ -9,7 +9,14 @@ import pytest
 import serving
 from ml_collections import config_dict
 
-from meta_rl import chat_template, openai_api, text_tokenizer, ticks, voices
+from meta_rl import (
+  chat_template,
+  openai_api,
+  stop_rules,
+  text_tokenizer,
+  ticks,
+  voices,
+)
 from meta_rl.configs import mrt_countdown, mrt_hidden
 from meta_rl.slots import Marks
 from meta_rl.tickets import Piece, Usage
@@ -213,6 +220,25 @@ def test_rules_and_their_thresholds():
   assert (looks.rule, looks.threshold) == ('progress', -math.inf)
   found = asked(stop_rule='agreement', stop_threshold=2, greedy_answer=False)
   assert not found.greedy_answer
+
+
+def test_calibrated_thresholds():
+  choice = {'rule': 'agreement', 'mode': 'own', 'threshold': 3.0}
+  none = {'rule': 'confidence', 'mode': 'own', 'threshold': None}
+  rules = stop_rules.StopRules({}, [choice, none], {'alpha': 0.01})
+  voice = of_text(rules=rules)
+  assert voice.head is None
+  assert asked(voice, stop_rule='agreement').threshold == 3.0
+  given = asked(voice, stop_rule='agreement', stop_threshold=2)
+  assert given.threshold == 2
+  found = asked(voice, stop_rule='agreement', return_confidence=True)
+  assert found.threshold == 3.0
+  looks = asked(voice, stop_rule='confidence', return_confidence=True)
+  assert looks.threshold == math.inf
+  with pytest.raises(ValueError, match='no threshold was shown'):
+    asked(voice, stop_rule='confidence')
+  with pytest.raises(ValueError, match=r"'progress' \(own\) was not calib"):
+    asked(voice, stop_rule='progress')
 
 
 def test_prompts():
