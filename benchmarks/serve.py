@@ -6,11 +6,12 @@
 
 Starts `python -m meta_rl.serve` as a process of its own and asks it from
 `--clients` connections at once, each a request behind the other, as streams.
-Every prompt and seed has one right response, which is decoded offline before:
-a response that is another one's is counted as mixed up, one that does not come
-as lost. (A sum in another order may turn a draw that is nearly a tie: where the
-two tokens at the first difference are within 1e-3 of each other, noise of the
-draw included, it is counted as a tie.)
+Each of `--problems` prompts, with a seed of its own, has one right response; it
+is decoded offline before, and asked for again and again in turn. A response
+that is another one's is counted as mixed up, one that does not come as lost. (A
+sum in another order may turn a draw that is nearly a tie: where the two tokens
+at the first difference are within 1e-3 of each other, noise of the draw
+included, it is counted as a tie.)
 
 Prints requests and tokens a second, the time to the first token and between
 tokens (p50, p99, largest), lost, mixed up and ties.
@@ -34,7 +35,7 @@ from meta_rl.scoring import positions_of
 
 FLAGS = flags.FLAGS
 _TIE = 1e-3
-_BATCH = 512
+_BATCH = 250
 
 
 def problems(count: int) -> list[str]:
@@ -155,7 +156,7 @@ async def load(port: int, name: str, prompts: list[str]) -> list[dict]:
   async def client():
     for index, prompt in left:
       try:
-        found[index] = await ask(port, name, prompt, index)
+        found[index] = await ask(port, name, prompt, index % FLAGS.problems)
       except (OSError, ValueError, IndexError, KeyError) as error:
         found[index] = {'ok': False, 'error': repr(error)}
 
@@ -194,8 +195,11 @@ def measure(config) -> dict:
   """Returns all figures."""
   _, params = generate.policy(None, config, which='last')
   voice = voices.of_policy(config, params)
-  prompts = problems(FLAGS.requests)
-  expected = offline(voice, prompts)
+  different = problems(FLAGS.problems)
+  expected = offline(voice, different)
+  repeats = -(-FLAGS.requests // FLAGS.problems)
+  prompts = (different * repeats)[: FLAGS.requests]
+  expected = (expected * repeats)[: FLAGS.requests]
   process, port, name = start()
   try:
     asyncio.run(load(port, name, prompts[: 2 * FLAGS.clients]))  # not counted
@@ -215,7 +219,8 @@ def measure(config) -> dict:
     theirs = list(voice.text_prompt(one['text']))
     tokens += len(theirs)
     if theirs != said:
-      tie = is_tie(voice, prompts[index], index, ids, [*theirs, *ends[:1]])
+      seed = index % FLAGS.problems
+      tie = is_tie(voice, prompts[index], seed, ids, [*theirs, *ends[:1]])
       ties, mixed = ties + tie, mixed + (not tie)
   between = [gap for one in found for gap in one.get('between_s', ())]
   firsts = [one['first_s'] for one in found if one.get('first_s')]
@@ -259,6 +264,7 @@ if __name__ == '__main__':
   flags.DEFINE_string('config', 'mrt_countdown', 'Whose start is served.')
   flags.DEFINE_integer('clients', 64, 'Requests at once.', lower_bound=1)
   flags.DEFINE_integer('requests', 10_000, 'In all.', lower_bound=1)
+  flags.DEFINE_integer('problems', 1000, 'Different ones.', lower_bound=1)
   flags.DEFINE_integer('rows', 64, 'Of the server.', lower_bound=1)
   flags.DEFINE_integer('steps', 4, 'Of the server.', lower_bound=1)
   flags.DEFINE_integer('length', 128, 'Of the server.', lower_bound=1)

@@ -213,7 +213,20 @@ class Engine:
     self._deliver([(t.put, tickets.last(t, CANCELLED)) for t in waiting])
 
   def _run(self):
-    """The engine's thread: rounds until it is stopped and nothing is left."""
+    """The engine's thread."""
+    try:
+      self._rounds()
+    finally:  # whatever ended it, nobody is left waiting
+      with self._wake:
+        self._stopping = True
+        left = [t for t in (*self._tickets, *self._queue) if t is not None]
+        self._queue.clear()
+      self._hand_out(
+        [(t.put, tickets.last(t, ERROR, 'the engine has ended')) for t in left]
+      )
+
+  def _rounds(self):
+    """Goes round until it is stopped and nothing is left."""
     ready = []
     while True:
       with self._wake:

@@ -195,7 +195,7 @@ def serve(voice: voices.Voice, name: str, key: str, listening: socket.socket):
     deadline=FLAGS.deadline,
     grace=FLAGS.grace,
   )
-  served.engine.start()
+  served.engine.start(warm=FLAGS.warm)
 
   class Server(uvicorn.Server):
     """Tells the engine, too, that it ends."""
@@ -253,6 +253,9 @@ def define_flags():
   of('length', None, 'Tokens of a prompt, its response and probes, at most.')
   of('steps', 4, 'Decode steps between two looks at what waits.')
   of('max_queue', 256, 'Requests that wait at most.')
+  flags.DEFINE_boolean(
+    'warm', True, 'Compile for all lengths of prompts before the first request.'
+  )
   number = functools.partial(flags.DEFINE_float, lower_bound=0.0)
   number('deadline', 600.0, 'Seconds that a request may take.')
   number('grace', 10.0, 'Seconds for requests under way at the end.')

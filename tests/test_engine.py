@@ -178,6 +178,25 @@ def test_an_engine_that_cannot_start_afresh_takes_no_more(fresh, monkeypatch):
     serving.Inbox(one, serving.request())
 
 
+@pytest.mark.filterwarnings(
+  'ignore::pytest.PytestUnhandledThreadExceptionWarning'
+)
+def test_a_thread_that_ends_leaves_nobody_waiting(fresh, monkeypatch):
+  one = fresh(rows=1)
+  one.start(warm=False)
+  gate = threading.Event()
+
+  def end():
+    gate.wait()
+    raise SystemExit
+
+  monkeypatch.setattr(one, '_let_in', end)
+  inboxes = [serving.Inbox(one, serving.request(seed=i)) for i in range(2)]
+  gate.set()
+  assert [inbox.next().finish for inbox in inboxes] == [ERROR] * 2
+  wait_for(lambda: not one.alive)
+
+
 def test_logits_that_are_no_numbers_fail_one_request(fresh):
   """The row is served again: what it holds has no weight, but NaN would."""
   config = dataclasses.replace(serving.CONFIG, tie_embeddings=False)

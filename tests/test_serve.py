@@ -16,7 +16,18 @@ import pytest
 import serving
 from conftest import ROOT
 
-from meta_rl import serve, signals, stop_rules, stopping, voices
+from meta_rl import (
+  engine,
+  hf,
+  models,
+  openai_api,
+  serve,
+  signals,
+  stop_rules,
+  stopping,
+  text_tokenizer,
+  voices,
+)
 from meta_rl.configs import mrt_countdown
 
 pytest.importorskip('uvicorn')
@@ -87,6 +98,43 @@ def test_what_is_served(flags):
   flags(config=config, temperature=0.5)
   with pytest.raises(ValueError, match='--temperature is of --model alone'):
     serve.load(None, None, config, which='last')
+
+
+@pytest.mark.full
+def test_a_language_model(flags, tmp_path):
+  """A checkpoint of bytes, from its folder to an answer to a chat."""
+  words = text_tokenizer.load('bytes')
+  shape = models.TransformerConfig(
+    vocab_size=262, num_layers=1, width=16, num_heads=2, ffn_width=16
+  )
+  template = '{% for m in messages %}{{ m.content }}{% endfor %}'
+  info = hf.TokenizerInfo(
+    words.tokenizer, template, None, (words.eos_id,), pad_id=0
+  )
+  params = models.init_params(shape, jax.random.key(0))
+  folder = tmp_path / 'own'
+  like = hf.config_to_hf(shape, max_position_embeddings=512)
+  hf.save_checkpoint(folder, params, shape, like, tokenizer=info)
+  own = {'thinking': '', 'dtype': 'float32', 'temperature': 1.0, 'top_p': None}
+  flags(model=str(folder), **own, max_new_tokens=300, thinking_budget=8)
+  voice, name = serve.load(str(folder), None, None, which='last')
+  assert name == 'own'
+  assert voice.context == 512
+  length = serve.row_length(voice, None)
+  turns = [{'role': 'user', 'content': 'Hi'}]
+  body = {'model': 'own', 'messages': turns, 'seed': 1}
+  ids = voices.encode(voice, turns)
+  asked = voices.request(voice, ids, length, openai_api.chat(body, 'own'))
+  made = engine.Engine(
+    voice.model, voice.params, voice.marks, rows=2, length=length
+  )
+  made.start(warm=False)
+  tokens, _, _, last = serving.Inbox(made, asked).all()
+  made.stop()
+  expected = serving.alone(asked, voice.model, voice.params, voice.marks)
+  assert tokens == expected
+  assert last.usage.stopped_by == 'budget'
+  assert 'Time is up.' in voice.decode(tokens)
 
 
 def test_calibrated_rules(flags, tmp_path):
