@@ -17,6 +17,7 @@ Axes: S rows, L slots, m stop tokens, A answer tokens, V vocabulary, D width.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,120 +65,194 @@ def tick(
   return jax.lax.scan(one, slots, length=steps)
 
 
+class _Decision(NamedTuple):
+  """What a step forces on rows, all [S].
+
+  Attributes:
+    begins: bool, the stop tokens: the budget is spent, or the rule stops here.
+    probes: bool, the first of a probe.
+    scores: f32, of a look at the features, else NaN.
+  """
+
+  begins: Array
+  probes: Array
+  scores: Array
+
+
+class _Answer(NamedTuple):
+  """The answers of probes so far, [S] but for `tokens`.
+
+  Attributes:
+    token: i32, the likeliest one, which a probe writes.
+    tokens: i32[S,A], -1 where none is written yet.
+    count: i32.
+    log_prob: f32, nats.
+    stop_state: i32, of the stop strings.
+    closed: bool, this token ends it.
+    whole: bool, it is closed, or has all of its A tokens.
+    run: f32, how many in a row were equal.
+    score: f32, what the rule measures.
+    stops: bool, it is whole, and the row's answer.
+  """
+
+  token: Array
+  tokens: Array
+  count: Array
+  log_prob: Array
+  stop_state: Array
+  closed: Array
+  whole: Array
+  run: Array
+  score: Array
+  stops: Array
+
+
+def _decide(s, features, marks, head) -> _Decision:
+  """Returns where thoughts are stopped or probed before the next token."""
+  asked = s.asked
+  idle = s.active & ~s.probing & (s.to_force < 0) & s.thinking
+  spent = idle & (s.thoughts >= asked.budget)
+  looks = idle & s.due & ~spent
+  gain = jnp.full_like(asked.threshold, jnp.nan)
+  if head is not None:
+    gain = stopping.progress_index(head, features, s.thoughts)
+  predicts = looks & (asked.rule == RULES['progress'])
+  gives_up = predicts & stopping.stops(asked.rule, gain, asked.threshold)
+  # A probe must leave the slots that the rest of the response may need.
+  left = asked.most - s.step
+  fits = (left >= marks.probe_length) & (s.room - left >= marks.probe_length)
+  asks = _is_in(asked.rule, [RULES[kind] for kind in stopping.PROBING])
+  can = bool(marks.stop_ids)
+  return _Decision(
+    begins=(spent | gives_up) & can,
+    probes=looks & asks & fits & can,
+    scores=jnp.where(predicts, gain, jnp.nan),
+  )
+
+
+def _probe_answer(s, logits, says, marks) -> _Answer:
+  """Returns the answers of probes with one more token in rows `says`."""
+  token = jnp.argmax(logits, -1).astype(jnp.int32)
+  column = jnp.arange(marks.answer_length) == s.answered[:, None]
+  tokens = jnp.where(says[:, None] & column, token[:, None], s.answer)
+  gained = jax.lax.cond(
+    says.any(),
+    lambda: log_softmax_at(logits, token)[0] * says,
+    lambda: jnp.zeros_like(s.log_prob),
+  )
+  log_prob, count = s.log_prob + gained, s.answered + says
+  stop_state = _after(marks, s.stop_state, token, says)
+  ends = _is_in(token, marks.end_ids) | _complete(marks, stop_state)
+  closed = says & ends
+  whole = closed | (says & (count == marks.answer_length))
+  run = stopping.next_streak(
+    s.run, tokens, tokens >= 0, s.before, s.before >= 0
+  )
+  agree = s.asked.rule == RULES['agreement']
+  score = jnp.where(agree, run, jnp.exp(log_prob))
+  stops = whole & stopping.stops(s.asked.rule, score, s.asked.threshold)
+  return _Answer(
+    token,
+    tokens,
+    count,
+    log_prob,
+    stop_state,
+    closed,
+    whole,
+    run,
+    score,
+    stops,
+  )
+
+
 def _step(model, params, s, marks, head):
   """Returns (slots, outputs [S]) of one step; the order is `decode.emit`'s."""
   features, cache = _feed(model, params, s)
   logits = model.unembed_fn(params, features)
-  asked, stop = s.asked, jnp.asarray(marks.stop_ids or (-1,), jnp.int32)
-  is_end = lambda token: _is_in(token, marks.end_ids)
-  early = s.thinking & (s.thoughts < asked.least)
-  sampled = _draw(s, logits, early, marks)
-
-  # What a check says, and what is forced: stop tokens, or those of a probe.
-  idle = s.active & ~s.probing & (s.to_force < 0)
-  spent = idle & s.thinking & (s.thoughts >= asked.budget)
-  checks = idle & s.due & s.thinking & ~spent
-  gain = jnp.full_like(asked.threshold, jnp.nan)
-  if head is not None:
-    gain = stopping.progress_index(head, features, s.thoughts)
-  promise = checks & (asked.rule == RULES['progress'])
-  begins = spent | (promise & stopping.stops(asked.rule, gain, asked.threshold))
-  left = asked.most - s.step
-  fits = (left >= marks.probe_length) & (s.room - left >= marks.probe_length)
-  asks = _is_in(asked.rule, [RULES[kind] for kind in stopping.PROBING])
-  probes = checks & asks & fits
-  if not marks.stop_ids:
-    begins, probes = begins & False, probes & False
+  asked = s.asked
+  sampled = _draw(s, logits, s.thinking & (s.thoughts < asked.least), marks)
+  begins, probes, scores = _decide(s, features, marks, head)
   to_force = jnp.where(begins | probes, 0, s.to_force)
   forcing = s.active & (to_force >= 0)
   in_probe = s.probing | probes
-
-  # A probe's answer, and whether it is the row's.
-  likeliest = jnp.argmax(logits, -1).astype(jnp.int32)
-  says = s.probing & ~forcing
-  column = jnp.arange(marks.answer_length) == s.answered[:, None]
-  answer = jnp.where(says[:, None] & column, likeliest[:, None], s.answer)
-  log_prob = s.log_prob + log_softmax_at(logits, likeliest)[0] * says
-  answered = s.answered + says
-  probed_state = _after(marks, s.stop_state, likeliest, says)
-  closed = says & (is_end(likeliest) | _complete(marks, probed_state))
-  whole = closed | (says & (answered == marks.answer_length))
-  run = stopping.next_streak(
-    s.run, answer, answer >= 0, s.before, s.before >= 0
-  )
-  agree = asked.rule == RULES['agreement']
-  measured = jnp.where(agree, run, jnp.exp(log_prob))
-  stops = whole & stopping.stops(asked.rule, measured, asked.threshold)
-  resumes = whole & ~stops
+  probe = _probe_answer(s, logits, s.probing & ~forcing, marks)
+  stops, resumes = probe.stops, probe.whole & ~probe.stops
 
   # The token, and what follows from it.
   own = (s.active & ~in_probe & ~forcing) | resumes
-  token = jnp.where(in_probe, likeliest, sampled)
+  stop = jnp.asarray(marks.stop_ids or (-1,), jnp.int32)
+  token = jnp.where(in_probe, probe.token, sampled)
   token = jnp.where(forcing, stop[to_force], token)
   token = jnp.where(resumes, s.saved, token)
   marker = own & s.thinking & (token == _or_none(marks.think_end_id))
   answers = own & ~s.thinking
   stop_state = jnp.where(
-    in_probe, probed_state, _after(marks, s.stop_state, token, answers)
+    in_probe, probe.stop_state, _after(marks, s.stop_state, token, answers)
   )
-  ended = own & is_end(token)
+  ended = own & _is_in(token, marks.end_ids)
   ended |= answers & _complete(marks, stop_state)
   thought = own & s.thinking & ~marker & ~ended
   thoughts = s.thoughts + thought
-  counted = own | (forcing & ~in_probe)
+  forced = forcing & ~in_probe
   # A probe that is the answer, and has no end yet, is gone on with.
   probed = s.probed + s.probing
-  step = s.step + counted + jnp.where(stops, probed + 1, 0)
-  ended |= stops & closed
-  full = (counted | stops) & ~ended & (step >= asked.most)
+  step = s.step + (own | forced) + jnp.where(stops, probed + 1, 0)
+  ended |= stops & probe.closed
+  full = (own | forced | stops) & ~ended & (step >= asked.most)
   ends = jnp.where(full, LENGTH, jnp.where(ended, STOPPED, RUNS))
   sound = jnp.isfinite(logits).all(-1) | ~s.active
   ends = jnp.where(sound, ends, FAILED)
-  at_check = _is_in(token, marks.delimiter_ids)
+  at_look = _is_in(token, marks.delimiter_ids)
   every = jnp.maximum(asked.every, 1)
-  at_check |= (asked.every > 0) & (thoughts % every == 0)
+  at_look |= (asked.every > 0) & (thoughts % every == 0)
 
-  # The slots of a probe that came to nothing, up to the one just written.
-  length = cache['valid'].shape[1]
-  back = (cache['index'] - 1 - jnp.arange(length)) % length
-  hidden = resumes[:, None] & (back < probed[:, None])
-  cache = cache | {
-    'valid': cache['valid'] & ~hidden,
-    'index': cache['index'] % length,
-  }
   last_forced = to_force == len(marks.stop_ids) - 1
   new = dataclasses.replace(
     s,
-    cache=cache,
+    cache=_moved_on(cache, jnp.where(resumes, probed, 0)),
     active=s.active & (ends == RUNS),
     last=token,
     position=s.position + 1 - jnp.where(resumes, probed, 0),
     step=step,
     room=s.room - 1,
-    thinking=s.thinking & ~marker & ~(forcing & ~in_probe) & ~stops,
+    thinking=s.thinking & ~marker & ~forced & ~stops,
     thoughts=thoughts,
     to_force=jnp.where(forcing & ~last_forced, to_force + 1, -1),
-    due=thought & at_check,
+    due=thought & at_look,
     stop_state=jnp.where(resumes, 0, stop_state),
-    probing=in_probe & ~whole,
-    probed=jnp.where(whole, 0, probed),
+    probing=in_probe & ~probe.whole,
+    probed=jnp.where(probe.whole, 0, probed),
     saved=jnp.where(probes, sampled, s.saved),
-    answered=jnp.where(whole, 0, answered),
-    log_prob=jnp.where(whole, 0.0, log_prob),
-    answer=jnp.where(whole[:, None], -1, answer),
-    before=jnp.where(whole[:, None], answer, s.before),
-    run=jnp.where(whole, run, s.run),
+    answered=jnp.where(probe.whole, 0, probe.count),
+    log_prob=jnp.where(probe.whole, 0.0, probe.log_prob),
+    answer=jnp.where(probe.whole[:, None], -1, probe.tokens),
+    before=jnp.where(probe.whole[:, None], probe.tokens, s.before),
+    run=jnp.where(probe.whole, probe.run, s.run),
   )
-  kind = jnp.where(s.active, ANSWER, NONE)
-  for flag, value in (
+  kinds = jnp.where(s.active, ANSWER, NONE)
+  for flag, kind in (
     (thought, THOUGHT),
     (marker, MARKER),
-    (forcing & ~in_probe, FORCED),
+    (forced, FORCED),
     (in_probe & ~resumes, PROBE),
   ):
-    kind = jnp.where(flag, value, kind)
-  scores = jnp.where(whole, measured, jnp.where(promise, gain, jnp.nan))
-  return new, {'tokens': token, 'kinds': kind, 'ends': ends, 'scores': scores}
+    kinds = jnp.where(flag, kind, kinds)
+  scores = jnp.where(probe.whole, probe.score, scores)
+  return new, {'tokens': token, 'kinds': kinds, 'ends': ends, 'scores': scores}
+
+
+def _moved_on(cache, hidden):
+  """Returns the cache with its index in the ring, and slots hidden.
+
+  hidden: i32[S], of each row how many, up to the slot just written: those of a
+    probe that came to nothing.
+  """
+  length = cache['valid'].shape[1]
+  back = (cache['index'] - 1 - jnp.arange(length)) % length
+  return cache | {
+    'valid': cache['valid'] & (back >= hidden[:, None]),
+    'index': cache['index'] % length,
+  }
 
 
 def _feed(model, params, s):
