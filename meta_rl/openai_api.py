@@ -52,9 +52,7 @@ _REFUSED = {
   'verbosity': (None,),
   'web_search_options': (None,),
 }
-_INSTEAD = {
-  'reasoning_effort': 'give max_thinking_tokens or a stop_rule',
-}
+_INSTEAD = {'reasoning_effort': 'give max_thinking_tokens or a stop_rule'}
 _SHARED = ('model', 'n', 'stream', 'stop', 'seed', 'temperature', 'top_p')
 _SHARED += ('max_tokens', 'max_thinking_tokens', 'min_thinking_tokens')
 _SHARED += ('stop_rule', 'stop_threshold', 'price_per_token', 'check_every')
@@ -248,12 +246,8 @@ def _check_fields(body, own, model):
 
 def unknown_model(name: str, model: str) -> ApiError:
   """Returns what is answered to a request for another model."""
-  return ApiError(
-    404,
-    f'the model {checks.show(name)} is not served here: take {model!r}',
-    param='model',
-    code='model_not_found',
-  )
+  message = f'the model {checks.show(name)} is not served here: take {model!r}'
+  return ApiError(404, message, param='model', code='model_not_found')
 
 
 def _same(value, other):
@@ -277,9 +271,8 @@ def _whole(body, name, *, low, high=2**31 - 1) -> int | None:
   value = body.get(name)
   if value is None:
     return None
-  if isinstance(value, bool) or not isinstance(value, int):
-    raise _bad(name, body, f'a whole number in {low}..{high}')
-  if not low <= value <= high:
+  whole = isinstance(value, int) and not isinstance(value, bool)
+  if not whole or not low <= value <= high:
     raise _bad(name, body, f'a whole number in {low}..{high}')
   return value
 
