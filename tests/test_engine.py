@@ -207,7 +207,8 @@ def test_logits_that_are_no_numbers_fail_one_request(fresh):
   broken = params['embedding'].at[unsaid].set(jax.numpy.nan)
   one = fresh(rows=1, model=model, params=params | {'embedding': broken})
   one.start(warm=False)
-  bad = dataclasses.replace(asked, prompt=(5, unsaid, 6))
+  # So long that the next prompt does not overwrite where it begins.
+  bad = dataclasses.replace(asked, prompt=(unsaid, *(5,) * 29))
   (*_, first), (tokens, *_) = serving.answers(one, [bad, asked])
   assert first.finish == ERROR
   assert first.message == 'the logits of the model are no numbers'
