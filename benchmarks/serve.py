@@ -209,14 +209,16 @@ def measure(config) -> dict:
   finally:
     process.send_signal(signal.SIGTERM)
     code = process.wait(60)
+    process.stdout.close()
   ends = voice.marks.end_ids
+  words = {voice.decode([index]): index for index in range(voice.vocab_size)}
   lost = [one for one in found if not one['ok']]
   mixed = ties = tokens = 0
   for index, (one, ids) in enumerate(zip(found, expected)):
     said = [i for i in ids if i not in ends]
     if not one['ok']:
       continue
-    theirs = list(voice.text_prompt(one['text']))
+    theirs = [words[word] for word in one['text'].split()]
     tokens += len(theirs)
     if theirs != said:
       seed = index % FLAGS.problems

@@ -83,7 +83,7 @@ class App:
       return
     self._draining.set()
     threading.Thread(
-      target=self.engine.stop, args=(self._grace,), name='drain'
+      target=self.engine.stop, args=(self._grace,), name='drain', daemon=True
     ).start()
 
   @contextlib.asynccontextmanager
