@@ -19,7 +19,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from meta_rl import slots, stopping, tickets, ticks
+from meta_rl import checks, slots, stopping, tickets, ticks
 from meta_rl.compiled import CountedJit
 from meta_rl.slots import Marks
 from meta_rl.tickets import CANCELLED, ERROR, Piece, Request, Ticket
@@ -72,8 +72,15 @@ class Engine:
         (put, piece); None: calls each put with its piece.
 
     Raises:
-      ValueError: a model with another cache.
+      ValueError: a model with another cache, or a number below 1.
     """
+    for name, number in (
+      ('rows', rows),
+      ('length', length),
+      ('steps', steps),
+      ('max_queue', max_queue),
+    ):
+      checks.check_count(f'engine: {name}', number)
     slots.check_cache(model)
     self.marks, self.rows, self.length, self.head = marks, rows, length, head
     self.stats = collections.Counter()
@@ -289,7 +296,7 @@ class Engine:
 
   def _widths(self) -> list[int]:
     """Returns the lengths that prompts are padded to, but for a last token."""
-    widths = [16 if self.length <= 256 else 64]
+    widths = [min(16 if self.length <= 256 else 64, self.length)]
     while widths[-1] < self.length:
       widths.append(min(2 * widths[-1], self.length))
     return widths

@@ -300,6 +300,17 @@ def test_a_model_without_thoughts():
   assert not last.usage.forced
 
 
+def test_the_smallest_engine():
+  one = serving.make(rows=1, length=5, steps=1, max_queue=1)
+  one.start()
+  asked = serving.request((5, 6, 7), max_new_tokens=3, thinking_budget=None)
+  assert serving.answers(one, [asked])[0][0] == serving.alone(asked)
+  one.stop()
+  for name in ('rows', 'length', 'steps', 'max_queue'):
+    with pytest.raises(ValueError, match=f'engine: {name} must be'):
+      serving.make(**{name: 0})
+
+
 def test_a_foreign_cache_is_refused():
   toy = models.from_apply_fn(lambda *_: (jax.numpy.zeros((1, 1, 32)), None))
   with pytest.raises(ValueError, match='serving needs a model of meta_rl'):
