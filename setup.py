@@ -63,6 +63,8 @@ EXTRAS = {
     'ruff>=0.17,<0.18',
     'build>=1.2',
     'setuptools>=77',
+    'starlette>=0.40',
+    'uvicorn>=0.30',
   ],
   'colab': ['nbclient>=0.10', 'nbformat>=5.10', 'ipykernel>=6.29'],
   'bench': ['psutil>=6'],

@@ -19,14 +19,16 @@ LAYERS = [
   'episodes regret advantages shaping losses sampling costs curriculum '
   'stopping',
   'models cache scoring decode rollout streaming probes prover prover_gradient '
-  'continuations algorithms lora update value anytime progress_head',
+  'continuations algorithms lora update value anytime progress_head '
+  'slots ticks',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
   'answers text_tokenizer statistics token_curves votes eval_figures waste '
   'eval_regrets eval_difficulty eval_partial study_statistics '
   'gradient_variance calibration stop_figures stop_rules '
   'signals workdir files leaves chat profiler rewards external guards hf '
   'verifiers segments chat_template',
-  'steps compiled dynamic_sampling',
+  'steps compiled dynamic_sampling tickets engine openai_api openai_replies '
+  'serve_metrics',
   'setup_run setup_steps setup_own setup_devices preemption train_calls '
   'check_config command_line config_keys held_out stop_traces '
   'stop_evaluation '
@@ -37,7 +39,8 @@ LAYERS = [
   'report_parts',
   'train sft study study_cells study_files study_cell study_results '
   'study_tables study_charts study_page study_report study_variance '
-  'plan plan_programs plan_report export generate converse calibrate',
+  'plan plan_programs plan_report export generate converse calibrate voices '
+  'serve serve_app serve_work',
 ]
 LAYERS = [row.split() for row in LAYERS]
 PURE = LAYERS[1]

@@ -21,12 +21,12 @@ def tiny(**changes):
   return TransformerConfig(**sizes | changes)
 
 
-def lively_params(config, seed=0):
+def lively_params(config, seed=0, noise=0.2):
   """Parameters whose distributions are far from uniform, biases not 0."""
   params = init_params(config, jax.random.key(seed))
   leaves, tree = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-  noisy = lambda x, k: 1.5 * x + 0.2 * jax.random.normal(k, x.shape)
+  noisy = lambda x, k: 1.5 * x + noise * jax.random.normal(k, x.shape)
   return tree.unflatten([noisy(x, k) for x, k in zip(leaves, keys)])
 
 
