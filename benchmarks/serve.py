@@ -30,8 +30,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from meta_rl import env, generate, rollout, sampling, voices
+from meta_rl import env, generate, rollout, sampling
 from meta_rl.scoring import positions_of
+from meta_rl.serving import voices
 
 FLAGS = flags.FLAGS
 _TIE = 1e-3

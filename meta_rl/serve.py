@@ -12,9 +12,9 @@
       extra_body={'max_thinking_tokens': 54},
     )
 
-Requests share the steps of the model (meta_rl/engine.py). What they may ask for
-beside OpenAI's fields is in meta_rl/openai_api.py. It needs the extra `serve`;
-`--model` that of `llm` too.
+Requests share the steps of the model (meta_rl/serving/engine.py). What they may
+ask for beside OpenAI's fields is in meta_rl/serving/openai_api.py. It needs the
+extra `serve`; `--model` that of `llm` too.
 
 It listens on this machine alone unless --host says otherwise, and asks for no
 key unless --api_key_file or META_RL_API_KEY gives one. SIGTERM and Ctrl-C end
@@ -38,16 +38,14 @@ from meta_rl import (
   checkpoint,
   command_line,
   converse,
-  engine,
   env,
   generate,
   hf,
-  serve_app,
   signals,
   stop_rules,
   stopping,
-  voices,
 )
+from meta_rl.serving import asgi, engine, voices
 
 FLAGS = flags.FLAGS
 API_KEY = 'META_RL_API_KEY'
@@ -187,7 +185,7 @@ def serve(voice: voices.Voice, name: str, key: str, listening: socket.socket):
     max_queue=FLAGS.max_queue,
     head=voice.head,
   )
-  served = serve_app.App(
+  served = asgi.App(
     make,
     voice,
     name=name,

@@ -9,7 +9,7 @@ import threading
 
 import serving
 
-from meta_rl import serve_app, voices
+from meta_rl.serving import asgi, voices
 
 # Words are token ids: '1 5 8'.
 VOICE = voices.Voice(
@@ -38,7 +38,7 @@ class Served:
     import uvicorn
 
     make = functools.partial(serving.make, rows=rows, max_queue=max_queue)
-    self.app = serve_app.App(make, VOICE, name='m', **options)
+    self.app = asgi.App(make, VOICE, name='m', **options)
     self.engine = self.app.engine
     self.engine.start(warm=False)
     listening = socket.create_server(('127.0.0.1', 0))

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import toys
 
-from meta_rl import engine, models, rollout, streaming, tickets
-from meta_rl.slots import Marks
+from meta_rl import models, rollout, streaming
+from meta_rl.serving import engine, tickets
+from meta_rl.serving.slots import Marks
 
 EOS, END, STOP, DELIMITER, A = 2, 4, (4, 9), 7, 3
 CONFIG = toys.tiny(num_layers=1)

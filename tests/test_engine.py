@@ -9,8 +9,9 @@ import pytest
 import serving
 import toys
 
-from meta_rl import engine, models, ticks
-from meta_rl.tickets import CANCELLED, ERROR, LENGTH, STOP
+from meta_rl import models
+from meta_rl.serving import engine, ticks
+from meta_rl.serving.tickets import CANCELLED, ERROR, LENGTH, STOP
 
 LONG = {'thinking_budget': None, 'min_thinking': 40, 'max_new_tokens': 40}
 

@@ -15,6 +15,7 @@ from meta_rl import (
   held_out,
   setup_run,
   signals,
+  stop_rules,
   workdir,
 )
 

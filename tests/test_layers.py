@@ -19,16 +19,14 @@ LAYERS = [
   'episodes regret advantages shaping losses sampling costs curriculum '
   'stopping',
   'models cache scoring decode rollout streaming probes prover prover_gradient '
-  'continuations algorithms lora update value anytime progress_head '
-  'slots ticks',
+  'continuations algorithms lora update value anytime progress_head',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
   'answers text_tokenizer statistics token_curves votes eval_figures waste '
   'eval_regrets eval_difficulty eval_partial study_statistics '
   'gradient_variance calibration stop_figures stop_rules '
   'signals workdir files leaves chat profiler rewards external guards hf '
   'verifiers segments chat_template',
-  'steps compiled dynamic_sampling tickets engine openai_api openai_replies '
-  'serve_metrics',
+  'steps compiled dynamic_sampling',
   'setup_run setup_steps setup_own setup_devices preemption train_calls '
   'check_config command_line config_keys held_out stop_traces '
   'stop_evaluation '
@@ -36,11 +34,10 @@ LAYERS = [
   'eval_headline protocol plots '
   'headline runs report report_page report_charts report_style report_traces '
   'report_views report_viewer report_script report_adaptive report_waste '
-  'report_parts',
+  'report_parts serving',
   'train sft study study_cells study_files study_cell study_results '
   'study_tables study_charts study_page study_report study_variance '
-  'plan plan_programs plan_report export generate converse calibrate voices '
-  'serve serve_app serve_work',
+  'plan plan_programs plan_report export generate converse calibrate serve',
 ]
 LAYERS = [row.split() for row in LAYERS]
 PURE = LAYERS[1]

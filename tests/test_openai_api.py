@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from meta_rl import openai_api
-from meta_rl.openai_api import ApiError
+from meta_rl.serving import openai_api
+from meta_rl.serving.openai_api import ApiError
 
 TURNS = [{'role': 'user', 'content': 'Hi'}]
 

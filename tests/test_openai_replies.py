@@ -1,7 +1,7 @@
 """The JSON of responses, whole and in chunks."""
 
-from meta_rl import openai_api, openai_replies
-from meta_rl.openai_replies import Said
+from meta_rl.serving import openai_api, openai_replies
+from meta_rl.serving.openai_replies import Said
 
 CHAT = openai_api.chat(
   {

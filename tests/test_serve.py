@@ -17,18 +17,16 @@ import serving
 from conftest import ROOT
 
 from meta_rl import (
-  engine,
   hf,
   models,
-  openai_api,
   serve,
   signals,
   stop_rules,
   stopping,
   text_tokenizer,
-  voices,
 )
 from meta_rl.configs import mrt_countdown
+from meta_rl.serving import engine, openai_api, voices
 
 pytest.importorskip('uvicorn')
 pytest.importorskip('starlette')

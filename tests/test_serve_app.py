@@ -10,7 +10,7 @@ import pytest
 import serving
 from served import CHAT, TEXT, Served
 
-from meta_rl import serve_app
+from meta_rl.serving import asgi
 
 pytest.importorskip('uvicorn')
 pytest.importorskip('starlette')
@@ -212,7 +212,7 @@ def test_what_is_refused(served, body, status, message):
 
 
 def test_a_body_that_is_too_large(served):
-  refused(served.post(b' ' * (serve_app.BODY_BYTES + 1)), 413, 'bytes')
+  refused(served.post(b' ' * (asgi.BODY_BYTES + 1)), 413, 'bytes')
 
 
 def test_routes(served):
@@ -347,19 +347,19 @@ def test_errors_of_the_server_are_json(served, monkeypatch):
   def fail(*_):
     raise KeyError('x')
 
-  monkeypatch.setattr(serve_app.serve_work, 'requests_of', fail)
+  monkeypatch.setattr(asgi.exchange, 'requests_of', fail)
   refused(served.post(BODY), 500, 'the server failed: KeyError')
 
 
 def test_long_texts_are_tokenized_beside_the_loop(served, monkeypatch):
   seen = []
-  requests_of = serve_app.serve_work.requests_of
+  requests_of = asgi.exchange.requests_of
 
   def spy(*args):
     seen.append(threading.current_thread().name)
     return requests_of(*args)
 
-  monkeypatch.setattr(serve_app.serve_work, 'requests_of', spy)
+  monkeypatch.setattr(asgi.exchange, 'requests_of', spy)
   served.post(BODY)
-  served.post(BODY | {'user': 'x' * serve_app._LONG})
+  served.post(BODY | {'user': 'x' * asgi._LONG})
   assert len(set(seen)) == 2

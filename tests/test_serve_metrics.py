@@ -2,7 +2,7 @@
 
 import re
 
-from meta_rl.serve_metrics import Metrics
+from meta_rl.serving.metrics import Metrics
 
 
 def test_text():

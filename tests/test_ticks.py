@@ -10,7 +10,8 @@ import serving
 import toys
 from serving import DELIMITER, END, EOS, MARKS, MODEL, PARAMS, STOP, A
 
-from meta_rl import anytime, models, stopping, stops, ticks
+from meta_rl import anytime, models, stopping, stops
+from meta_rl.serving import ticks
 
 COUNT = 24
 CONFIG_WIDTH = serving.CONFIG.width

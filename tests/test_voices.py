@@ -9,17 +9,11 @@ import pytest
 import serving
 from ml_collections import config_dict
 
-from meta_rl import (
-  chat_template,
-  openai_api,
-  stop_rules,
-  text_tokenizer,
-  ticks,
-  voices,
-)
+from meta_rl import chat_template, stop_rules, text_tokenizer
 from meta_rl.configs import mrt_countdown, mrt_hidden
-from meta_rl.slots import Marks
-from meta_rl.tickets import Piece, Usage
+from meta_rl.serving import openai_api, ticks, voices
+from meta_rl.serving.slots import Marks
+from meta_rl.serving.tickets import Piece, Usage
 
 WORDS = text_tokenizer.load('bytes')
 CLOSE = WORDS.id_of('</think>')
@@ -317,7 +311,8 @@ def test_a_language_model():
 
 def test_served_by_an_engine():
   """A tiny policy from its prompt to its text, as decoded offline."""
-  from meta_rl import engine, setup_run
+  from meta_rl import setup_run
+  from meta_rl.serving import engine
 
   config = mrt_countdown.get_config('tiny')
   params = setup_run.initial_params(config)

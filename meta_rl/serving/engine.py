@@ -8,7 +8,7 @@ One thread owns the device. In each round it lets waiting requests into free
 rows, starts a few decode steps, hands out what the round before gave while the
 device computes, and reads what came. With nothing to do it sleeps. What a
 request gets does not depend on what runs beside it: its draws are by its own
-seed and step (meta_rl/slots.py).
+seed and step (meta_rl/serving/slots.py).
 """
 
 import collections
@@ -19,10 +19,11 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from meta_rl import checks, slots, stopping, tickets, ticks
+from meta_rl import checks, stopping
 from meta_rl.compiled import CountedJit
-from meta_rl.slots import Marks
-from meta_rl.tickets import CANCELLED, ERROR, Piece, Request, Ticket
+from meta_rl.serving import slots, tickets, ticks
+from meta_rl.serving.slots import Marks
+from meta_rl.serving.tickets import CANCELLED, ERROR, Piece, Request, Ticket
 from meta_rl.types import Model, Params
 
 # Tokens of a prompt that are computed at once where several come together.

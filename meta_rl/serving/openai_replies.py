@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from meta_rl.openai_api import Ask
+from meta_rl.serving.openai_api import Ask
 
 
 @dataclasses.dataclass

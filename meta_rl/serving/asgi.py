@@ -1,7 +1,8 @@
 """The HTTP side of the server: routes, keys, bodies, and its end (host).
 
 The engine's thread hands over what a round gave with one call into the event
-loop; each request waits on a queue of its own there (meta_rl/serve_work.py).
+loop; each request waits on a queue of its own there
+(meta_rl/serving/exchange.py).
 """
 
 import asyncio
@@ -13,10 +14,10 @@ import threading
 import time
 from collections.abc import Callable
 
-from meta_rl import openai_api, openai_replies, serve_work, voices
-from meta_rl.engine import Engine
-from meta_rl.openai_api import ApiError
-from meta_rl.serve_metrics import Metrics
+from meta_rl.serving import exchange, openai_api, openai_replies, voices
+from meta_rl.serving.engine import Engine
+from meta_rl.serving.metrics import Metrics
+from meta_rl.serving.openai_api import ApiError
 
 # Of a request.
 BODY_BYTES = 1 << 20
@@ -115,9 +116,9 @@ class App:
       text = await _body_of(request)
       ask = read(_json_of(text), self.name)
       if self._draining.is_set():
-        raise serve_work.stopping()
+        raise exchange.stopping()
       read_prompts = functools.partial(
-        serve_work.requests_of, self.engine, self.voice, ask
+        exchange.requests_of, self.engine, self.voice, ask
       )
       # Others should not wait while a long text is tokenized.
       requests = (
@@ -125,7 +126,7 @@ class App:
         if len(text) > _LONG
         else read_prompts()
       )
-      work = serve_work.Work(
+      work = exchange.Work(
         self.engine,
         self.voice,
         self.metrics,
@@ -138,14 +139,12 @@ class App:
       )
     except ApiError as error:
       self.metrics.count('requests_total', path=path, status=str(error.status))
-      return serve_work.refusal(error)
+      return exchange.refusal(error)
     except ClientDisconnect:
-      self.metrics.count(
-        'requests_total', path=path, status=str(serve_work.GONE)
-      )
-      return serve_work.reply({}, serve_work.GONE)  # which nobody reads
+      self.metrics.count('requests_total', path=path, status=str(exchange.GONE))
+      return exchange.reply({}, exchange.GONE)  # which nobody reads
     if ask.stream:
-      return serve_work.Stream(work)
+      return exchange.Stream(work)
     return await work.whole(request.receive)
 
   def _check_key(self, request):
@@ -169,17 +168,17 @@ class App:
       if wanted not in (None, self.name):
         raise openai_api.unknown_model(wanted, self.name)
     except ApiError as error:
-      return serve_work.refusal(error)
+      return exchange.refusal(error)
     body = openai_replies.models(
       self.name, self._created, max_model_len=self.engine.length + 1
     )
-    return serve_work.reply(body if wanted is None else body['data'][0])
+    return exchange.reply(body if wanted is None else body['data'][0])
 
   async def _health(self, request):
     del request
     if self.engine.alive and not self._draining.is_set():
-      return serve_work.reply({'status': 'ok'})
-    return serve_work.reply({'status': 'stopping'}, 503)
+      return exchange.reply({'status': 'ok'})
+    return exchange.reply({'status': 'stopping'}, 503)
 
   async def _text(self, request):
     """Returns the metrics."""
@@ -230,7 +229,7 @@ def _json_of(text: bytes):
 
 async def _no_route(request, error):
   where = f'{request.method} {request.url.path}'[:200]
-  return serve_work.refusal(
+  return exchange.refusal(
     ApiError(
       error.status_code,
       f'{where} is not served here: there are POST /v1/chat/completions, POST '
@@ -242,7 +241,7 @@ async def _no_route(request, error):
 async def _broken(request, error):
   del request
   message = f'the server failed: {type(error).__name__}'
-  return serve_work.refusal(ApiError(500, message))
+  return exchange.refusal(ApiError(500, message))
 
 
 def _put_all(ready):

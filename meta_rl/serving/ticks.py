@@ -1,4 +1,4 @@
-"""Steps of decoding for rows that come and go (meta_rl/slots.py).
+"""Steps of decoding for rows that come and go (meta_rl/serving/slots.py).
 
 A *check* looks at a thought where an episode ends and decides by the row's rule
 (meta_rl/stopping.py) whether to answer. The rules 'confidence' and 'agreement'
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from meta_rl import sampling, stopping
 from meta_rl.scoring import log_softmax_at
-from meta_rl.slots import RULES, Marks, Slots
+from meta_rl.serving.slots import RULES, Marks, Slots
 from meta_rl.types import Array, Model, Params
 
 # What a step gave a row: nothing, a thought, the model's own answer marker, a

@@ -14,7 +14,7 @@ it can come at any step, its prompt being put into the slots behind `index`, and
 has room for L tokens. (A place of its own to write at for each row would need a
 scatter into the cache a step.)
 
-What a step does is in meta_rl/ticks.py.
+What a step does is in meta_rl/serving/ticks.py.
 
 Axes: S rows, L slots, R rows that come at once, m stop tokens, A answer tokens,
 V vocabulary, D width.

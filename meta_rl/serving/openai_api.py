@@ -2,7 +2,7 @@
 
 `chat` and `completion` read the body of a request: an `Ask`, or an `ApiError`
 that names the field, what was given and what is allowed. What is answered is in
-meta_rl/openai_replies.py.
+meta_rl/serving/openai_replies.py.
 
 Beside OpenAI's fields there are:
 

@@ -10,11 +10,11 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 
-from meta_rl import openai_replies, tickets, voices
-from meta_rl.engine import Engine, QueueFull, Stopped
-from meta_rl.openai_api import ApiError, Ask
-from meta_rl.openai_replies import Said
-from meta_rl.serve_metrics import Metrics
+from meta_rl.serving import openai_replies, tickets, voices
+from meta_rl.serving.engine import Engine, QueueFull, Stopped
+from meta_rl.serving.metrics import Metrics
+from meta_rl.serving.openai_api import ApiError, Ask
+from meta_rl.serving.openai_replies import Said
 
 # As nginx counts a request whose client has gone.
 GONE = 499

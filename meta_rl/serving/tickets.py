@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from meta_rl import slots, ticks
-from meta_rl.slots import NO_LIMIT
+from meta_rl.serving import slots, ticks
+from meta_rl.serving.slots import NO_LIMIT
 
 # Why a response ended, as a `Piece` says it.
 STOP, LENGTH, ERROR, CANCELLED = 'stop', 'length', 'error', 'cancelled'

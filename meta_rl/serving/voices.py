@@ -12,10 +12,11 @@ import math
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 
-from meta_rl import setup_run, stopping, ticks
-from meta_rl.slots import Marks
+from meta_rl import setup_run, stopping
+from meta_rl.serving import ticks
+from meta_rl.serving.slots import Marks
+from meta_rl.serving.tickets import Piece, Request
 from meta_rl.stop_rules import StopRules
-from meta_rl.tickets import Piece, Request
 from meta_rl.types import Model, Params
 
 # Tokens of a probe's answer, of a language model.
