@@ -31,7 +31,7 @@ LAYERS = [
   'headline runs report report_page report_style report_traces report_parts',
   'train sft study study_cells study_files study_cell study_results '
   'study_tables study_charts study_page study_report study_variance '
-  'plan plan_programs plan_report export generate converse',
+  'plan plan_programs plan_report export generate converse notebook',
 ]
 LAYERS = [row.split() for row in LAYERS]
 PURE = LAYERS[1]
