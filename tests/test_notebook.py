@@ -141,14 +141,16 @@ def test_no_traces():
 
 
 def test_text_of_a_model_cannot_leave_its_place():
-  value = notebook.traces(
-    {'<i>': [trace(prompt='<b>\x1b[2J', answer='</div>')]}
-  )
-  data, _ = shown(value)
-  assert '<i>' not in data['text/html']
-  assert '&lt;b&gt;\ufffd[2J' in data['text/html']
-  assert '&lt;/div&gt;' in data['text/html']
-  assert '\x1b' not in data['text/plain']
+  given = trace(prompt='<b>\x1b[2J', answer='</div>\x1b')
+  given['episodes'][0]['text'] = '</span>\x1b'
+  data, _ = shown(notebook.traces({'<i>': [given]}))
+  page, text = data['text/html'], data['text/plain']
+  assert '<i>' not in page
+  assert '&lt;b&gt;\ufffd[2J' in page
+  assert '&lt;/div&gt;\ufffd' in page
+  assert '&lt;/span&gt;\ufffd' in page
+  assert text.count('\ufffd') == 3
+  assert '\x1b' not in text
 
 
 def test_a_reward_between_right_and_wrong_or_none_at_all():
