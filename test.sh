@@ -14,7 +14,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . launch/venv.sh
 
-FULL_EXTRAS=test,tasks,tpu,docs
+FULL_EXTRAS=test,tasks,tpu,docs,colab
 
 # What tests/data/trl_losses.json is of. torch comes first, so that trl takes
 # the one that is there; its CPU build will do, where pip finds one.

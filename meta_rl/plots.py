@@ -184,13 +184,15 @@ def figure(
   return drawing
 
 
-def save_png(drawing: Figure, path: str | pathlib.Path) -> None:
-  """Writes the figure as a PNG on white, 200 dots an inch."""
+def save_png(
+  drawing: Figure, path: str | pathlib.Path | io.BytesIO, *, dpi: int = 200
+) -> None:
+  """Writes the figure as a PNG on white, `dpi` dots an inch."""
   with matplotlib.rc_context(_RC), warnings.catch_warnings():
     # A name in a script that the font lacks is drawn as boxes: no failure.
     warnings.filterwarnings('ignore', message='Glyph .* missing')
     drawing.savefig(
-      path, format='png', dpi=200, facecolor='white', metadata={'Software': ''}
+      path, format='png', dpi=dpi, facecolor='white', metadata={'Software': ''}
     )
 
 

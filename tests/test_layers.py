@@ -37,7 +37,8 @@ LAYERS = [
   'report_parts serving',
   'train sft study study_cells study_files study_cell study_results '
   'study_tables study_charts study_page study_report study_variance '
-  'plan plan_programs plan_report export generate converse calibrate serve',
+  'plan plan_programs plan_report export generate converse calibrate serve '
+  'notebook',
 ]
 LAYERS = [row.split() for row in LAYERS]
 PURE = LAYERS[1]

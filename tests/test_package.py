@@ -4,13 +4,12 @@ import ast
 import importlib.metadata
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
-import zipfile
 
 import pytest
+import wheels
 from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -144,23 +143,7 @@ def test_warnings_are_errors():
 
 
 def test_the_wheel_works_outside_the_tree(run_python, tmp_path):
-  # From a copy: a build leaves folders beside setup.py.
-  tree, installed = tmp_path / 'tree', tmp_path / 'installed'
-  no_runs = shutil.ignore_patterns('.*', 'runs', 'build', '*.egg-info')
-  shutil.copytree(ROOT, tree, ignore=no_runs)
-  built = subprocess.run(
-    [
-      *(sys.executable, '-m', 'build', '--wheel', '--no-isolation'),
-      *('--outdir', str(tmp_path), str(tree)),
-    ],
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-  assert built.returncode == 0, built.stdout + built.stderr
-  (wheel,) = tmp_path.glob('meta_rl-*.whl')
-  with zipfile.ZipFile(wheel) as archive:
-    archive.extractall(installed)
+  installed = wheels.build(tmp_path)
   assert {p.name for p in installed.iterdir() if p.suffix != '.dist-info'} == {
     'meta_rl'
   }
