@@ -23,7 +23,7 @@ from meta_rl.command_line import printable
 from meta_rl.headline import fixed, headline_table, headlines
 from meta_rl.report_parts import escape
 from meta_rl.report_style import INK_LIGHT, SHADES_LIGHT
-from meta_rl.report_traces import shade
+from meta_rl.report_views import shade
 from meta_rl.runs import Run
 
 # An inch of a figure: pixels of the page, and of the image, half as many again

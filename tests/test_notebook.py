@@ -117,7 +117,7 @@ def test_traces_as_text():
 
 
 def test_an_episode_has_the_colour_of_its_progress():
-  # Shades begin at 0.02, 0.1, 0.3 and 0.6 of progress (report_traces).
+  # Shades begin at 0.02, 0.1, 0.3 and 0.6 of progress (report_views).
   data, _ = shown(notebook.traces({'a': [trace(gains=(0.61, -0.11, 0.01))]}))
   colors = re.findall(r'background:(#\w+)"', data['text/html'])
   # The first chip is J before any thinking.
