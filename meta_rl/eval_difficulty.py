@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from meta_rl import statistics
+from meta_rl.eval_figures import interval
 
 BINS = 4  # of values of which there are many
 _FEW = 5  # so many different values are a bin each
@@ -55,9 +55,7 @@ def by_difficulty(
   found = []
   for name, inside in _bins(values):
     part = {
-      figure: statistics.bootstrap_mean(
-        column[inside], clusters=clusters[inside]
-      )._asdict()
+      figure: interval(column[inside], clusters[inside])
       for figure, column in figures.items()
     }
     found.append({'label': name, 'problems': int(inside.sum())} | part)

@@ -224,12 +224,14 @@ def tokens_to_levels(
   return {k: None if np.isnan(v) else v for k, v in found.items()}
 
 
-def interval(values: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
+def interval(
+  values: np.ndarray, clusters: np.ndarray | None = None
+) -> dict[str, float]:
   """Returns mean, low and high of a 95% bootstrap over problems.
 
   Args:
     values: f[N], one a trace.
-    clusters: i[N], problem of each trace.
+    clusters: i[N], problem of each trace; None: a problem each.
   """
   return statistics.bootstrap_mean(values, clusters=clusters)._asdict()
 

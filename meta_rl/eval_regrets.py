@@ -73,12 +73,11 @@ def profile(
     count: i32[N], episodes of each trace.
     horizon: H, tokens, >= 1.
   """
-  success, count = np.asarray(success, np.float64), np.asarray(count)
+  success = np.asarray(success, np.float64)
   tokens = statistics.success_at_budgets(
     success, ends, count, budgets=range(horizon + 1)
   )
-  held = np.minimum(np.arange(success.shape[1]), count[:, None])
-  return Profile(tokens, np.take_along_axis(success, held, axis=1))
+  return Profile(tokens, statistics.held(success, count))
 
 
 def normalized_area(curves: np.ndarray) -> np.ndarray:

@@ -105,8 +105,8 @@ def evaluate(
                    (`eval_difficulty`); of tasks that know
     success_rates  how often the traces of pass@k were right, a problem
     votes          [maj@p]_j, answers forced at each boundary that vote, beside
-                   pass@1 at equal tokens (`eval_samples.vote_figures`); with
-                   `votes` alone
+                   thinking on at equal tokens
+                   (`eval_samples.votes_at_boundaries`); with `votes` alone
     extrapolation  accuracy and regret at 1x and the factors of the thinking
                    budget, thinking kept going by budget forcing
                    (`eval_figures.extrapolation`); with `extrapolate` alone

@@ -17,6 +17,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter
 
 # Index 0 is the base policy, 1 outcome reward, 2 MRT; the rest in order.
@@ -25,6 +26,8 @@ DARK = ('#aab4c0', '#ff9f5a', '#6cb4ff', '#d9a0ec', '#4fd3ac', '#ff8fb0')
 INK, MUTED, RULE = '#17202b', '#5a6573', '#dde2e9'
 LOST = '#f6e2d2'  # regret, as an area
 DASHES = ((4, 2), (5, 1.5, 1, 1.5), None, (1, 1), (7, 1.5), (3, 1, 1, 1, 1, 1))
+_BOTTOM, _ROW = 0.48, 0.17  # inches: below an axis; of a row of a key there
+_MOST_INSIDE = 4  # entries of a key within the axes
 PANEL, SMALL_PANEL = (4.6, 3.0), (3.6, 2.6)  # inches
 
 _RC = {
@@ -100,6 +103,8 @@ class Panel(NamedTuple):
     comparator: y up to which the area above each line without markers is
       filled, its regret, darker where several overlap; or None.
     comparator_label: what is written at that y.
+    hollow_label: what hollow markers are, in the key; a line of them then has
+      no entry of its own where one of filled markers of its kind has.
   """
 
   title: str
@@ -111,6 +116,7 @@ class Panel(NamedTuple):
   level_label: str = ''
   comparator: float | None = None
   comparator_label: str = ''
+  hollow_label: str = ''
 
 
 def assign_colors(algorithms: Sequence[str]) -> list[int]:
@@ -165,16 +171,17 @@ def figure(
     raise ValueError('There is no panel to draw: give at least one.')
   columns = min(columns, len(panels))
   rows = -(-len(panels) // columns)
+  below = max(_key_height(panel) for panel in panels)
   with matplotlib.rc_context(_RC):
-    width, height = size[0] * columns, size[1] * rows
+    width, height = size[0] * columns, (size[1] + below) * rows
     drawing = Figure(figsize=(width, height), facecolor='none')
     drawing.subplots_adjust(
       left=0.56 / width,
       right=1 - 0.72 / width,
-      bottom=0.48 / height,
+      bottom=(_BOTTOM + below) / height,
       top=1 - 0.36 / height,
       wspace=1.28 / (width / columns - 1.28),
-      hspace=0.84 / (height / rows - 0.84),
+      hspace=(0.84 + below) / (size[1] - 0.84),
     )
     axes = drawing.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes[len(panels) :]:
@@ -294,16 +301,58 @@ def _draw(ax: Axes, panel: Panel) -> None:
       fontsize=8,
     )
   _label_ends(ax, panel)
-  if any(line.marker for line in panel.lines):
-    ax.legend(
-      loc='lower right',
-      fontsize=8,
-      frameon=False,
-      labelcolor=MUTED,
-      handlelength=1.6,
-      borderpad=0,
-      labelspacing=0.3,
-    )
+  if _keyed(panel):
+    _draw_key(ax, panel)
+
+
+def _keyed(panel):
+  """Returns the lines that have an entry in the key."""
+  lines = [line for line in panel.lines if line.marker]
+  if not panel.hollow_label:
+    return lines
+  filled = {(line.marker, line.color) for line in lines if not line.hollow}
+  return [
+    line
+    for line in lines
+    if not line.hollow or (line.marker, line.color) not in filled
+  ]
+
+
+def _key_height(panel):
+  """Returns the inches of a key below the axes; inside they are 0."""
+  entries = len(_keyed(panel)) + bool(panel.hollow_label)
+  if entries <= _MOST_INSIDE:
+    return 0.0
+  return _ROW * (-(-entries // 2)) + 0.1
+
+
+def _draw_key(ax, panel):
+  """Draws the key: in the lower right corner, or in two columns below."""
+  kept = {_plain(line.label)[:28] for line in _keyed(panel)}
+  found = zip(*ax.get_legend_handles_labels())
+  entries = [(handle, text) for handle, text in found if text in kept]
+  if panel.hollow_label and any(line.hollow for line in panel.lines):
+    hollow = {'marker': 'o', 'markersize': 4.2, 'markerfacecolor': 'none'}
+    sample = Line2D([], [], color=MUTED, linewidth=0.9, **hollow)
+    entries.append((sample, _plain(panel.hollow_label)[:28]))
+  if not entries:  # names that matplotlib takes for hidden
+    return
+  place = {'loc': 'lower right'}
+  if _key_height(panel):
+    drawing = ax.get_figure()
+    inches = ax.get_position().height * drawing.get_figheight()
+    corner = (0, -_BOTTOM / inches)
+    place = {'loc': 'upper left', 'bbox_to_anchor': corner, 'ncols': 2}
+  ax.legend(
+    *zip(*entries),
+    **place,
+    fontsize=8,
+    frameon=False,
+    labelcolor=MUTED,
+    handlelength=1.6,
+    borderpad=0,
+    labelspacing=0.3,
+  )
 
 
 def _fill_regret(ax, panel):
@@ -362,6 +411,8 @@ def _draw_line(ax, line, smooth):
       color=color,
       linewidth=0.9,
       marker=line.marker,
+      markevery=max(1, len(x) // 12),
+      clip_on=False,
       markersize=7 if line.marker == '*' else 4.2,
       markerfacecolor='none' if line.hollow else color,
       markeredgewidth=1.1,

@@ -20,6 +20,11 @@ from meta_rl import files, plots
 from meta_rl import report_page as page
 from meta_rl.headline import compare, headline_table, headlines
 from meta_rl.report_adaptive import adaptive_section
+from meta_rl.report_budgets import (
+  difficulty_section,
+  regrets_section,
+  votes_section,
+)
 from meta_rl.report_charts import (
   accuracy_panel,
   adaptive_panels,
@@ -122,6 +127,9 @@ def build_report(
       [('accuracy', accuracy), ('regret', regret)],
       'No run holds accuracy_at_budget: evaluate the runs first.',
     ),
+    regrets_section(evaluated),
+    difficulty_section(evaluated),
+    votes_section(evaluated),
     adaptive_section(evaluated, adaptive),
     waste_section(evaluated),
     page.comparisons_section(comparisons(evaluated), evaluated),

@@ -34,9 +34,10 @@ HEADER = (
 
 
 def lines(run: Run) -> list[plots.Line]:
-  """Returns the run's curves of accuracy over tokens, a line a rule.
+  """Returns the run's curves of J over tokens, a line a rule.
 
-  One point a threshold, in order of tokens; last, the policy's own stop.
+  One point a threshold, in order of tokens; last, the policy's own stop, at its
+  J, or at the accuracy of its answers where J is not known.
   """
   found = []
   for entry in _entries(run, 'curves'):
@@ -57,7 +58,9 @@ def lines(run: Run) -> list[plots.Line]:
     )
   full = mapping(mapping(run.eval.get('anytime')).get('full'))
   at = number(full.get('tokens_mean'))
-  accuracy = interval_of(full.get('accuracy')).mean
+  accuracy = interval_of(full.get('success')).mean
+  if math.isnan(accuracy):
+    accuracy = interval_of(full.get('accuracy')).mean
   if found and math.isfinite(at + accuracy):
     found.append(
       plots.Line('its own stop', run.color, [at], [accuracy], marker='*')
@@ -83,10 +86,12 @@ def adaptive_section(runs: Sequence[Run], panels: Sequence[plots.Panel]) -> str:
     ' and stops it there. What it asks the policy for that, its probes, costs'
     ' tokens too: saved is the share of tokens, both kinds, that it spends less'
     " than the policy's own stop. Square brackets: 95% intervals over problems."
-    ' A rule that goes past the own stop has the policy think on after it. A'
-    ' threshold that is set for a risk was chosen on other problems to keep it.'
-    ' In a chart, a point of a rule is one threshold; hollow markers are rules'
-    ' that go past the own stop.'
+    ' A rule that goes past the own stop has the policy think on after it. The'
+    ' risk is the share of traces whose own stop is right and which the rule'
+    ' gets wrong; a threshold that is set for one was chosen on other problems.'
+    ' Curves are J, along the thresholds of a rule; hollow markers are rules'
+    ' that go past the own stop. The table is of greedy answers, so its'
+    ' accuracy need not lie on them.'
   )
   drawn = f'<div class="charts">{charts("adaptive", panels)}</div>\n'
   return section(
@@ -114,10 +119,13 @@ def _row(run, entry, name):
   interval = interval_text(accuracy, 3)
   threshold, risk = number(entry.get('threshold')), number(entry.get('risk'))
   details = [f'at {threshold:.4g}'] if math.isfinite(threshold) else []
-  details += ['past its own stop'] if entry.get('forced') is True else []
+  if entry.get('forced') is True and 'past the own stop' not in name:
+    details.append('past its own stop')
+  alpha = number(mapping(run.eval.get('anytime')).get('alpha'))
+  if entry.get('calibrated') is True and math.isfinite(alpha):
+    details.append(f'set for a risk of at most {alpha:.3g}')
   if math.isfinite(risk):
-    set_so = 'set for' if entry.get('calibrated') is True else 'meant for'
-    details.append(f'{set_so} a risk of {risk:.3g}')
+    details.append(f'risk here {risk:.3g}')
   thinking, probes, both = (
     fixed(number(entry.get(key)), 1)
     for key in ('thinking_tokens', 'probe_tokens', 'tokens_mean')

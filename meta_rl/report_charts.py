@@ -46,9 +46,8 @@ def accuracy_panel(
       lines.append(line._replace(mark=mark))
   if not lines:
     return []
-  if len(runs) == 1:
-    lines += report_adaptive.lines(runs[0])
-  panel = _against_tokens('Accuracy when stopped at a budget', lines)
+  rules = report_adaptive.lines(runs[0]) if len(runs) == 1 else []
+  panel = _against_tokens('Accuracy when stopped at a budget', lines, rules)
   if level is not None:
     label = f'95% of the gain of {reference.name}'
     panel = panel._replace(level=level, level_label=label)
@@ -58,16 +57,16 @@ def accuracy_panel(
 def adaptive_panels(runs: Sequence[Run]) -> list[plots.Panel]:
   """Returns a chart of each policy's adaptive rules beside its budget curve.
 
-  The axes are those of `accuracy_panel`. One policy alone has none: its rules
-  are there.
+  The axes are those of `accuracy_panel`, but that tokens of probes are counted
+  as well. One policy alone has none: its rules are there.
   """
   if len(runs) < 2:
     return []
   found = ((run, report_adaptive.lines(run)) for run in runs)
   return [
-    _against_tokens(run.name, [*_accuracy_line(run), *lines])
-    for run, lines in found
-    if lines
+    _against_tokens(run.name, _accuracy_line(run), rules)
+    for run, rules in found
+    if rules
   ]
 
 
@@ -83,14 +82,16 @@ def _accuracy_line(run):
   return [plots.Line(run.name, run.color, x, y, **band)]
 
 
-def _against_tokens(title, lines):
+def _against_tokens(title, lines, rules):
+  """Returns the chart of budget curves, and of adaptive rules if there are."""
   return plots.Panel(
     title,
-    'thinking tokens',
+    'tokens, probes counted' if rules else 'thinking tokens',
     'success probability J',
-    lines,
+    [*lines, *rules],
     comparator=1.0,
     comparator_label='comparator: right at once',
+    hollow_label='hollow: past the own stop' if rules else '',
   )
 
 

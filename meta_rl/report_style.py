@@ -101,6 +101,7 @@ td .figure { white-space: nowrap; }
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 270px), 1fr));
 }
 figure { margin: 0; min-width: 0; break-inside: avoid; }
+.charts > figure:only-child { max-width: 620px; }
 figure svg { display: block; width: 100%; height: auto; overflow: visible; }
 figcaption { margin-top: 6px; color: var(--muted); font-size: 14px; }
 .legend {

@@ -428,6 +428,24 @@ def monotone(values: np.ndarray, axis: int = -1) -> np.ndarray:
   return np.maximum.accumulate(np.asarray(values), axis=axis)
 
 
+def held(values: np.ndarray, count: np.ndarray) -> np.ndarray:
+  """Returns traces that stand still from their last boundary on.
+
+  Args:
+    values: [N,K+1,...], of each boundary.
+    count: i[N], 0..K, episodes of each trace: its last boundary.
+
+  Example:
+    >>> import numpy as np
+    >>> from meta_rl import statistics
+    >>> statistics.held(np.array([[1, 2, 9]]), np.array([1])).tolist()
+    [[1, 2, 2]]
+  """
+  values, count = np.asarray(values), np.asarray(count)
+  index = np.minimum(np.arange(values.shape[1]), count[:, None])
+  return values[np.arange(len(values))[:, None], index]
+
+
 def _resampled_means(columns, clusters, num_samples, seed):
   """Returns the column means of S resamples of the rows, f64[S,C]."""
   if num_samples < 1:

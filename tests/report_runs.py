@@ -32,6 +32,7 @@ def write_run(
   name=None,
   traces=True,
   anytime=False,
+  sections=False,
 ):
   """Writes a run folder of every file that a report reads."""
   folder.mkdir(parents=True, exist_ok=True)
@@ -83,6 +84,8 @@ def write_run(
     evaluation['anytime'] = anytime_of(accuracy[-1])
     for trace in evaluation.get('traces', ()):
       trace['stops'] = {'progress': 1, 'agreement': len(trace['episodes'])}
+  if sections:
+    evaluation |= budgets_of(accuracy[-1])
   (folder / 'eval.json').write_text(json.dumps(evaluation))
   if algorithm == 'base':
     return folder
@@ -113,6 +116,51 @@ def write_run(
   return folder
 
 
+def budgets_of(accuracy):
+  """Returns the sections about regrets, difficulty and votes."""
+  interval = {'mean': accuracy, 'low': accuracy - 0.1, 'high': accuracy + 0.1}
+  forms = dict.fromkeys(
+    ('cumulative', 'token_weighted', 'normalized'), interval
+  )
+  figures = {'accuracy': interval, 'regret_token_weighted': interval}
+  figures['tokens'] = {'mean': 31.25, 'low': 27.5, 'high': 35.75}
+  vote = {
+    'accuracy': [0.25, 0.5, 0.625],
+    'low': [0.125, 0.375, 0.5],
+    'high': [0.375, 0.625, 0.75],
+    'tokens': [3.5, 12.5, 20.25],
+    'thinking_on': [0.25, 0.5, 0.625],
+    'gain': [{'mean': 0.0, 'low': 0.0, 'high': 0.0}] * 3,
+  }
+  gain = [
+    {'mean': m, 'low': m - 0.0625, 'high': m + 0.0625}
+    for m in (-0.125, 0.03125, 0.0)
+  ]
+  more = {'tokens': [7.0, 16.0, 23.75], 'thinking_on': [0.375, 0.46875, 0.625]}
+  return {
+    'regrets': {
+      'one': forms,
+      'optimum': forms,
+      'best': forms | {'policies': ['base', 'MRT']},
+    },
+    'difficulty': {
+      'label': 'numbers',
+      'bins': [
+        {'label': '3', 'problems': 5} | figures,
+        {'label': '4 to 6', 'problems': 1111} | figures,
+      ],
+    },
+    'votes': {
+      'problems': 16,
+      'answers': 2,
+      'weighted': False,
+      'sizes': [1, 2],
+      '1': vote,
+      '2': vote | more | {'gain': gain},
+    },
+  }
+
+
 def anytime_of(accuracy):
   """Returns the section of an eval.json about adaptive stopping."""
   interval = {'mean': accuracy, 'low': accuracy - 0.1, 'high': accuracy + 0.1}
@@ -134,11 +182,13 @@ def anytime_of(accuracy):
   own = {'rule': 'agreement', 'label': 'agreement', 'forced': True}
   return {
     'full': {'accuracy': interval, 'tokens_mean': 52.0},
+    'alpha': 0.05,
+    'delta': 0.1,
     'rules': [
       rule,
       rule
       | own
-      | {'threshold': None, 'risk': 0.05, 'calibrated': True, 'saved': -0.5},
+      | {'threshold': None, 'risk': 0.0375, 'calibrated': True, 'saved': -0.5},
     ],
     'curves': [
       curve | points,

@@ -1,7 +1,7 @@
 """pass@k, maj@k and the vote at each boundary."""
 
+import dataclasses
 import functools
-import itertools
 
 import jax
 import numpy as np
@@ -55,106 +55,89 @@ def test_pass_and_majority_of_two_problems(trained, small, monkeypatch):
 # ---- votes at boundaries
 
 
-def figures(votes, elapsed, count, answer_tokens, **options):
-  """`vote_figures` of lists."""
-  return eval_samples.vote_figures(
-    votes,
-    elapsed=np.array(elapsed),
-    count=np.array(count),
-    answer_tokens=np.array(answer_tokens),
-    clusters=np.arange(len(votes)),
+def votes_of(found, trained, monkeypatch, **options):
+  """`votes_at_boundaries` of answers by hand; one votes for its first token."""
+  asked = []
+
+  def measure(*args, **given):
+    asked.append(given)
+    return found
+
+  monkeypatch.setattr(held_out, 'measure', measure)
+  rows = len(found['answer_count'])
+  problems = problems_of(trained, rows, rows)
+  kit = dataclasses.replace(
+    problems.kit, vote=lambda ids: ids[0] if ids else None
+  )
+  found = eval_samples.votes_at_boundaries(
+    dataclasses.replace(problems, kit=kit),
+    *(None, None, jax.random.key(0)),
+    stop_length=2,
     **options,
   )
+  (given,) = asked
+  assert given['grade_only']
+  assert given['votes_key'] is not None
+  return found
 
 
-def test_one_trace_that_votes_by_hand():
-  r = RIGHT
-  votes = [
+def answers_by_hand():
+  """Two traces, of one episode and of none; 4 answers of 1 to 2 tokens."""
+  tokens = np.array(
     [
-      [r, 'a', 'b', 'c'],  # of 6 pairs 3 hold r, and tie: 1/4. Of all: 1/4
-      [r, r, 'a', None],  # pairs: rr 1, ra 1/2 twice, r– 1 twice, a– 0: 4/6
-      [r, r, r, 'a'],  # pairs: rr 1 thrice, ra 1/2 thrice: 3/4. Of all: 1
+      # 7 is right. Past the last boundary stands what must not be seen.
+      [[7, 7, 8, 9], [7, 7, 7, 8], [7, 7, 7, 7]],
+      [[7, 8, 8, 9], [7, 7, 7, 7], [7, 7, 7, 7]],
     ]
-  ]
-  found = figures(votes, [[0, 10, 20]], [2], [[5.0, 5.0, 6.0]])
-  assert (found['problems'], found['answers']) == (1, 4)
-  assert not found['weighted']
-  assert found['pass@1'] == {
-    'tokens': [5, 15, 26],
-    'accuracy': [1 / 4, 2 / 4, 3 / 4],
-  }
-  assert set(found['maj@p']) == {'2', '4'}
-  two, four = found['maj@p']['2'], found['maj@p']['4']
-  assert two['tokens'] == [10, 20, 32]
-  assert two['accuracy'] == pytest.approx([1 / 4, 4 / 6, 3 / 4])
-  # 10 tokens pay for 0 episodes and an answer, 20 for one, 32 for both.
-  assert two['equal_tokens'] == [1 / 4, 2 / 4, 3 / 4]
-  assert four['tokens'] == [20, 30, 44]
-  assert four['accuracy'] == [1 / 4, 1, 1]
-  # 20 tokens: 15 would do for one episode; 30: 26 for both.
-  assert four['equal_tokens'] == [2 / 4, 3 / 4, 3 / 4]
-  differences = [each['mean'] for each in four['difference']]
-  assert differences == [-1 / 4, 1 / 4, 1 / 4]
-
-
-def test_a_trace_that_stopped_stands_with_its_last_boundary():
-  r = RIGHT
-  rubbish = [r, r]
-  votes = [
-    [[r, 'a'], [r, r], rubbish],
-    [['a', 'a'], rubbish, rubbish],  # it stopped at once
-  ]
-  found = figures(
-    votes,
-    [[0, 8, 18], [0, 0, 0]],
-    [1, 0],
-    [[2.0, 2.0, 1.0], [4.0, 1.0, 1.0]],
   )
-  assert found['pass@1']['tokens'] == [(2 + 4) / 2, (10 + 4) / 2, (10 + 4) / 2]
-  assert found['pass@1']['accuracy'] == [1 / 4, 1 / 2, 1 / 2]
-  two = found['maj@p']['2']
-  assert two['tokens'] == [(4 + 8) / 2, (12 + 8) / 2, (12 + 8) / 2]
-  assert two['accuracy'] == [1 / 4, 1 / 2, 1 / 2]
-  assert two['equal_tokens'] == [1 / 4, 1 / 2, 1 / 2]
-
-
-def test_equal_tokens_by_a_loop():
-  rng = np.random.default_rng(0)
-  rows, width, answers = 12, 5, 4
-  votes = [
-    [[RIGHT if x < 0.4 else x > 0.7 for x in at] for at in row]
-    for row in rng.uniform(size=(rows, width, answers))
-  ]
-  count = rng.integers(0, width, rows)
-  elapsed = rng.integers(1, 9, (rows, width)).cumsum(1)
-  tokens = rng.uniform(1, 6, (rows, width))
-  found = figures(votes, elapsed, count, tokens)
-  for p, j in itertools.product((2, 4), range(width)):
-    expected = []
-    for i in range(rows):
-      own = min(j, count[i])
-      spent = elapsed[i, own] + p * tokens[i, own]
-      last = max(
-        k for k in range(count[i] + 1) if elapsed[i, k] + tokens[i, k] <= spent
-      )
-      expected.append(votes[i][last].count(RIGHT) / answers)
-    each = found['maj@p'][str(p)]
-    assert each['equal_tokens'][j] == pytest.approx(np.mean(expected))
-
-
-def test_votes_weigh_what_they_are_likely():
-  votes = [[[RIGHT, 'a', 'a', 'b']]]
-  args = votes, [[0]], [0], [[1.0]]
-  alike = figures(*args)['maj@p']['4']['accuracy']
-  heavy = figures(*args, weights=np.array([[[0.9, 0.3, 0.3, 0.1]]]))
-  assert (alike, heavy['maj@p']['4']['accuracy']) == ([0], [1])
-  assert heavy['weighted']
-  found = {
-    'answer_mask': np.array([[[[True, True, False], [False] * 3]]]),
-    'answer_log_probs': np.array([[[[-1.0, -2.0, np.nan], [np.nan] * 3]]]),
+  lengths = np.ones((2, 3, 4), int)
+  lengths[0, 1] = 2
+  lengths[1, 0] = [2, 2, 2, 2]
+  log_probs = np.full((2, 3, 4, 2), np.nan)
+  log_probs[..., 0] = -1.0
+  log_probs[0, 1, :, 1] = -1.0
+  log_probs[1, 0, :, 1] = [0.0, -2.0, -2.0, -2.0]
+  return {
+    'answers': np.stack([tokens, np.full_like(tokens, 1)], -1),
+    'answer_mask': np.arange(2) < lengths[..., None],
+    'answer_rewards': (tokens == 7).astype(np.float32),
+    'answer_log_probs': log_probs,
+    'answer_ends': np.array([[6, 15, 99], [6, 88, 99]]),
+    'answer_count': np.array([1, 0]),
   }
-  likely = eval_samples._likelihoods(found)
-  assert likely.tolist() == [[[pytest.approx(np.exp(-1.5)), 1.0]]]
+
+
+def test_votes_of_two_traces_by_hand(trained, monkeypatch):
+  found = votes_of(answers_by_hand(), trained, monkeypatch)
+  assert (found['problems'], found['answers']) == (2, 4)
+  assert found['weighted'] is False
+  assert found['sizes'] == [1, 2, 4]
+  # Trace 0: prefixes 0 + 2 and 9 + 2, answers of 1 and 2 tokens. Trace 1 stands
+  # with its only boundary, a prefix of 2 and answers of 2.
+  assert found['1']['tokens'] == [(3 + 4) / 2, (13 + 4) / 2, (13 + 4) / 2]
+  assert found['2']['tokens'] == [(4 + 6) / 2, (15 + 6) / 2, (15 + 6) / 2]
+  assert found['4']['tokens'] == [(6 + 10) / 2, (19 + 10) / 2, (19 + 10) / 2]
+  assert found['1']['accuracy'] == [3 / 8, 4 / 8, 4 / 8]
+  # Of all four: 7 7 8 9 is won, 7 7 7 8 too; 7 8 8 9 is lost.
+  assert found['4']['accuracy'] == [1 / 2, 1 / 2, 1 / 2]
+  # Pairs of 7 7 8 9: 77 1, 78 and 79 1/2 twice each, 89 0: 3/6; of 7 7 7 8:
+  # 1 thrice, 1/2 thrice: 3/4; of 7 8 8 9: 1/2 thrice of 6.
+  expected = np.mean([[3 / 6, 3 / 4, 3 / 4], [1 / 4, 1 / 4, 1 / 4]], axis=0)
+  assert found['2']['accuracy'] == pytest.approx(expected)
+  # Trace 0 thinks from 1/2 at 3 tokens to 3/4 at 13; 4 answers cost 6.
+  on = 1 / 2 + (6 - 3) / (13 - 3) / 4
+  assert found['4']['thinking_on'][0] == pytest.approx((on + 1 / 4) / 2)
+
+
+def test_votes_weigh_what_they_are_likely(trained, monkeypatch):
+  found = votes_of(answers_by_hand(), trained, monkeypatch, weighted=True)
+  assert found['weighted'] is True
+  # Trace 1: mean log-probs -1/2 of the 7, -3/2 of the others: 2^(-1/2) against
+  # 2 · 2^(-3/2), a tie. Powers of e, or sums of logs, would have the 7 win.
+  assert found['4']['accuracy'] == [3 / 4, 3 / 4, 3 / 4]
+  none = {'answer_mask': np.zeros((1, 1, 1, 2), bool)}
+  none['answer_log_probs'] = np.full((1, 1, 1, 2), np.nan)
+  assert eval_samples._mean_log_probs(none).tolist() == [[[0]]]
 
 
 def test_what_answers_vote_for():
@@ -211,4 +194,4 @@ def test_answers_that_the_model_gives(trained, small):
     *asked, grade_only=True, votes_key=jax.random.fold_in(asked[-1], 3)
   )
   tokens = given['answer_mask'][:, 0].sum(-1).mean() + len(task.stop_ids)
-  assert result['pass@1']['tokens'][0] == pytest.approx(tokens)
+  assert result['1']['tokens'][0] == pytest.approx(tokens)

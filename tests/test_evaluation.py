@@ -334,7 +334,7 @@ def test_schema(result):
   assert len(result['traces']) == 10
   assert set(result['traces'][0]) == {
     *('prompt', 'success_start', 'episodes', 'answer', 'reward', 'stopped'),
-    'classes',
+    *('classes', 'stops'),
   }
 
 
@@ -575,7 +575,7 @@ def test_evaluate_puts_together_what_was_measured(trained, small, monkeypatch):
   assert kept[:12] == list(range(12))
   texts = [held_out.describe(found, i) for i in kept]
   assert result['traces'] == [
-    text | {'classes': classes[i]} for text, i in zip(texts, kept)
+    text | {'classes': classes[i], 'stops': {}} for text, i in zip(texts, kept)
   ]
   clusters = np.asarray(own['cluster'])
   counted = waste.summary(found, horizon=HORIZON, clusters=clusters)

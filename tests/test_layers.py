@@ -34,7 +34,7 @@ LAYERS = [
   'eval_headline protocol plots '
   'headline runs report report_page report_charts report_style report_traces '
   'report_views report_viewer report_script report_adaptive report_waste '
-  'report_parts serving',
+  'report_budgets report_parts serving',
   'train sft study study_cells study_files study_cell study_results '
   'study_tables study_charts study_page study_report study_variance '
   'plan plan_programs plan_report export generate converse calibrate serve '

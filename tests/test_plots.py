@@ -218,3 +218,32 @@ def test_lines_with_markers_stand_in_the_key():
   assert [t.get_text() for t in axes.texts] == ['base', 'MRT']
   (plain,) = plots.figure([panel]).axes
   assert plain.get_legend() is None
+
+
+def _keyed(labels, **options):
+  """The texts of the key of a chart, and the chart's height in inches."""
+  lines = [
+    plots.Line(label, 2, [0, 1], [0, i], marker=marker, hollow=hollow)
+    for i, (label, marker, hollow) in enumerate(labels)
+  ]
+  drawing = plots.figure([plots.Panel('', 'x', 'y', lines, **options)])
+  legend = drawing.axes[0].get_legend()
+  texts = [text.get_text() for text in legend.get_texts()] if legend else []
+  return texts, drawing.get_figheight()
+
+
+def test_a_long_key_is_below_the_axes():
+  labels = [(f'p = {i}', 'os^Dv'[i], False) for i in range(5)]
+  assert _keyed(labels[:4]) == ([f'p = {i}' for i in range(4)], 3.0)
+  texts, height = _keyed(labels)
+  assert len(texts) == 5
+  assert height == pytest.approx(3.0 + 3 * 0.17 + 0.1)  # three rows of two
+
+
+def test_hollow_markers_are_explained_once():
+  labels = [('a', 'o', False), ('a on', 'o', True), ('b on', 's', True)]
+  assert _keyed(labels)[0] == ['a', 'a on', 'b on']
+  texts, _ = _keyed(labels, hollow_label='hollow: on')
+  assert texts == ['a', 'b on', 'hollow: on']
+  assert _keyed(labels[:1], hollow_label='hollow: on')[0] == ['a']
+  assert _keyed([('_hidden', 'o', False)])[0] == []

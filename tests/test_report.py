@@ -159,6 +159,21 @@ def test_adaptive_rules_have_charts_of_their_own(tmp_path):
   assert 'its own stop' in page.text
 
 
+def test_regrets_difficulty_and_votes_are_sections(tmp_path):
+  for name in ('base', 'mrt'):
+    write_run(tmp_path / name, name, rows=20, steps=4, sections=True)
+  page = _check(build_report([tmp_path], tmp_path / 'report.html').html)
+  titles = (
+    *('Regret against each comparator', 'By difficulty'),
+    'Votes or more thinking',
+  )
+  for title in titles:
+    assert page.text.count(title) == 1
+  write_run(tmp_path / 'old' / 'mrt', 'mrt', rows=20, steps=4)
+  old = _check(build_report([tmp_path / 'old'], tmp_path / 'old.html').html)
+  assert not any(title in old.text for title in titles)
+
+
 def test_an_evaluation_of_an_older_version(tmp_path):
   folder = write_run(tmp_path / 'mrt', 'mrt', rows=40, steps=4)
   evaluation = json.loads((folder / 'eval.json').read_text())

@@ -39,6 +39,26 @@ def test_curves_are_in_order_of_tokens():
   assert {line.color for line in (progress, agreement, own)} == {2}
 
 
+def test_the_own_stop_stands_at_its_j():
+  """Curves are J, and so is their star, where both it and accuracy are told."""
+  full = {'accuracy': 0.75, 'tokens_mean': 52.0}
+  for success, y in (({'mean': 0.625}, 0.625), ('x', 0.75)):
+    *_, own = report_adaptive.lines(run_of(full=full | {'success': success}))
+    assert own.y == [y]
+
+
+def test_a_label_that_says_it_is_enough():
+  rule = anytime_of(0.75)['rules'][1]
+  rule |= {'label': 'agreement, past the own stop (calibrated)'}
+  html = report_adaptive.adaptive_section([run_of(rules=[rule])], [])
+  assert 'past its own stop' not in text_of(html)
+  assert 'set for a risk of at most 0.05' in text_of(html)
+  html = report_adaptive.adaptive_section(
+    [run_of(rules=[rule | {'calibrated': False}])], []
+  )
+  assert 'set for a risk of at most' not in text_of(html)
+
+
 def test_one_policy_has_its_rules_in_the_main_chart():
   run = run_of()
   row = headline.headlines([run.eval])
@@ -47,6 +67,11 @@ def test_one_policy_has_its_rules_in_the_main_chart():
     *('MRT', 'progress', 'agreement', 'its own stop')
   ]
   assert panel.comparator == 1
+  assert panel.x_label == 'tokens, probes counted'
+  del run.eval['anytime']
+  (panel,) = report_charts.accuracy_panel([run], row)
+  assert panel.x_label == 'thinking tokens'
+  run = run_of()
   assert report_charts.adaptive_panels([run]) == []
 
 
@@ -62,9 +87,13 @@ def test_of_several_policies_each_has_a_chart_of_its_own():
   assert [line.label for line in mrt.lines] == [
     *('MRT', 'progress', 'agreement', 'its own stop')
   ]
+  # The axes of the main chart, but for what counts as a token.
+  assert main.x_label == 'thinking tokens'
+  own = {'lines': [], 'title': '', 'x_label': '', 'hollow_label': ''}
   for panel in (mrt, grpo):
-    assert panel._replace(lines=[], title='') == main._replace(
-      lines=[], title='', level=None, level_label=''
+    assert panel.x_label == 'tokens, probes counted'
+    assert panel._replace(**own) == main._replace(
+      **own, level=None, level_label=''
     )
 
 
@@ -77,7 +106,8 @@ def test_table():
     in text
   )
   assert (
-    'MRT: agreement past its own stop, set for a risk of 0.05 0.750'
+    'MRT: agreement past its own stop, set for a risk of at most 0.05, risk'
+    ' here 0.0375 0.750'
     ' [0.650 to 0.850] 31.2 7.8 −50.0% 39.0 tokens' in text
   )
   assert '<svg class="key"' in html

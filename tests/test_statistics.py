@@ -183,6 +183,16 @@ def test_relative_token_efficiency():
   assert efficiency(budgets, [0.5] * 3, budgets, [0.5] * 3) == 1
 
 
+def test_held():
+  values = np.arange(12.0).reshape(2, 3, 2)
+  found = stats.held(values, [1, 0])
+  assert found.tolist() == [
+    [[0, 1], [2, 3], [2, 3]],
+    [[6, 7], [6, 7], [6, 7]],
+  ]
+  assert stats.held([[1, 2, 3]], [2]).tolist() == [[1, 2, 3]]
+
+
 def test_monotone():
   np.testing.assert_array_equal(
     stats.monotone([[1, 3, 2], [0, -1, 5]]), [[1, 3, 3], [0, 0, 5]]

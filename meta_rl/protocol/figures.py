@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from meta_rl import statistics, token_curves, votes
+from meta_rl.eval_figures import interval
 from meta_rl.protocol import curves
 from meta_rl.protocol.grades import Trace
 
@@ -90,7 +91,7 @@ def evaluate_traces(
       **given,
     )
     found['problems'], means = curves.by_problem(values, problems)
-    found[key] = [_interval(column) for column in means.T]
+    found[key] = [interval(column) for column in means.T]
     found.setdefault('per_problem', {})[key] = means.T.tolist()
   step = max(horizons) / POINTS
   grid = sorted({*(step * i for i in range(1, POINTS + 1)), *horizons})
@@ -201,14 +202,10 @@ def _waits(drawn, problems) -> list[dict]:
         'waits': number,
         'traces': len(last),
         'tokens': float(means[:, 1].mean()),
-        'accuracy': _interval(means[:, 0]),
+        'accuracy': interval(means[:, 0]),
       }
     )
   return found
-
-
-def _interval(values: np.ndarray) -> dict[str, float]:
-  return statistics.bootstrap_mean(values)._asdict()
 
 
 def compare(found: dict, reference: dict) -> dict:
