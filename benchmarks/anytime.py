@@ -5,12 +5,13 @@
 
 Of one policy at a budget of 16 episodes: every rule at its calibrated threshold
 and at equal accuracy, on 20 resampled halves of the held-out problems (one half
-calibrates, the other tests; all prompts of a problem lie in one half); what an
-oracle that knows J at every boundary would save; and the time of decoding with
+calibrates, the other tests; all prompts of a problem lie in one half); what a
+reference that knows J at every boundary would save; and the time of decoding with
 each rule, alternating with plain decoding.
 """
 
 import functools
+import hashlib
 import json
 import pathlib
 import statistics as stats
@@ -27,6 +28,7 @@ from meta_rl import (
   calibration,
   command_line,
   env,
+  eval_partial,
   evaluate,
   held_out,
   setup_run,
@@ -36,14 +38,25 @@ from meta_rl import (
 
 FLAGS = flags.FLAGS
 EPISODES = 16
-KINDS = ('progress', 'confidence', 'agreement', 'budget')
+KINDS = calibrate.RULES
 
 
 def scored(config, params, splits, *, batch_size, most, keep):
-  """Returns mode -> split -> scored traces, kept in a folder between runs."""
+  """Returns (mode, split) -> scored traces, kept in a folder between runs."""
   task = setup_run.make_task(config)
   model = setup_run.make_model(config, task)
   kit = setup_run.task_kit(config)
+  identity = json.dumps(
+    {
+      'policy': eval_partial.digest_of(params),
+      'config': config.to_dict(),
+      'most': most,
+      'batch_size': batch_size,
+    },
+    sort_keys=True,
+    default=str,
+  )
+  keep = keep / hashlib.sha256(identity.encode()).hexdigest()[:12]
   found = {}
   for mode in stop_traces.MODES:
     calls = stop_traces.make_calls(config, model, task, forced=mode == 'forced')
@@ -146,11 +159,12 @@ def summary(rows, alpha):
 
 
 def oracle(held, *, drop):
-  """Returns the share of tokens that no causal rule can do much better than.
+  """Returns the share of tokens that a reference which knows J saves, or None.
 
-  Stops at the first boundary with J above 0.8 and else after k episodes, k
-  chosen for each value of J before any thought, which knows how hard the
-  problem is: the mix of caps of fewest tokens at the accuracy that is wanted.
+  It stops at the first boundary with J above 0.8, which no causal rule can see
+  better than by J itself, and else after k episodes, where k is the best for
+  this price among problems of this J before any thought, chosen on the very
+  traces that it is measured on. Points between two prices mix them.
   """
   own_right, own_tokens = stop_figures.run_out(held['own'])
   traces = held['forced']
@@ -160,7 +174,7 @@ def oracle(held, *, drop):
     traces['success'][:, 0],
     np.quantile(traces['success'][:, 0], np.linspace(0, 1, 11)[1:-1]),
   )
-  points = []
+  points = set()
   for price in np.geomspace(1e-4, 0.1, 400):
     stop = np.zeros(len(rows), int)
     for group in np.unique(groups):
@@ -172,13 +186,20 @@ def oracle(held, *, drop):
         for s in options
       ]
       stop[own] = options[int(np.argmax(worth))]
-    points.append(
+    points.add(
       (traces['thought'][rows, stop].mean(), traces['right'][rows, stop].mean())
     )
-  tokens, right = np.array(sorted(points)).T
   wanted = own_right.mean() - drop
-  hull = np.interp(wanted, np.maximum.accumulate(right), tokens)
-  return float(1 - hull / own_tokens.mean())
+  below = [p for p in points if p[1] < wanted]
+  above = [p for p in points if p[1] >= wanted]
+  if not above:
+    return None
+  mixed = [
+    a[0] + (b[0] - a[0]) * (wanted - a[1]) / (b[1] - a[1])
+    for a in below
+    for b in above
+  ] or [min(p[0] for p in above)]
+  return float(1 - min(mixed) / own_tokens.mean())
 
 
 def timings(config, params, heads, *, rows, pairs):
@@ -206,7 +227,7 @@ def timings(config, params, heads, *, rows, pairs):
       think_end_id=task.think_end_id,
       stop_ids=task.stop_ids,
       delimiter_ids=task.delimiter_ids,
-      max_looks=2 * EPISODES,
+      max_looks=EPISODES - 1,
     )
     call = jax.jit(call)
     given = params, batch['prompts'], batch['prompt_mask'], jax.random.key(0)
@@ -219,20 +240,23 @@ def timings(config, params, heads, *, rows, pairs):
 
     return run
 
-  plain = make('budget', 0.0)
+  plain = make('budget', None)
   never = {'progress': -1e9, 'confidence': 2.0, 'agreement': 1e9}
   found = {}
   for rule, threshold in never.items():
     run = make(rule, threshold)
-    ratios = []
-    for _ in range(pairs):
+    ratios, bases = [], []
+    for index in range(pairs):
+      # Each goes first in every other pair.
+      first = run() if index % 2 else None
       base = plain()
-      ratios.append(run() / base)
+      ratios.append((first or run()) / base)
+      bases.append(base)
     found[rule] = {
       'ratio': stats.median(ratios),
       'low': min(ratios),
       'high': max(ratios),
-      'decode_s': base,
+      'decode_s': stats.median(bases),
     }
   return found
 
@@ -304,11 +328,14 @@ def main(argv):
 def table(result):
   """Returns the figures as Markdown."""
   own, whole = result['own_stop'], result['whole_budget']
+  known = 'nothing'
+  if result['oracle_saved'] is not None:
+    known = f'{100 * result["oracle_saved"]:.1f}% at equal accuracy'
   lines = [
     f'{result["name"]}: {result["traces"]} traces of {result["problems"]} '
     f'problems; own stop: accuracy {own["accuracy"]:.3f}, {own["tokens"]:.1f} '
-    f'tokens; whole budget: {whole["accuracy"]:.3f}, {whole["tokens"]:.1f}; an '
-    f'oracle saves {100 * result["oracle_saved"]:.1f}% at equal accuracy',
+    f'tokens; whole budget: {whole["accuracy"]:.3f}, {whole["tokens"]:.1f}; a '
+    f'reference that knows J saves {known}',
     '',
     '| rule | past the own stop | threshold | tokens saved, probes counted | '
     'accuracy against the own stop | spoiled | splits above alpha | thinking '

@@ -28,6 +28,7 @@ from meta_rl import (
   checks,
   command_line,
   env,
+  eval_partial,
   evaluate,
   held_out,
   progress_head,
@@ -39,7 +40,7 @@ from meta_rl import (
 )
 
 FLAGS = flags.FLAGS
-RULES = ('progress', 'confidence', 'agreement', 'budget')
+RULES = ('progress', 'confidence', 'agreement', 'episodes')
 
 
 def calibrate(
@@ -115,6 +116,9 @@ def calibrate(
       'alpha': alpha,
       'delta': delta,
       'budget': config.rollout.thinking_budget,
+      'max_looks': config.prover.max_episodes - 1,
+      'policy': eval_partial.digest_of(params),
+      'problems': len(np.unique(found['own'][1]['problem'])),
       'traces': len(right),
       'full': {
         'accuracy': float(right.mean()),
@@ -151,8 +155,7 @@ def choose(
       stop.
     alpha, delta: as in `calibration.fixed_sequence`.
   """
-  real = np.arange(fitted['thought'].shape[1]) <= fitted['count'][:, None]
-  whole = calibration.grid(rule, stop_figures.scores(rule, fitted)[real])
+  whole = calibration.grid(rule, stop_figures.scores(rule, fitted))
   before = stop_figures.outcome(rule, fitted, whole)
   thresholds = calibration.from_safest(
     whole, stop_figures.spoiled(own_fitted[0], before.right).T
@@ -259,9 +262,11 @@ def main(argv):
     sys.exit(signals.EXIT_ERROR)
   print(table(rules))
   print(
-    f'spoiled: right at the own stop, wrong under the rule; at most '
-    f'{FLAGS.alpha:g} with probability {1 - FLAGS.delta:g}, from '
-    f'{rules.about["traces"]} traces; written to {path}'
+    'spoiled: right at the own stop, wrong under the rule. Of each rule by '
+    f'itself it is at most {FLAGS.alpha:g} with probability '
+    f'{1 - FLAGS.delta:g}, for problems like these: '
+    f'{rules.about["traces"]} traces of {rules.about["problems"]} prompts; '
+    f'written to {path}'
   )
 
 

@@ -113,6 +113,10 @@ def fixed_sequence(
       f'losses {losses.shape} must be [N,M] with N >= 1 and M='
       f'{len(thresholds)} thresholds.'
     )
+  if not ((losses >= 0) & (losses <= 1)).all():
+    raise ValueError(
+      f'losses lie in {losses.min():g} ... {losses.max():g}; allowed is 0 to 1.'
+    )
   checks.check_range('delta', delta, above=0, below=1)
   best = Choice(None, None, None, 0)
   for tested, (column, threshold) in enumerate(zip(losses.T, thresholds), 1):
@@ -160,19 +164,25 @@ def threshold_stops(
 
   Args:
     kind: of `stopping.KINDS`.
-    scores: f[N,K+1], as the kind reads them; of 'budget' numbers of episodes.
+    scores: f[N,K+1], as the kind reads them; NaN where it does not look.
     count: i[N], episodes of each trace.
     thresholds: M of them.
   """
   scores = np.asarray(scores)
-  low = kind == 'progress'
   return np.stack(
-    [first_stop(scores <= t if low else scores >= t, count) for t in thresholds]
+    [first_stop(fires(kind, scores, t), count) for t in thresholds]
   )
 
 
+def fires(
+  kind: str, scores: np.ndarray, threshold: float | np.ndarray
+) -> np.ndarray:
+  """Returns bool[...], `stopping.stops` on the host; NaN never stops."""
+  return scores <= threshold if kind == 'progress' else scores >= threshold
+
+
 def grid(kind: str, scores: np.ndarray, *, size: int = 200) -> np.ndarray:
-  """Returns thresholds to test, those that hardly stop first.
+  """Returns thresholds to test, one that never stops first.
 
   They are quantiles of scores: take them from other traces than those that
   the losses are of, so that the order is fixed without a look at these.
@@ -180,13 +190,20 @@ def grid(kind: str, scores: np.ndarray, *, size: int = 200) -> np.ndarray:
   Args:
     kind: of `stopping.KINDS`.
     scores: f[...], of boundaries; other than finite ones are left out.
-    size: at most so many.
+    size: of quantiles, at most.
+
+  Raises:
+    ValueError: no finite score.
   """
   scores = np.asarray(scores, float)
   scores = scores[np.isfinite(scores)]
-  if kind == 'budget':
-    return np.arange(int(scores.max()), -1, -1)
-  if kind == 'agreement':
-    return np.arange(int(scores.max()) + 1, 0, -1).astype(float)
+  if not len(scores):
+    raise ValueError(f'no boundary has a score of the rule {kind!r}.')
+  if kind in ('episodes', 'agreement'):
+    least = 0 if kind == 'episodes' else 1
+    return np.arange(int(scores.max()) + 1, least - 1, -1).astype(float)
   levels = np.unique(np.quantile(scores, np.linspace(0, 1, size)))
-  return levels if kind == 'progress' else levels[::-1]
+  if kind == 'progress':
+    # J changes by less than 1, and a horizon has a token at least.
+    return np.concatenate([[-1.0], levels])
+  return np.concatenate([[2.0], levels[::-1]])  # no probability

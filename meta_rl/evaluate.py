@@ -272,13 +272,14 @@ def measure(each: Policy, factors: list[int]) -> eval_partial.Partial | None:
     return partial
 
   with result_folder(each.folder):
-    rules = adaptive_rules(each)
+    params = each.load()
+    rules = adaptive_rules(each, params)
     frozen = None
     if FLAGS.base_prover:
       frozen = setup_run.initial_params(each.config)
     each.result = evaluate(
       each.config,
-      each.load(),
+      params,
       name=each.name,
       algorithm=each.algorithm,
       num_problems=min(FLAGS.num_problems, len(source)),
@@ -302,17 +303,20 @@ def measure(each: Policy, factors: list[int]) -> eval_partial.Partial | None:
   return partial
 
 
-def adaptive_rules(each: Policy) -> stop_rules.StopRules | None:
+def adaptive_rules(each: Policy, params) -> stop_rules.StopRules | None:
   """Returns the stop rules in a policy's folder, None where there are none.
 
   Raises:
-    ValueError: of another thinking budget, or a damaged file.
+    ValueError: of another budget or policy, or a damaged file.
   """
   path = os.path.join(each.folder, stop_rules.NAME)
   if not FLAGS.adaptive or not epath.Path(path).exists():
     return None
   rules = stop_rules.load(path)
-  rules.check_budget(each.config.rollout.thinking_budget)
+  try:
+    rules.check(each.config.rollout.thinking_budget, params)
+  except ValueError as error:
+    raise ValueError(f'{path}: {error} Or add --noadaptive.') from None
   return rules
 
 

@@ -268,7 +268,9 @@ def evaluate(
       held_out.describe(found, i, bench.problems.kit.decode)
       | {
         'classes': classes[i],
-        'stops': {label: int(stop[i]) for label, stop in stops.items()},
+        'stops': {
+          label: int(stop[i]) for label, stop in stops.items() if stop[i] >= 0
+        },
       }
       for i in waste.chosen(classes)
     ],

@@ -151,10 +151,7 @@ def make_calls(
   own.prover.update(
     {
       'kind': kind,
-      # Of text, what training takes for an episode: it has no short attempts.
-      'boundaries': 'delimiters'
-      if task.segment is None or config.prover.boundaries == 'budgets'
-      else config.prover.boundaries,
+      'boundaries': setup_steps.episode_boundaries(config, task),
       'budgets': None,
       'num_enumerated': None,
     }

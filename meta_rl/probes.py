@@ -104,12 +104,12 @@ def decode_branches(
   stop_table=None,
   scored=None,
 ):
-  """Returns answers i32[R,N,A], mask and log-probs of N branches of R traces.
+  """Returns answers i32[R,N,A], mask, log-probs, done bool[R,N] of N branches.
 
   The m stop tokens of branch n take the slots used + n * m ..., and its answer
   token t the slot used + N * m + t * N + n. The log-probs are those under what
   `truncate` makes of the logits, which tokens are drawn from, or under what
-  `scored` makes of them.
+  `scored` makes of them. Not done: the answer was cut at A tokens.
   """
   rows, branches = end.shape
   at = lambda t: jnp.where(real, start + t, -1)
@@ -177,7 +177,7 @@ def decode_branches(
   out = write(0, real, token, log_prob, *empty)
   carry = cache, token, *ended(token, ~real, jnp.zeros_like(token)), *out
   carry = jax.lax.fori_loop(1, max_answer_len, step, carry)
-  return carry[-3:]
+  return *carry[-3:], carry[2]
 
 
 def repeat_past_count(success: Array, ends: Array) -> Array:

@@ -477,7 +477,7 @@ def sample_answers(
     end = jnp.repeat(ends[row], num_branches, axis=1)
     # With room for the answers of these traces alone.
     own = caches.grow(model, caches.take(model, cache.cache, row), room)
-    new = decode(
+    *new, _ = decode(
       own,
       end=end,
       start=probes.tokens_until(before[row], end),
@@ -487,7 +487,7 @@ def sample_answers(
       ),
     )
     write = lambda x, y: jax.lax.dynamic_update_slice(x, y, (start, 0, 0))
-    return jax.tree.map(write, found, new)
+    return jax.tree.map(write, found, tuple(new))
 
   shape = (rows, branches, max_answer_len)
   found = tuple(jnp.zeros(shape, t) for t in (jnp.int32, bool, jnp.float32))

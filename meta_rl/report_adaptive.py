@@ -23,7 +23,12 @@ from meta_rl.headline import (
 from meta_rl.report_parts import charts, note, policy_row, section, table
 from meta_rl.runs import Run
 
-_MARKERS = {'progress': 'o', 'confidence': 's', 'agreement': '^', 'budget': 'D'}
+_MARKERS = {
+  'progress': 'o',
+  'confidence': 's',
+  'agreement': '^',
+  'episodes': 'D',
+}
 HEADER = (
   'policy and rule',
   'accuracy',

@@ -178,7 +178,7 @@ def generate(
   rooms = cache_rooms(cache_buckets, max_new_tokens)
   ends = tuple(i for i in (think_end_id, eos_id) if i is not None)
   ends += () if stop_table is None else stop_table.end_ids
-  _check_waiting(min_thinking, wait_ids, ends, thinking_budget, max_new_tokens)
+  check_waiting(min_thinking, wait_ids, ends, thinking_budget, max_new_tokens)
   budget = max_new_tokens if thinking_budget is None else thinking_budget
   emit = functools.partial(
     decode.emit,
@@ -404,7 +404,7 @@ def stop_tokens(think_end_id, thinking_budget, stop_ids, max_new_tokens):
   return stop
 
 
-def _check_waiting(least, wait_ids, ends, thinking_budget, max_new_tokens):
+def check_waiting(least, wait_ids, ends, thinking_budget, max_new_tokens):
   """Raises ValueError unless budget forcing can be done."""
   if least is None:
     if len(wait_ids):

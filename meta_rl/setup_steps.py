@@ -155,6 +155,16 @@ def measuring_prover(config) -> str:
   return config.eval.get('prover') or 'exact'
 
 
+def episode_boundaries(config, task: Task) -> str:
+  """Returns by what the episodes of a measured trace end.
+
+  Of text, what training takes for an episode: it has no short attempts.
+  """
+  if task.segment is None or config.prover.boundaries == 'budgets':
+    return 'delimiters'
+  return config.prover.boundaries
+
+
 def budgets_of(config: ml_collections.ConfigDict) -> tuple[int, ...] | None:
   """Returns the token budgets of `config.prover`; None where it has delimiters.
 

@@ -13,12 +13,8 @@ from meta_rl import (
   stop_figures,
   stop_rules,
   stop_traces,
-  stopping,
 )
 from meta_rl.eval_figures import interval
-
-# Rules that are drawn and tabled.
-KINDS = ('progress', 'confidence', 'agreement', 'budget')
 
 
 def evaluate(
@@ -48,9 +44,9 @@ def evaluate(
     a rule stops each trace; of rules that do not go past the own stop.
 
   Raises:
-    ValueError: rules of another thinking budget.
+    ValueError: rules of another policy or thinking budget.
   """
-  rules.check_budget(config.rollout.thinking_budget)
+  rules.check(config.rollout.thinking_budget, params)
   found = {}
   for mode in stop_traces.MODES:
     calls = stop_traces.make_calls(config, model, task, forced=mode == 'forced')
@@ -107,8 +103,7 @@ def section(
       )
       for at, (point, threshold) in enumerate(given.items())
     ]
-    real = np.arange(traces['thought'].shape[1]) <= traces['count'][:, None]
-    grid = calibration.grid(kind, stop_figures.scores(kind, traces)[real])
+    grid = calibration.grid(kind, stop_figures.scores(kind, traces))
     curves.append(
       {
         'rule': kind,
@@ -136,13 +131,19 @@ def section(
 def stops(
   rules: stop_rules.StopRules, own: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-  """Returns label -> i[N], where calibrated rules stop each trace."""
+  """Returns label -> i[N], where calibrated rules stop each trace, -1: none."""
   found = {}
   for choice in rules.choices:
     kind = choice['rule']
     if choice['mode'] != 'own' or choice['threshold'] is None:
       continue
-    if kind in stopping.KINDS and kind != 'budget':
-      result = stop_figures.outcome(kind, own, [choice['threshold']])
-      found[stop_figures.label(kind, False)] = result.stop[0]
+    if kind == 'episodes':
+      continue
+    scores = stop_figures.scores(kind, own)
+    stop = calibration.threshold_stops(
+      kind, scores, own['count'], [choice['threshold']]
+    )[0]
+    at = scores[np.arange(len(stop)), stop]
+    fires = calibration.fires(kind, at, choice['threshold'])
+    found[stop_figures.label(kind, False)] = np.where(fires, stop, -1)
   return found

@@ -12,10 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from meta_rl import calibration, stopping
+from meta_rl.calibration import fires
 from meta_rl.eval_figures import interval
 
 LABELS = {
-  'budget': 'fixed number of episodes',
+  'episodes': 'fixed number of episodes',
   'confidence': 'confidence',
   'agreement': 'agreement',
   'progress': 'predicted progress',
@@ -60,7 +61,7 @@ def outcome(
   Args:
     kind: of `stopping.KINDS`.
     found: of `stop_traces.gather`, with a score of this kind.
-    thresholds: M of them; of 'budget' numbers of episodes.
+    thresholds: M of them.
   """
   count, rows = found['count'], np.arange(len(found['count']))
   own = scores(kind, found)
@@ -69,8 +70,7 @@ def outcome(
   if kind in stopping.PROBING:
     spent = np.cumsum(found['probe_tokens'], axis=1)
     probing = spent[rows, stop]
-    level = np.asarray(thresholds)[:, None]
-    used = own[rows, stop] >= level
+    used = fires(kind, own[rows, stop], np.asarray(thresholds)[:, None])
     probing = probing - np.where(used, found['probe_tokens'][rows, stop], 0)
   return Outcome(
     stop,
@@ -81,11 +81,10 @@ def outcome(
 
 
 def scores(kind: str, found: dict[str, np.ndarray]) -> np.ndarray:
-  """Returns f[N,K+1], what a rule reads; of 'budget' episodes so far."""
-  if kind != 'budget':
+  """Returns f[N,K+1], what a rule reads at each boundary, NaN at no look."""
+  if kind != 'episodes':
     return found[kind]
-  shape = found['thought'].shape
-  return np.broadcast_to(np.arange(shape[1]), shape)
+  return np.where(found['looked'], np.arange(found['looked'].shape[1]), np.nan)
 
 
 def run_out(found: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ import os
 
 import numpy as np
 
-from meta_rl import stopping, weights
+from meta_rl import eval_partial, stopping, weights
 from meta_rl.weights import WeightsError
 
 NAME = 'stop_rules.safetensors'
@@ -27,20 +27,34 @@ class StopRules:
     choices: a dict each: 'rule' (of `stopping.KINDS`), 'mode', 'threshold'
       (None: no threshold was shown to be safe), 'risk', 'p_value', 'tested',
       'traces', 'accuracy', 'tokens_mean'.
-    about: 'alpha', 'delta', 'budget' (thinking tokens), 'full' ('accuracy',
-      'tokens_mean' at the own stop), and how well the heads fit.
+    about: 'alpha', 'delta', 'budget' (thinking tokens), 'max_looks' (of
+      `anytime.generate`), 'policy' (a digest of its weights), 'problems' and
+      'traces' that were tested, 'full' ('accuracy', 'tokens_mean' at the own
+      stop), and how well the heads fit.
   """
 
   heads: dict[str, stopping.ProgressHead]
   choices: list[dict]
   about: dict
 
-  def check_budget(self, budget: int):
-    """Raises ValueError unless they are of this thinking budget, tokens."""
+  def check(self, budget: int, params=None):
+    """Raises ValueError unless they are of this budget and this policy.
+
+    Args:
+      budget: thinking tokens.
+      params: the policy; None: it is not looked at.
+    """
     if self.about['budget'] != budget:
       raise ValueError(
         f'the stop rules were calibrated for a budget of '
         f'{self.about["budget"]} thinking tokens, and this one is {budget}: '
+        'calibrate again (python -m meta_rl.calibrate).'
+      )
+    if params is None:
+      return
+    if self.about.get('policy') != eval_partial.digest_of(params):
+      raise ValueError(
+        'the stop rules were calibrated for other weights than these: '
         'calibrate again (python -m meta_rl.calibrate).'
       )
 

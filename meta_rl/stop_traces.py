@@ -9,6 +9,11 @@ Two kinds of trace: one ends where the model stops by itself ('own'), the other
 is kept thinking to the budget ('forced'), for rules that may go past the own
 stop. Row i of both draws alike, so that they are one trace up to there.
 
+A rule looks before any thought and behind the first K - 1 delimiters, as
+`anytime.generate(max_looks=K - 1)` does: what a trace ends with is no look, nor
+is what comes after the K-th episode has begun. Scores are NaN where none is.
+What is right at the own stop is the answer that is forced there.
+
 Axes: N traces, K episodes, D features, A answer tokens.
 """
 
@@ -35,13 +40,22 @@ def make_calls(config, model, task, *, forced: bool = False) -> dict:
     config: an RL config: thinking budget, temperature, episodes.
     model, task: the network and the task.
     forced: keep thinking to the budget.
+
+  Raises:
+    ValueError: episodes that do not end at delimiters.
   """
+  boundaries = setup_steps.episode_boundaries(config, task)
+  if boundaries != 'delimiters':
+    raise ValueError(
+      f'prover.boundaries={boundaries!r}: a stop rule sees a trace while it is '
+      "written, and looks behind delimiters; set it to 'delimiters'."
+    )
   own = config.copy_and_resolve_references()
   own.unlock()
   own.prover.update(
     {
       'kind': setup_steps.measuring_prover(config),
-      'boundaries': 'delimiters' if task.segment is None else 'text',
+      'boundaries': 'delimiters',
       'budgets': None,
       'num_enumerated': None,
     }
@@ -84,20 +98,34 @@ def make_calls(config, model, task, *, forced: bool = False) -> dict:
     features, _ = probes.features_of(
       model, params, traces.tokens, positions_of(traces.token_mask), None, None
     )
+    looked = _looked(
+      traces.tokens, ends, measured.episodes.count, task.delimiter_ids
+    )
+    score = lambda x: jnp.where(looked, x, jnp.nan)
     return {
       'success': measured.success,
       'thought': ends - ends[:, :1],
       'count': measured.episodes.count,
+      'looked': looked,
       'right': right >= 1,
-      'confidence': stopping.confidence(log_probs, mask),
-      'agreement': stopping.agreement(answers, mask),
+      'confidence': score(stopping.confidence(log_probs, mask)),
+      'agreement': score(stopping.agreement(answers, mask)),
       'probe_tokens': jnp.where(
-        mask.any(-1), len(task.stop_ids) + mask.sum(-1) - 1, 0
+        looked, len(task.stop_ids) + mask.sum(-1) - 1, 0
       ),
       'features': jnp.take_along_axis(features, ends[..., None], axis=1),
     }
 
   return {'generate': CountedJit(generate), 'look': CountedJit(look)}
+
+
+def _looked(tokens, ends, count, delimiter_ids):
+  """Returns bool[B,K+1], the boundaries at which a rule looks."""
+  boundary = jnp.arange(ends.shape[1])
+  last = jnp.take_along_axis(tokens, ends, axis=1)
+  ids = jnp.asarray(delimiter_ids, jnp.int32)
+  inside = (boundary <= count[:, None]) & (boundary < ends.shape[1] - 1)
+  return (boundary == 0) | (inside & (last[..., None] == ids).any(-1))
 
 
 def gather(
@@ -119,10 +147,10 @@ def gather(
 
   Returns:
     success f32[N,K+1], J; thought i32[N,K+1], thinking tokens at each boundary;
-    count i32[N]; right bool[N,K+1], of the greedy answer forced there; its
-    confidence and agreement f32[N,K+1], and probe_tokens i32[N,K+1], what it
-    takes; features f32[N,K+1,D] of the prefix's last token; problem i32[N].
-    Past `count` values are of no boundary.
+    count i32[N]; looked bool[N,K+1], where a rule looks; right bool[N,K+1], of
+    the greedy answer forced there; its confidence and agreement f32[N,K+1], and
+    probe_tokens i32[N,K+1], what it takes; features f32[N,K+1,D] of the
+    prefix's last token; problem i32[N]. Past `count` values are of no boundary.
   """
   parts, rows = [], sum(len(batch['problem']) for batch in batches)
   for index, batch in enumerate(batches):
@@ -149,6 +177,5 @@ def with_index(
     head: fitted to the policy.
   """
   index = jax.jit(stopping.progress_index)
-  return found | {
-    'progress': np.asarray(index(head, found['features'], found['thought']))
-  }
+  index = np.asarray(index(head, found['features'], found['thought']))
+  return found | {'progress': np.where(found['looked'], index, np.nan)}

@@ -4,18 +4,21 @@ After some of its episodes a trace may think on or answer. A rule looks at a
 score of the prefix and stops at the first boundary where it is good enough:
 
   budget      never; thinking ends at the model's own stop or at the budget
+  episodes    a number of episodes was thought
   confidence  p = prod_i mu(a_i | c, a_<i), the probability of the model's own
               greedy forced answer a, is at least the threshold
   agreement   the forced answer is the same as at the threshold - 1 boundaries
               before
   progress    the gain in J per token that is predicted is at most the threshold
 
-The last is the regret-optimal rule: where a token costs lambda, thinking on for
-d tokens is worth it while E[J(t + d) - J(t)] > lambda d for some d. The best
-such rate is the index of a prefix (after Gittins 1979, on a grid of horizons d,
-for plans fixed ahead), and stopping where it falls to lambda loses least where
-gains shrink along a trace. It takes a small head on the model's own features
-and no probe; the other two pay for an answer at every boundary.
+The last is the rule of least regret: where a token costs lambda, thinking on
+for d tokens is worth it while E[J(t + d) - J(t)] > lambda d for some d. The
+best such rate is the index of a prefix (after Gittins 1979, on a grid of
+horizons d, for plans fixed ahead), and stopping where it falls to lambda is
+optimal where gains shrink along a trace. A trace that ends before d tokens
+still counts d: near its own stop the index is a lower bound. It takes a small
+head on the model's own features and no probe; confidence and agreement pay for
+an answer at every boundary.
 
 Axes: B traces, K episodes, D features, E hidden units, G horizons, A answer
 tokens.
@@ -29,7 +32,7 @@ import jax.numpy as jnp
 from meta_rl import checks
 from meta_rl.types import Array
 
-KINDS = ('budget', 'confidence', 'agreement', 'progress')
+KINDS = ('budget', 'confidence', 'agreement', 'progress', 'episodes')
 PROBING = ('confidence', 'agreement')
 
 
@@ -139,8 +142,8 @@ def confidence(log_probs: Array, mask: Array) -> Array:
 
   Args:
     log_probs: f32[...,A], nats.
-    mask: bool[...,A], True on the answer and its EOS; without a token there is
-      no answer, and the confidence is 0.
+    mask: bool[...,A], True on the answer and its EOS; without any, not even
+      EOS, nothing was asked, and the confidence is 0.
 
   Example:
     >>> import jax.numpy as jnp
@@ -157,7 +160,7 @@ def confidence(log_probs: Array, mask: Array) -> Array:
 def same_answer(a: Array, a_mask: Array, b: Array, b_mask: Array) -> Array:
   """Returns bool[...], whether two answers have the same tokens.
 
-  Answers without a token agree with none.
+  Rows without a token, not even EOS, were not asked and agree with none.
 
   Args:
     a, b: i32[...,A]; a_mask, b_mask: bool[...,A].
@@ -234,7 +237,8 @@ def stops(kind: str | Array, score: Array, threshold: float | Array) -> Array:
   Args:
     kind: one of KINDS, or their indices i32[...] where rows differ.
     score: f32[...], as the kind reads it.
-    threshold: a probability, a number of probes, or a price in J a token.
+    threshold: a probability, a number of probes, a price in J a token, or a
+      number of episodes.
 
   Example:
     >>> import jax.numpy as jnp

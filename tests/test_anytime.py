@@ -116,7 +116,7 @@ def head():
   )
 
 
-def run(rule, threshold=0.0, **options):
+def run(rule, threshold=None, **options):
   task, model, params, prompts, mask = world()
   options = {
     'thinking_budget': BUDGET,
@@ -273,8 +273,11 @@ def test_a_stop_before_any_thought():
 
 
 def test_no_looks_are_left():
-  # Two looks after the first: what comes later is not acted on.
-  traces, looks = run('confidence', 2.0, max_looks=2)
+  # Stops at the third look behind the first; two are left.
+  _, enough = run('episodes', 3.0, max_looks=3)
+  assert enough.stopped.any()
+  traces, looks = run('episodes', 3.0, max_looks=2)
+  assert not looks.stopped.any()
   assert (looks.count <= 2).all()
   plain, _ = run('budget')
   chex.assert_trees_all_equal(traces.tokens, plain.tokens)
@@ -348,7 +351,19 @@ def test_compiles_once():
     ('confidence', {'threshold': -0.1}, 'threshold must be >= 0'),
     ('agreement', {'threshold': 0}, 'threshold must be >= 1'),
     ('budget', {'thinking_budget': 0}, 'thinking_budget'),
-    ('budget', {'every': 0, 'rule': 'progress'}, 'every'),
+    ('budget', {'threshold': 2.0}, "take 'episodes'"),
+    ('progress', {'every': 0}, 'every'),
+    ('progress', {'threshold': None}, 'needs a threshold'),
+    ('progress', {'threshold': np.zeros((2, 1))}, 'one for each of the 12'),
+    ('progress', {'threshold': 'low'}, 'threshold'),
+    ('progress', {'threshold': float('nan')}, 'threshold'),
+    ('progress', {'max_looks': -1}, 'max_looks'),
+    ('progress', {'max_looks': 2.5}, 'max_looks'),
+    ('budget', {'min_thinking': 99}, 'min_thinking=99'),
+    ('budget', {'wait_ids': (5,)}, 'wait_ids'),
+    ('budget', {'eos_id': 999}, 'eos_id=999'),
+    ('progress', {'delimiter_ids': (999,)}, r'delimiter_ids\[0\]=999'),
+    ('budget', {'group_size': 0}, 'group_size'),
     ('budget', {'check_every': 0}, 'check_every'),
     ('budget', {'answer_length': 0}, 'answer_length'),
   ],
@@ -357,6 +372,7 @@ def test_bad_input(rule, options, said):
   task, model, params, prompts, mask = world()
   given = {
     'rule': rule,
+    'threshold': None if rule == 'budget' else 1.0,
     'head': head(),
     'thinking_budget': BUDGET,
     'answer_length': task.answer_length,

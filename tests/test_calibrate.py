@@ -1,5 +1,6 @@
 """Calibration of a policy, from its traces to a file of stop rules."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,6 +11,7 @@ from meta_rl import (
   anytime,
   calibrate,
   held_out,
+  rollout,
   setup_run,
   stop_figures,
   stop_rules,
@@ -17,12 +19,15 @@ from meta_rl import (
 )
 from meta_rl.configs import mrt_countdown
 
+# Five episodes of 9 tokens and half a one; the fourth takes all that is left.
+BUDGET, EPISODES = 49, 4
+
 
 @functools.cache
 def world():
   config = mrt_countdown.get_config()
-  config.rollout.thinking_budget = 45
-  config.prover.max_episodes = 5
+  config.rollout.thinking_budget = BUDGET
+  config.prover.max_episodes = EPISODES
   return config, setup_run.initial_params(config)
 
 
@@ -42,42 +47,68 @@ def scored(forced=False):
   return task, model, batches, found
 
 
-def test_scored_traces_tell_what_a_rule_does():
-  """The simulated rule does what `anytime.generate` does with the same key."""
+@pytest.mark.parametrize('forced', [False, True])
+@pytest.mark.parametrize('rule', ['confidence', 'agreement', 'episodes'])
+def test_scored_traces_tell_what_a_rule_does(rule, forced):
+  """The simulated rule does what `anytime.generate` does with the same key.
+
+  With a budget that cuts the last episode, and more episodes than are kept.
+  """
   config, params = world()
-  task, model, batches, found = scored()
+  task, model, batches, found = scored(forced)
   batch = batches[0]
-  _, looks = anytime.generate(
+  threshold = {'confidence': 0.5, 'agreement': 2, 'episodes': 2}[rule]
+  traces, looks = anytime.generate(
     model,
     params,
     batch['prompts'],
     batch['prompt_mask'],
     jax.random.key(4),
-    rule='confidence',
-    threshold=0.5,
-    thinking_budget=45,
+    rule=rule,
+    threshold=threshold,
+    thinking_budget=BUDGET,
     answer_length=task.answer_length,
     eos_id=task.eos_id,
     think_end_id=task.think_end_id,
     delimiter_ids=task.delimiter_ids,
+    min_thinking=BUDGET if forced else None,
+    max_looks=EPISODES - 1,
   )
-  result = stop_figures.outcome('confidence', found, [0.5])
-  np.testing.assert_array_equal(result.stop[0, :8], looks.count)
+  result = stop_figures.outcome(rule, found, [threshold])
+  thinking = np.asarray(traces.thinking_mask).sum(1)
+  np.testing.assert_array_equal(result.thinking[0, :8], thinking)
   np.testing.assert_array_equal(result.probing[0, :8], looks.probe_tokens)
-  assert 0 < np.asarray(looks.stopped).sum() < 8
+  stopped = np.asarray(looks.stopped)
+  assert 0 < stopped.sum() < 8 or forced
+  answers = rollout.answers_of(
+    traces, batch['prompts'].shape[1] + thinking, task.answer_length
+  )
+  rows = {k: v for k, v in batch.items() if k not in ('problem', 'counts')}
+  right = task.verify(*answers, rows) >= 1
+  np.testing.assert_array_equal(result.right[0, :8], right)
+
+
+def test_episodes_that_end_elsewhere_are_refused():
+  config, _ = world()
+  task = dataclasses.replace(scored()[0], segment=lambda *a, **k: None)
+  config = config.copy_and_resolve_references()
+  config.prover.boundaries = 'text'
+  with pytest.raises(ValueError, match="set it to 'delimiters'"):
+    stop_traces.make_calls(config, scored()[1], task)
 
 
 def test_the_two_kinds_are_one_trace_up_to_the_own_stop():
   own, forced = scored()[3], scored(True)[3]
   for b in range(12):
-    seen = slice(0, own['count'][b] + 1)
+    # The last episode takes all that is left, which is more when forced.
+    seen = slice(0, min(own['count'][b], EPISODES - 1) + 1)
     for name in ('thought', 'right'):
       np.testing.assert_array_equal(own[name][b, seen], forced[name][b, seen])
     np.testing.assert_allclose(
       own['success'][b, seen], forced['success'][b, seen], atol=1e-4
     )
-  assert (forced['count'] == 5).all()
-  assert own['count'].min() < 5
+  assert (forced['count'] == EPISODES).all()
+  assert own['count'].min() < EPISODES
   assert own['problem'].tolist() == list(range(12))
 
 
@@ -92,9 +123,8 @@ def test_several_traces_of_a_problem():
 def test_right_and_j_agree():
   """A greedy answer of chance above a half is what J is made of."""
   found = scored(True)[3]
-  real = np.arange(6) <= found['count'][:, None]
-  sure = real & (found['confidence'] > 0.9)
-  assert sure.sum() > 5
+  sure = found['confidence'] > 0.9
+  assert sure.sum() >= 5
   gap = found['success'] - found['right']
   assert np.abs(gap[sure]).max() < 0.11
 
@@ -115,9 +145,9 @@ def test_calibrate_and_its_file(tmp_path):
   assert {(c['rule'], c['mode']) for c in rules.choices} == {
     (rule, mode) for rule in calibrate.RULES for mode in stop_traces.MODES
   }
-  budget = next(c for c in rules.choices if c['rule'] == 'budget')
+  budget = next(c for c in rules.choices if c['rule'] == 'episodes')
   # An early stop after some number of episodes spoils less than a fifth.
-  assert 0 < budget['threshold'] < 5
+  assert 0 < budget['threshold'] < EPISODES
   assert budget['risk'] <= 0.2
   assert budget['equal_accuracy'] is not None
   text = calibrate.table(rules)

@@ -110,14 +110,14 @@ def test_first_stop():
 def test_threshold_stops():
   scores = np.array([[0.9, 0.4, 0.1, 0.1], [0.2, 0.3, 0.8, 0.8]])
   count = np.array([2, 2])
-  episodes = np.tile(np.arange(4), (2, 1))
+  episodes = np.tile([0, 1, 2, np.nan], (2, 1))
   stops = lambda kind, *t: calibration.threshold_stops(
-    kind, episodes if kind == 'budget' else scores, count, t
+    kind, episodes if kind == 'episodes' else scores, count, t
   ).tolist()
   # stop where the score is high enough, or small enough
   assert stops('confidence', 0.5, 1.0) == [[0, 2], [2, 2]]
   assert stops('progress', 0.5, 0.0) == [[1, 0], [2, 2]]
-  assert stops('budget', 0, 1, 7) == [[0, 0], [1, 1], [2, 2]]
+  assert stops('episodes', 0, 1, 7) == [[0, 0], [1, 1], [2, 2]]
 
 
 def test_from_safest():
@@ -128,17 +128,15 @@ def test_from_safest():
 
 def test_grid_begins_with_what_hardly_stops():
   scores = np.array([0.1, 0.5, np.nan, 0.9, np.inf])
-  assert calibration.grid('progress', scores, size=3).tolist() == [
-    0.1,
-    0.5,
-    0.9,
-  ]
+  # Before all quantiles comes a threshold that no score reaches.
+  low_first = calibration.grid('progress', scores, size=3)
+  assert low_first.tolist() == [-1, 0.1, 0.5, 0.9]
   high_first = calibration.grid('confidence', scores, size=3)
-  assert high_first.tolist() == [0.9, 0.5, 0.1]
+  assert high_first.tolist() == [2, 0.9, 0.5, 0.1]
   streaks = np.array([1.0, 2.0, 3.0])
   # 4 equal answers were never seen: the rule that does not stop
   assert calibration.grid('agreement', streaks).tolist() == [4, 3, 2, 1]
-  assert calibration.grid('budget', streaks).tolist() == [3, 2, 1, 0]
+  assert calibration.grid('episodes', streaks).tolist() == [4, 3, 2, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -153,6 +151,14 @@ def test_grid_begins_with_what_hardly_stops():
     (
       lambda: calibration.fixed_sequence(np.zeros((0, 1)), [1.0]),
       r'must be \[N,M\]',
+    ),
+    (
+      lambda: calibration.fixed_sequence(np.array([[2.0], [-2.0]] * 99), [1.0]),
+      'losses lie in -2 ... 2',
+    ),
+    (
+      lambda: calibration.grid('progress', np.array([np.nan])),
+      'no finite|no b',
     ),
     (
       lambda: calibration.fixed_sequence(np.zeros((9, 2)), [1.0]),

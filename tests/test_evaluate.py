@@ -11,6 +11,7 @@ from test_eval_compare import evaluation
 from test_evaluation import measured_by_hand, params_of, source_of
 
 from meta_rl import (
+  eval_partial,
   evaluate,
   held_out,
   setup_run,
@@ -128,16 +129,22 @@ def test_stop_rules_beside_a_checkpoint_are_evaluated(
   monkeypatch.setattr(evaluate, 'evaluate', quick_evaluate(seen))
   path = trained.folder / stop_rules.NAME
   budget = trained.config.rollout.thinking_budget
-  rules = lambda budget: stop_rules.StopRules({}, [], {'budget': budget})
+  digest = eval_partial.digest_of(params_of(trained))
+  rules = lambda budget, policy=digest: stop_rules.StopRules(
+    {}, [], {'budget': budget, 'policy': policy}
+  )
   try:
     stop_rules.save(path, rules(budget))
     assert command() == 0
-    assert seen[-1][2]['rules'].about == {'budget': budget}
+    assert seen[-1][2]['rules'].about['budget'] == budget
     assert command(adaptive=False) == 0
     assert seen[-1][2]['rules'] is None
     stop_rules.save(path, rules(budget + 1))
     assert command() == 1
     assert 'calibrate again' in capsys.readouterr().err
+    stop_rules.save(path, rules(budget, 'another'))
+    assert command() == 1
+    assert 'other weights' in capsys.readouterr().err
     assert len(seen) == 2
   finally:
     path.unlink()

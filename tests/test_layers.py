@@ -19,7 +19,8 @@ LAYERS = [
   'episodes regret advantages shaping losses sampling costs curriculum '
   'stopping',
   'models cache scoring decode rollout streaming probes prover prover_gradient '
-  'continuations algorithms lora update value anytime progress_head',
+  'continuations algorithms lora update value looking anytime '
+  'progress_head',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
   'answers text_tokenizer statistics token_curves votes eval_figures waste '
   'eval_regrets eval_difficulty eval_partial study_statistics '

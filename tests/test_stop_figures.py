@@ -11,6 +11,7 @@ def found(**changes):
   arrays = {
     'count': np.array([2, 1]),
     'thought': np.array([[0, 9, 18], [0, 9, 9]]),
+    'looked': np.array([[True, True, True], [True, True, False]]),
     'success': np.array([[0.2, 0.9, 0.4], [0.3, 0.1, 0.1]]),
     'right': np.array([[False, True, False], [True, False, False]]),
     'confidence': np.array([[0.3, 0.8, 0.5], [0.6, 0.2, 0.2]]),
@@ -44,9 +45,23 @@ def test_probes_are_paid_up_to_the_stop():
 
 
 def test_a_number_of_episodes():
-  result = stop_figures.outcome('budget', found(), [0, 1, 2])
+  result = stop_figures.outcome('episodes', found(), [0, 1, 2])
   assert result.stop.tolist() == [[0, 0], [1, 1], [2, 1]]
   assert result.probing.sum() == 0
+
+
+def test_what_is_no_look_costs_nothing_and_stops_nothing():
+  looked = np.array([[True, True, False], [True, True, False]])
+  arrays = found(looked=looked)
+  for name in ('confidence', 'agreement', 'progress'):
+    arrays[name] = np.where(looked, arrays[name], np.nan)
+  arrays['probe_tokens'] = np.where(looked, arrays['probe_tokens'], 0)
+  result = stop_figures.outcome('agreement', arrays, [2])
+  # trace 0 would have agreed at its end, which is its own stop all the same
+  assert result.stop.tolist() == [[2, 1]]
+  assert result.probing.tolist() == [[10, 3]]
+  episodes = stop_figures.scores('episodes', arrays)
+  np.testing.assert_array_equal(episodes, [[0, 1, np.nan], [0, 1, np.nan]])
 
 
 def test_run_out_and_spoiled():
@@ -106,7 +121,7 @@ def test_row():
 
 def test_frontier_is_of_j_in_order_of_tokens():
   arrays = found()
-  result = stop_figures.outcome('budget', arrays, [2, 0, 1])
+  result = stop_figures.outcome('episodes', arrays, [2, 0, 1])
   curve = stop_figures.frontier(result, arrays['success'])
   assert curve['tokens'] == [0, 9, 13.5]
   np.testing.assert_allclose(curve['accuracy'], [0.25, 0.5, 0.25])
@@ -156,8 +171,9 @@ def test_section_of_an_evaluation():
     ('progress', True),
   ]
   stops = stop_evaluation.stops(rules(), both['own'])
+  # Trace 1 ends by itself: the rule does not fire there.
   assert {k: v.tolist() for k, v in stops.items()} == {
-    'predicted progress': [1, 1]
+    'predicted progress': [1, -1]
   }
 
 

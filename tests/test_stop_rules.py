@@ -1,11 +1,13 @@
 """The file of stop rules: what is written is read, anything else refused."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from meta_rl import stop_rules, stopping, weights
+from meta_rl import eval_partial, stop_rules, stopping, weights
 
 
 def head(seed):
@@ -61,6 +63,19 @@ def test_thresholds():
     rules().threshold('agreement')
   with pytest.raises(ValueError, match=r"'confidence' \(own\) was not calib"):
     rules().threshold('confidence')
+
+
+def test_rules_of_another_policy_or_budget():
+  params = {'a': jnp.ones(3)}
+  own = dataclasses.replace(
+    rules(),
+    about=rules().about | {'policy': eval_partial.digest_of(params)},
+  )
+  own.check(36, params)
+  with pytest.raises(ValueError, match='budget of 36 thinking tokens.* 27'):
+    own.check(27)
+  with pytest.raises(ValueError, match='other weights'):
+    own.check(36, {'a': jnp.zeros(3)})
 
 
 def test_other_files_are_refused(tmp_path):

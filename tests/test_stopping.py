@@ -108,12 +108,14 @@ def test_stops():
 
 def test_stops_takes_a_rule_a_row():
   kinds = jnp.array([stopping.KINDS.index(k) for k in stopping.KINDS])
-  found = stopping.stops(kinds, jnp.full(4, 0.7), jnp.array([0, 0.5, 2, 0.7]))
+  thresholds = jnp.array([0, 0.5, 2, 0.7, 0.6])
+  found = stopping.stops(kinds, jnp.full(5, 0.7), thresholds)
   assert dict(zip(stopping.KINDS, found.tolist())) == {
     'budget': False,
     'confidence': True,
     'agreement': False,
     'progress': True,
+    'episodes': True,
   }
 
 

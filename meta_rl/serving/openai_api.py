@@ -23,7 +23,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from meta_rl import checks, stopping
+from meta_rl import checks
 
 MAX_CHOICES = 32
 _MAX_STOPS = 4
@@ -53,6 +53,9 @@ _REFUSED = {
   'web_search_options': (None,),
 }
 _INSTEAD = {'reasoning_effort': 'give max_thinking_tokens or a stop_rule'}
+# What a request may ask for; a number of episodes is for comparisons.
+RULES = ('budget', 'confidence', 'agreement', 'progress')
+
 _SHARED = ('model', 'n', 'stream', 'stop', 'seed', 'temperature', 'top_p')
 _SHARED += ('max_tokens', 'max_thinking_tokens', 'min_thinking_tokens')
 _SHARED += ('stop_rule', 'stop_threshold', 'price_per_token', 'check_every')
@@ -161,7 +164,7 @@ def _ask(body, **own) -> Ask:
       param='n',
     )
   stream = _flag(body, 'stream') or False
-  rule = _choice(body, 'stop_rule', stopping.KINDS)
+  rule = _choice(body, 'stop_rule', RULES)
   return Ask(
     choices=choices,
     stream=stream,
