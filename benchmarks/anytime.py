@@ -6,8 +6,8 @@
 Of one policy at a budget of 16 episodes: every rule at its calibrated threshold
 and at equal accuracy, on 20 resampled halves of the held-out problems (one half
 calibrates, the other tests; all prompts of a problem lie in one half); what a
-reference that knows J at every boundary would save; and the time of decoding with
-each rule, alternating with plain decoding.
+reference that knows J at every boundary would save; and the time of decoding
+with each rule, alternating with plain decoding.
 """
 
 import functools
