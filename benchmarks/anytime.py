@@ -19,7 +19,7 @@ import time
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from meta_rl import (
@@ -264,6 +264,7 @@ def timings(config, params, heads, *, rows, pairs):
 def main(argv):
   """Runs the benchmark."""
   command_line.refuse_arguments(argv)
+  logging.set_verbosity(logging.WARNING)
   env.enable_compile_cache()
   config, params = evaluate.policy(
     FLAGS.workdir, FLAGS.config, base=FLAGS.base, which=FLAGS.which
