@@ -74,8 +74,8 @@ def untimed(rows):
 @pytest.mark.parametrize(
   'count, kills',
   [
-    (1, 4),
-    (2, 3),
+    (1, 2),
+    (2, 1),
     pytest.param(1, 20, marks=pytest.mark.soak),
     pytest.param(2, 20, marks=pytest.mark.soak),
   ],
