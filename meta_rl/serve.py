@@ -17,12 +17,14 @@ ask for beside OpenAI's fields is in meta_rl/serving/openai_api.py. It needs the
 extra `serve`; `--model` that of `llm` too.
 
 It listens on this machine alone unless --host says otherwise, and asks for no
-key unless --api_key_file or META_RL_API_KEY gives one. SIGTERM and Ctrl-C end
-it: requests under way get --grace seconds.
+key unless --api_key_file or META_RL_API_KEY gives one; other machines are let
+in with a key, or with --allow_no_key. SIGTERM and Ctrl-C end it: requests under
+way get --grace seconds.
 """
 
 import dataclasses
 import functools
+import ipaddress
 import os
 import pathlib
 import signal
@@ -78,16 +80,43 @@ def api_key(path: str) -> str:
   return key
 
 
-def listen(host: str, port: int) -> socket.socket:
-  """Returns a socket that listens; raises ValueError where it cannot."""
+def listen(host: str, port: int, *, anybody: bool = False) -> socket.socket:
+  """Returns a socket that listens.
+
+  Args:
+    host: address or name.
+    port: 0: any that is free.
+    anybody: other machines may reach it. (What a name or a short form such as
+      '0' stands for, the socket says.)
+
+  Raises:
+    ValueError: it cannot, or other machines would reach it.
+  """
+  if not host.strip():
+    raise ValueError(
+      '--host is empty, which would be all addresses of this machine: give '
+      'one, or leave it out.'
+    )
   family = socket.AF_INET6 if ':' in host else socket.AF_INET
   try:
-    return socket.create_server((host, port), family=family)
+    listening = socket.create_server((host, port), family=family)
   except OSError as error:
     raise ValueError(
       f'--host={host} --port={port} cannot be listened on: {error}; choose '
       'another port.'
     ) from error
+  if not anybody and not is_local(listening):
+    listening.close()
+    raise ValueError(
+      f'--host={host} lets other machines in, and there is no API key: give '
+      f'--api_key_file or {API_KEY}, or --allow_no_key.'
+    )
+  return listening
+
+
+def is_local(listening: socket.socket) -> bool:
+  """Returns whether this machine alone reaches a socket."""
+  return ipaddress.ip_address(listening.getsockname()[0]).is_loopback
 
 
 def load(model: str | None, workdir: str | None, config, *, which: str):
@@ -246,6 +275,9 @@ def define_flags():
     'port', 8000, 'Port; 0: any that is free.', lower_bound=0, upper_bound=65535
   )
   flags.DEFINE_string('api_key_file', '', f'Of the key; or {API_KEY} has it.')
+  flags.DEFINE_boolean(
+    'allow_no_key', False, 'Other machines (--host) are let in without a key.'
+  )
   of = functools.partial(flags.DEFINE_integer, lower_bound=1)
   of('rows', 16, 'Requests under way at once.')
   of('length', None, 'Tokens of a prompt, its response and probes, at most.')
@@ -289,7 +321,8 @@ def main(argv):
         "'meta-rl[serve]'"
       ) from error
     key = api_key(FLAGS.api_key_file)
-    with listen(FLAGS.host, FLAGS.port) as listening:
+    anybody = bool(key) or FLAGS.allow_no_key
+    with listen(FLAGS.host, FLAGS.port, anybody=anybody) as listening:
       voice, name = load(
         FLAGS.model, FLAGS.workdir, FLAGS.config, which=FLAGS.which
       )

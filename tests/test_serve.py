@@ -50,6 +50,7 @@ def flags(monkeypatch):
 
   def give(**given):
     values = {'api_key_file': '', 'host': '127.0.0.1', 'port': 0}
+    values |= {'allow_no_key': False}
     values |= {'model': None, 'workdir': None, 'config': None, 'which': 'last'}
     monkeypatch.setattr(
       serve, 'FLAGS', Flags(**values | given, given=list(given))
@@ -79,6 +80,16 @@ def test_ports():
       serve.listen('127.0.0.1', port)
   with pytest.raises(ValueError, match='--host=no.such.host'):
     serve.listen('no.such.host', 0)
+
+
+@pytest.mark.parametrize('host', ['0.0.0.0', '0', '::'])
+def test_other_machines_need_a_key(host):
+  with pytest.raises(ValueError, match=f'--host={host} lets .* --allow_no_key'):
+    serve.listen(host, 0)
+  with serve.listen(host, 0, anybody=True) as one:
+    assert not serve.is_local(one)
+  with serve.listen('localhost', 0) as one:
+    assert serve.is_local(one)
 
 
 def test_what_is_served(flags):
@@ -175,6 +186,8 @@ def test_rows_of_a_language_model():
   [
     ({'api_key_file': '/no/such/file'}, 'No such file'),
     ({'host': 'no.such.host'}, '--host=no.such.host --port=0 cannot be'),
+    ({'host': ''}, '--host is empty'),
+    ({'host': '0.0.0.0'}, 'there is no API key: give --api_key_file'),
     ({}, 'give one of the three'),
   ],
 )
