@@ -151,16 +151,21 @@ def load(model: str | None, workdir: str | None, config, *, which: str):
   return voices.of_policy(own, params), name
 
 
-def with_rules(voice: voices.Voice, workdir: str | None, path: str):
+def with_rules(
+  voice: voices.Voice, workdir: str | None, path: str, *, ours: bool = True
+):
   """Returns the voice with its calibrated stop rules, where there are any.
 
   Args:
     voice: of the policy.
     workdir: its run folder, which may hold some.
     path: of other ones; '': none.
+    ours: the policy is a run's or a config's start, so that its rules know its
+      weights and its budget. (A checkpoint may hold them in another dtype.)
 
   Raises:
-    ValueError: a file that cannot be read, or rules of another policy.
+    ValueError: a file that cannot be read, or rules of another policy or
+      budget.
   """
   if not path and workdir is not None:
     found = os.path.join(workdir, stop_rules.NAME)
@@ -168,6 +173,11 @@ def with_rules(voice: voices.Voice, workdir: str | None, path: str):
   if not path:
     return voice
   voice = dataclasses.replace(voice, rules=stop_rules.load(path))
+  if ours:
+    try:
+      voice.rules.check(voice.defaults['thinking_budget'], voice.params)
+    except ValueError as error:
+      raise ValueError(f'{path}: {error}') from error
   if voice.head is not None:
     one = jnp.zeros((1,), jnp.int32)
 
@@ -326,7 +336,9 @@ def main(argv):
       voice, name = load(
         FLAGS.model, FLAGS.workdir, FLAGS.config, which=FLAGS.which
       )
-      voice = with_rules(voice, FLAGS.workdir, FLAGS.stop_rules)
+      voice = with_rules(
+        voice, FLAGS.workdir, FLAGS.stop_rules, ours=FLAGS.model is None
+      )
       serve(voice, FLAGS.name or name, key, listening)
   except (ValueError, OSError, checkpoint.CheckpointError) as error:
     print(f'error: {error}', file=sys.stderr)

@@ -17,6 +17,7 @@ import serving
 from conftest import ROOT
 
 from meta_rl import (
+  eval_partial,
   hf,
   models,
   serve,
@@ -153,12 +154,14 @@ def test_calibrated_rules(flags, tmp_path):
   assert serve.with_rules(voice, str(tmp_path), '').rules is None
   zeros = lambda *shape: np.zeros(shape, np.float32)
 
-  def save(width):
+  about = {'budget': 27, 'policy': eval_partial.digest_of(voice.params)}
+
+  def save(width, **changes):
     head = stopping.ProgressHead(
       *(zeros(width), zeros(width), zeros(width + 1, 4), zeros(4)),
       *(zeros(4, 3), zeros(3), np.float32([1, 2]), np.float32(27)),
     )
-    rules = stop_rules.StopRules({'own': head}, [], {})
+    rules = stop_rules.StopRules({'own': head}, [], about | changes)
     stop_rules.save(tmp_path / stop_rules.NAME, rules)
 
   save(16)  # the width of the model
@@ -168,6 +171,15 @@ def test_calibrated_rules(flags, tmp_path):
   save(17)
   with pytest.raises(ValueError, match='is of another policy: features have'):
     serve.with_rules(voice, str(tmp_path), '')
+  save(16, budget=54)
+  with pytest.raises(ValueError, match='budget of 54 .* this one is 27: calib'):
+    serve.with_rules(voice, str(tmp_path), '')
+  save(16, policy='of-another')
+  with pytest.raises(ValueError, match=r'stop_rules.*: .* other weights than'):
+    serve.with_rules(voice, str(tmp_path), '')
+  # Of an exported checkpoint neither is known.
+  found = serve.with_rules(voice, None, str(tmp_path), ours=False)
+  assert found.head is not None
   with pytest.raises(ValueError, match='none'):
     serve.with_rules(voice, None, str(tmp_path / 'none'))
 
