@@ -210,7 +210,7 @@ def row_length(voice: voices.Voice, asked: int | None) -> int:
 
 
 def serve(voice: voices.Voice, name: str, key: str, listening: socket.socket):
-  """Serves until a signal comes."""
+  """Serves until a signal comes; raises ValueError where the engine is lost."""
   import uvicorn
 
   make = functools.partial(
@@ -242,6 +242,10 @@ def serve(voice: voices.Voice, name: str, key: str, listening: socket.socket):
       served.drain()
       super().handle_exit(sig, frame)
 
+    async def on_tick(self, counter):
+      """Returns whether it is time to end: an engine that is lost ends it."""
+      return await super().on_tick(counter) or served.engine.broken
+
   server = Server(
     uvicorn.Config(
       served.asgi(),
@@ -265,6 +269,11 @@ def serve(voice: voices.Voice, name: str, key: str, listening: socket.socket):
     flush=True,
   )
   server.run(sockets=[listening])
+  if served.engine.broken:
+    raise ValueError(
+      'the engine failed and could not start afresh (see above): start the '
+      'server again.'
+    )
 
 
 def define_flags():

@@ -8,11 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import types
 
 import jax
 import numpy as np
 import pytest
+import served
 import serving
 from conftest import ROOT
 
@@ -215,6 +217,52 @@ def test_errors_are_one_line(flags, capsys, given, message):
   (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith('error: ')
   assert message in line
+
+
+@pytest.fixture
+def own_signals():
+  """Handlers of signals are as they were at the end."""
+  kept = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+  yield
+  for number, handler in kept.items():
+    signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures('own_signals')
+def test_a_lost_engine_ends_the_server(flags, monkeypatch, capsys):
+  flags(rows=1, length=48, steps=1, max_queue=2, deadline=60.0, grace=5.0)
+  serve.FLAGS.warm = False
+  # uvicorn's would close the handler of absl, and with it pytest's stream.
+  monkeypatch.setattr('logging.config.dictConfig', lambda config: None)
+  reset, calls = engine.Engine._reset, []
+
+  def fail(*_):
+    raise RuntimeError('lost')
+
+  def once(self):
+    calls.append(self)
+    return fail() if len(calls) > 1 else reset(self)
+
+  monkeypatch.setattr(engine.Engine, '_reset', once)
+  monkeypatch.setattr(engine.Engine, '_call_tick', fail)
+  monkeypatch.setattr(engine.traceback, 'print_exception', lambda error: None)
+  with serve.listen('127.0.0.1', 0) as listening:
+    one = http.client.HTTPConnection(*listening.getsockname()[:2], timeout=60)
+    body = json.dumps({'model': 'm', 'prompt': '1 5'})
+    answers = []
+
+    def ask():
+      with contextlib.closing(one):
+        one.request('POST', '/v1/completions', body)
+        answers.append(one.getresponse().status)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    with pytest.raises(ValueError, match='could not start afresh'):
+      serve.serve(served.VOICE, 'm', '', listening)
+    asking.join()
+  assert answers == [500]
+  assert 'http://127.0.0.1:' in capsys.readouterr().out
 
 
 @pytest.fixture(scope='module')

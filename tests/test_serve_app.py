@@ -257,7 +257,8 @@ def test_a_full_queue_and_clients_that_go(fresh):
   wait_for(lambda: one.engine.queued == 1)
   error = refused(one.post(BODY), 429, 'too many requests wait')
   assert error['retry-after'] == '1'
-  refused(one.post(BODY | {'n': 2}), 429, 'too many requests wait')
+  too_many = '2 responses are asked for, and 1 requests may wait'
+  refused(one.post(BODY | {'n': 2}), 400, too_many)
   waiting.close()  # a stream that has not begun
   wait_for(lambda: one.engine.queued == 0)
   under_way.close()  # not a stream
@@ -266,7 +267,7 @@ def test_a_full_queue_and_clients_that_go(fresh):
   assert one.post(BODY)[2]['choices'][0]['text'] == text_of(9)
   _, _, text = one.ask('GET', '/metrics')
   assert f'{{path="{TEXT}",status="499"}} 2' in text
-  assert f'{{path="{TEXT}",status="429"}} 2' in text
+  assert f'{{path="{TEXT}",status="429"}} 1' in text
 
 
 def test_a_client_that_goes_in_the_middle_of_a_stream(fresh):
@@ -317,6 +318,16 @@ def test_an_engine_that_fails(fresh, capsys):
   refused(one.post(BODY | {'stream': True}), 500, 'the engine failed')
   assert one.post(BODY)[2]['choices'][0]['text'] == text_of(9)
   assert 'no memory' in capsys.readouterr().err
+
+
+def test_health_of_an_engine_that_fails(fresh, monkeypatch):
+  one = fresh()
+  monkeypatch.setattr(one.engine, '_failures', 3)
+  status, _, body = one.ask('GET', '/health')
+  assert (status, body) == (503, {'status': 'the last 3 rounds failed'})
+  one.engine.broken = True
+  status, _, body = one.ask('GET', '/health')
+  assert (status, body) == (503, {'status': 'the engine has ended'})
 
 
 def test_draining(fresh):

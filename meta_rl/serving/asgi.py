@@ -98,7 +98,7 @@ class App:
   def _deliver(self, ready):
     """Hands pieces over to the event loop; called in the engine's thread."""
     with contextlib.suppress(RuntimeError):  # a loop that is closed
-      self._loop.call_soon_threadsafe(_put_all, ready)
+      self._loop.call_soon_threadsafe(self.engine.put_each, ready)
 
   async def _chat(self, request):
     return await self._answer(request, openai_api.chat)
@@ -176,9 +176,13 @@ class App:
 
   async def _health(self, request):
     del request
-    if self.engine.alive and not self._draining.is_set():
-      return exchange.reply({'status': 'ok'})
-    return exchange.reply({'status': 'stopping'}, 503)
+    engine = self.engine
+    if engine.broken:
+      return exchange.reply({'status': 'the engine has ended'}, 503)
+    if not engine.alive or self._draining.is_set():
+      return exchange.reply({'status': 'stopping'}, 503)
+    trouble = engine.trouble
+    return exchange.reply({'status': trouble or 'ok'}, 503 if trouble else 200)
 
   async def _text(self, request):
     """Returns the metrics."""
@@ -242,8 +246,3 @@ async def _broken(request, error):
   del request
   message = f'the server failed: {type(error).__name__}'
   return exchange.refusal(ApiError(500, message))
-
-
-def _put_all(ready):
-  for put, piece in ready:
-    put(piece)

@@ -26,8 +26,17 @@ def requests_of(
   """Returns a request for each response; they share a seed.
 
   Raises:
-    ApiError: a prompt that has no tokens, or too many; numbers that do not fit.
+    ApiError: a prompt that has no tokens, or too many; numbers that do not fit;
+      more responses than may wait.
   """
+  count = ask.choices * max(1, len(ask.prompts))
+  if count > engine.max_queue:
+    raise ApiError(
+      400,
+      f'{count} responses are asked for, and {engine.max_queue} requests may '
+      'wait here at most (--max_queue): ask for fewer',
+      param='n',
+    )
   found = []
   try:
     for prompt in ask.prompts if ask.messages is None else [ask.messages]:
@@ -89,19 +98,19 @@ class Work:
     self._submit(requests)
 
   def _submit(self, requests):
+    def put_of(index):
+      return lambda piece: self._queue.put_nowait((index, piece))
+
+    asked = [(one, put_of(index)) for index, one in enumerate(requests)]
     try:
-      for index, request in enumerate(requests):
-        put = lambda piece, index=index: self._queue.put_nowait((index, piece))
-        self._tickets.append(self._engine.submit(request, put))
+      self._tickets = self._engine.submit_all(asked)
     except QueueFull:
-      self._cancel()
       raise ApiError(
         429,
         'too many requests wait: try again in a second',
         code='rate_limit_exceeded',
       ) from None
     except Stopped:
-      self._cancel()
       raise stopping() from None
 
   def _cancel(self):
