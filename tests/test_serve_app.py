@@ -217,7 +217,8 @@ def test_a_body_that_is_too_large(served):
 
 def test_routes(served):
   refused(served.ask('GET', '/v1/nothing'), 404, 'GET /v1/nothing is not')
-  refused(served.ask('GET', TEXT), 405, 'not served here')
+  error = refused(served.ask('GET', TEXT), 405, 'not served here')
+  assert error['allow'] == 'POST'
   assert served.ask('GET', '/health')[::2] == (200, {'status': 'ok'})
   _, _, found = served.ask('GET', '/v1/models')
   assert found['data'][0]['id'] == 'm'
@@ -231,7 +232,9 @@ def test_metrics(served):
   assert headers['content-type'].startswith('text/plain; version=0.0.4')
   assert f'meta_rl_requests_total{{path="{TEXT}",status="200"}}' in text
   assert 'meta_rl_requests_active 0' in text
-  assert 'meta_rl_engine_errors 0' in text
+  assert 'meta_rl_engine_errors_total 0' in text
+  heads = [line.split()[2] for line in text.splitlines() if line[0] == '#']
+  assert all(heads.count(name) == 2 for name in heads)  # HELP and TYPE
 
 
 def test_a_key(fresh):
@@ -354,12 +357,20 @@ def test_what_is_under_way_ends_within_the_grace_period(fresh):
     assert whole.result()[2]['choices'][0]['text'] == text_of(9)
 
 
-def test_errors_of_the_server_are_json(served, monkeypatch):
-  def fail(*_):
+@pytest.mark.parametrize(
+  'where', ['requests_of', 'openai_replies.response', 'openai_replies.chunk']
+)
+def test_errors_of_the_server_are_json_and_counted(fresh, monkeypatch, where):
+  def fail(*_, **__):
     raise KeyError('x')
 
-  monkeypatch.setattr(asgi.exchange, 'requests_of', fail)
-  refused(served.post(BODY), 500, 'the server failed: KeyError')
+  one = fresh()
+  monkeypatch.setattr(f'meta_rl.serving.exchange.{where}', fail)
+  body = BODY | {'stream': where.endswith('chunk')}
+  refused(one.post(body), 500, 'the server failed: KeyError')
+  _, _, text = one.ask('GET', '/metrics')
+  assert f'requests_total{{path="{TEXT}",status="500"}} 1' in text
+  assert 'status="499"' not in text
 
 
 def test_long_texts_are_tokenized_beside_the_loop(served, monkeypatch):

@@ -143,6 +143,9 @@ class App:
     except ClientDisconnect:
       self.metrics.count('requests_total', path=path, status=str(exchange.GONE))
       return exchange.reply({}, exchange.GONE)  # which nobody reads
+    except Exception:
+      self.metrics.count('requests_total', path=path, status='500')
+      raise  # to `_broken`
     if ask.stream:
       return exchange.Stream(work)
     return await work.whole(request.receive)
@@ -194,12 +197,13 @@ class App:
       'requests_active': engine.active,
       'requests_queued': engine.queued,
       'rows': engine.rows,
-      'programs_compiled': engine.traces,
     }
+    counters = {'programs_compiled_total': engine.traces}
     for name in ('rounds', 'errors', 'cancelled', 'undelivered'):
-      gauges[f'engine_{name}'] = engine.stats[name]
+      counters[f'engine_{name}_total'] = engine.stats[name]
     return PlainTextResponse(
-      self.metrics.text(gauges), media_type='text/plain; version=0.0.4'
+      self.metrics.text(gauges, counters),
+      media_type='text/plain; version=0.0.4',
     )
 
 
@@ -233,13 +237,15 @@ def _json_of(text: bytes):
 
 async def _no_route(request, error):
   where = f'{request.method} {request.url.path}'[:200]
-  return exchange.refusal(
+  found = exchange.refusal(
     ApiError(
       error.status_code,
       f'{where} is not served here: there are POST /v1/chat/completions, POST '
       '/v1/completions, GET /v1/models, GET /health and GET /metrics',
     )
   )
+  found.headers.update(error.headers or {})  # what is allowed
+  return found
 
 
 async def _broken(request, error):

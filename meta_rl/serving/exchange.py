@@ -201,6 +201,9 @@ class Work:
     except ApiError as error:
       self._status = error.status
       return refusal(error)
+    except Exception:
+      self._status = 500
+      raise
     finally:
       work.cancel()
       self.close()
@@ -229,9 +232,9 @@ class Work:
     yield b'data: [DONE]\n\n'
     self._status = 200
 
-  def failed(self, error: ApiError):
+  def failed(self, status: int):
     """Notes with what a stream ended."""
-    self._status = error.status
+    self._status = status
 
 
 class Stream:
@@ -249,6 +252,9 @@ class Stream:
         await sent
     except OSError:
       pass  # the client has gone in the middle of an event
+    except Exception:
+      self._work.failed(500)
+      raise
     finally:
       sent.cancel()
       await asyncio.gather(sent, return_exceptions=True)
@@ -266,7 +272,7 @@ class Stream:
           begun = True
           await send(part | {'body': body})
       except ApiError as error:
-        self._work.failed(error)
+        self._work.failed(error.status)
         if not begun:
           await refusal(error)(scope, receive, send)
           return
