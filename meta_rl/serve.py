@@ -25,6 +25,7 @@ way get --grace seconds.
 import dataclasses
 import functools
 import ipaddress
+import math
 import os
 import pathlib
 import signal
@@ -194,9 +195,27 @@ def with_rules(
   return voice
 
 
+def check_seconds(deadline: float, grace: float):
+  """Raises ValueError for times that are none."""
+  for name, value, allowed, fine in (
+    ('deadline', deadline, 'above 0', deadline > 0),
+    ('grace', grace, '0 or more', grace >= 0),
+  ):
+    if not fine or not math.isfinite(value):
+      raise ValueError(
+        f'--{name}={value:g} is given: take a number of seconds, {allowed}.'
+      )
+
+
 def row_length(voice: voices.Voice, asked: int | None) -> int:
   """Returns L, tokens of a row: a prompt, its response and its probes."""
   if asked is not None:
+    least = voice.marks.probe_length + 2  # a prompt, a thought, an answer
+    if asked < least:
+      raise ValueError(
+        f'--length={asked} is given, and a prompt, a thought and its answer '
+        f'take {least} tokens or more: raise it.'
+      )
     if voice.context is not None and asked > voice.context:
       raise ValueError(
         f'--length={asked} is given, and the model was made for '
@@ -339,6 +358,7 @@ def main(argv):
         f'serving needs starlette and uvicorn ({error}): run pip install '
         "'meta-rl[serve]'"
       ) from error
+    check_seconds(FLAGS.deadline, FLAGS.grace)
     key = api_key(FLAGS.api_key_file)
     anybody = bool(key) or FLAGS.allow_no_key
     with listen(FLAGS.host, FLAGS.port, anybody=anybody) as listening:
@@ -351,6 +371,14 @@ def main(argv):
       serve(voice, FLAGS.name or name, key, listening)
   except (ValueError, OSError, checkpoint.CheckpointError) as error:
     print(f'error: {error}', file=sys.stderr)
+    sys.exit(signals.EXIT_ERROR)
+  except jax.errors.JaxRuntimeError as error:
+    line = ' '.join(str(error).split())[:300]
+    print(
+      f'error: the device failed: {line}; if its memory is short, lower --rows '
+      'or --length',
+      file=sys.stderr,
+    )
     sys.exit(signals.EXIT_ERROR)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import math
 import os
 import signal
 import socket
@@ -53,7 +54,8 @@ def flags(monkeypatch):
 
   def give(**given):
     values = {'api_key_file': '', 'host': '127.0.0.1', 'port': 0}
-    values |= {'allow_no_key': False}
+    values |= {'allow_no_key': False, 'deadline': 600.0, 'grace': 10.0}
+    values |= {'name': '', 'stop_rules': ''}
     values |= {'model': None, 'workdir': None, 'config': None, 'which': 'last'}
     monkeypatch.setattr(
       serve, 'FLAGS', Flags(**values | given, given=list(given))
@@ -104,6 +106,10 @@ def test_what_is_served(flags):
   # 27 + 1 + 6 tokens, doubled and rounded up to a power of two.
   assert serve.row_length(voice, None) == 128
   assert serve.row_length(voice, 40) == 40
+  # A prompt, a thought, a stop token and 6 tokens of an answer.
+  assert serve.row_length(voice, 9) == 9
+  with pytest.raises(ValueError, match='--length=8 is given, .* take 9 tokens'):
+    serve.row_length(voice, 8)
   for given in ((None, None, None), ('m', None, config), ('m', 'w', None)):
     with pytest.raises(ValueError, match='give one of the three'):
       serve.load(*given, which='last')
@@ -202,11 +208,31 @@ def test_rows_of_a_language_model():
     ({'host': 'no.such.host'}, '--host=no.such.host --port=0 cannot be'),
     ({'host': ''}, '--host is empty'),
     ({'host': '0.0.0.0'}, 'there is no API key: give --api_key_file'),
+    ({'deadline': math.inf}, '--deadline=inf is given: take a number of'),
+    ({'deadline': 0.0}, '--deadline=0 is given'),
+    ({'deadline': math.nan}, '--deadline=nan is given'),
+    ({'grace': math.inf}, '--grace=inf is given'),
+    ({'grace': -1.0}, '--grace=-1 is given'),
     ({}, 'give one of the three'),
   ],
 )
 def test_errors_are_one_line(flags, capsys, given, message):
   flags(**given)
+  check_error(capsys, message)
+
+
+def test_a_device_without_memory_is_one_line(flags, capsys, monkeypatch):
+  def fail(*_):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of\n memory')
+
+  config = mrt_countdown.get_config('tiny')
+  flags(config=config, grace=0.0)  # which is allowed
+  monkeypatch.setattr(serve, 'serve', fail)
+  check_error(capsys, 'RESOURCE_EXHAUSTED: Out of memory; if its memory is sho')
+
+
+def check_error(capsys, message):
+  """Asserts that the command ends with one line and the code of errors."""
   partitionable = jax.config.jax_threefry_partitionable
   try:
     with pytest.raises(SystemExit) as caught:
