@@ -48,7 +48,7 @@ from meta_rl import (
   stop_rules,
   stopping,
 )
-from meta_rl.serving import asgi, engine, voices
+from meta_rl.serving import asgi, connections, engine, voices
 
 FLAGS = flags.FLAGS
 API_KEY = 'META_RL_API_KEY'
@@ -248,6 +248,7 @@ def serve(voice: voices.Voice, name: str, key: str, listening: socket.socket):
     voice,
     name=name,
     api_key=key,
+    local=is_local(listening),
     deadline=FLAGS.deadline,
     grace=FLAGS.grace,
   )
@@ -266,15 +267,7 @@ def serve(voice: voices.Voice, name: str, key: str, listening: socket.socket):
       return await super().on_tick(counter) or served.engine.broken
 
   server = Server(
-    uvicorn.Config(
-      served.asgi(),
-      log_level='warning',
-      access_log=False,
-      server_header=False,
-      # The engine ends requests at the grace period; who does not read the
-      # last word is cut off a little later.
-      timeout_graceful_shutdown=int(FLAGS.grace) + 5,
-    )
+    connections.config(served.asgi(), served.engine, grace=FLAGS.grace)
   )
   # uvicorn raises the signal again at its end, which is no failure.
   for number in (signal.SIGTERM, signal.SIGINT):

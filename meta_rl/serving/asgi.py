@@ -14,7 +14,13 @@ import threading
 import time
 from collections.abc import Callable
 
-from meta_rl.serving import exchange, openai_api, openai_replies, voices
+from meta_rl.serving import (
+  connections,
+  exchange,
+  openai_api,
+  openai_replies,
+  voices,
+)
 from meta_rl.serving.engine import Engine
 from meta_rl.serving.metrics import Metrics
 from meta_rl.serving.openai_api import ApiError
@@ -40,6 +46,7 @@ class App:
     *,
     name: str,
     api_key: str = '',
+    local: bool = True,
     deadline: float = 600.0,
     grace: float = 10.0,
   ):
@@ -50,18 +57,20 @@ class App:
       voice: of its model.
       name: by which requests call the model.
       api_key: what requests must carry; '': nothing.
+      local: it listens on this machine alone.
       deadline: seconds that a request may take, its waiting included.
       grace: seconds that requests under way get when the server ends.
     """
     self.engine = make_engine(deliver=self._deliver)
     self.voice, self.name, self.metrics = voice, name, Metrics()
     self._key, self._deadline, self._grace = api_key.encode(), deadline, grace
+    self._local = local
     self._created = int(time.time())
     self._loop: asyncio.AbstractEventLoop | None = None
     self._draining = threading.Event()
 
   def asgi(self):
-    """Returns the Starlette application."""
+    """Returns the ASGI application."""
     from starlette.applications import Starlette
     from starlette.routing import Route
 
@@ -74,9 +83,10 @@ class App:
       Route('/metrics', self._text),
     ]
     handlers = {404: _no_route, 405: _no_route, Exception: _broken}
-    return Starlette(
+    app = Starlette(
       routes=routes, lifespan=self._lifespan, exception_handlers=handlers
     )
+    return connections.Guard(app, key=bool(self._key), local=self._local)
 
   def drain(self):
     """Takes no more requests, and ends those left after the grace period."""

@@ -140,10 +140,13 @@ class Work:
       ApiError: the deadline is over, the engine failed, or the server ends.
     """
     left = len(self._said)
+    until = self._began + self._deadline
     while left:
       try:
+        if self._clock() >= until:  # whatever is there and was not read
+          raise TimeoutError
         # Not around the whole loop: it would reach into whoever reads this.
-        async with asyncio.timeout_at(self._began + self._deadline):
+        async with asyncio.timeout_at(until):
           index, piece = await self._queue.get()
       except TimeoutError:
         raise ApiError(
@@ -250,10 +253,11 @@ class Stream:
     try:
       if await _done_first(sent, receive):
         await sent
-    except OSError:
+    except ConnectionError:
       pass  # the client has gone in the middle of an event
-    except Exception:
-      self._work.failed(500)
+    except Exception as error:
+      if not isinstance(error, OSError):  # who does not read is counted as gone
+        self._work.failed(500)
       raise
     finally:
       sent.cancel()
