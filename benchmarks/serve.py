@@ -127,8 +127,9 @@ async def ask(port: int, name: str, prompt: str, seed: int) -> dict:
   reader, writer = await asyncio.open_connection('127.0.0.1', port)
   try:
     writer.write(
-      b'POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n'
-      b'Content-Length: %d\r\n\r\n%s' % (len(body), body)
+      b'POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n'
+      b'Connection: close\r\nContent-Length: %d\r\n\r\n%s'
+      % (len(body), body)
     )
     status = int((await reader.readline()).split()[1])
     times, text, done = [], [], False

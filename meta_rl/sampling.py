@@ -109,6 +109,7 @@ def top_p_mask(logits: Array, top_p: float | Array) -> Array:
   probs = jax.nn.softmax(logits)
   ordered = -jnp.sort(-probs, axis=-1)
   kept = masked.exclusive_cumsum(ordered) < top_p
+  kept = kept.at[..., 0].set(True)  # below 1e-38, p may be rounded to 0
   threshold = jnp.min(jnp.where(kept, ordered, jnp.inf), -1, keepdims=True)
   return probs >= threshold
 

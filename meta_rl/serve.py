@@ -17,12 +17,15 @@ ask for beside OpenAI's fields is in meta_rl/serving/openai_api.py. It needs the
 extra `serve`; `--model` that of `llm` too.
 
 It listens on this machine alone unless --host says otherwise, and asks for no
-key unless --api_key_file or META_RL_API_KEY gives one. SIGTERM and Ctrl-C end
-it: requests under way get --grace seconds.
+key unless --api_key_file or META_RL_API_KEY gives one; other machines are let
+in with a key, or with --allow_no_key. SIGTERM and Ctrl-C end it: requests under
+way get --grace seconds.
 """
 
 import dataclasses
 import functools
+import ipaddress
+import math
 import os
 import pathlib
 import signal
@@ -45,7 +48,7 @@ from meta_rl import (
   stop_rules,
   stopping,
 )
-from meta_rl.serving import asgi, engine, voices
+from meta_rl.serving import asgi, connections, engine, voices
 
 FLAGS = flags.FLAGS
 API_KEY = 'META_RL_API_KEY'
@@ -78,16 +81,43 @@ def api_key(path: str) -> str:
   return key
 
 
-def listen(host: str, port: int) -> socket.socket:
-  """Returns a socket that listens; raises ValueError where it cannot."""
+def listen(host: str, port: int, *, anybody: bool = False) -> socket.socket:
+  """Returns a socket that listens.
+
+  Args:
+    host: address or name.
+    port: 0: any that is free.
+    anybody: other machines may reach it. (What a name or a short form such as
+      '0' stands for, the socket says.)
+
+  Raises:
+    ValueError: it cannot, or other machines would reach it.
+  """
+  if not host.strip():
+    raise ValueError(
+      '--host is empty, which would be all addresses of this machine: give '
+      'one, or leave it out.'
+    )
   family = socket.AF_INET6 if ':' in host else socket.AF_INET
   try:
-    return socket.create_server((host, port), family=family)
+    listening = socket.create_server((host, port), family=family)
   except OSError as error:
     raise ValueError(
       f'--host={host} --port={port} cannot be listened on: {error}; choose '
       'another port.'
     ) from error
+  if not anybody and not is_local(listening):
+    listening.close()
+    raise ValueError(
+      f'--host={host} lets other machines in, and there is no API key: give '
+      f'--api_key_file or {API_KEY}, or --allow_no_key.'
+    )
+  return listening
+
+
+def is_local(listening: socket.socket) -> bool:
+  """Returns whether this machine alone reaches a socket."""
+  return ipaddress.ip_address(listening.getsockname()[0]).is_loopback
 
 
 def load(model: str | None, workdir: str | None, config, *, which: str):
@@ -122,16 +152,21 @@ def load(model: str | None, workdir: str | None, config, *, which: str):
   return voices.of_policy(own, params), name
 
 
-def with_rules(voice: voices.Voice, workdir: str | None, path: str):
+def with_rules(
+  voice: voices.Voice, workdir: str | None, path: str, *, ours: bool = True
+):
   """Returns the voice with its calibrated stop rules, where there are any.
 
   Args:
     voice: of the policy.
     workdir: its run folder, which may hold some.
     path: of other ones; '': none.
+    ours: the policy is a run's or a config's start, so that its rules know its
+      weights and its budget. (A checkpoint may hold them in another dtype.)
 
   Raises:
-    ValueError: a file that cannot be read, or rules of another policy.
+    ValueError: a file that cannot be read, or rules of another policy or
+      budget.
   """
   if not path and workdir is not None:
     found = os.path.join(workdir, stop_rules.NAME)
@@ -139,6 +174,11 @@ def with_rules(voice: voices.Voice, workdir: str | None, path: str):
   if not path:
     return voice
   voice = dataclasses.replace(voice, rules=stop_rules.load(path))
+  if ours:
+    try:
+      voice.rules.check(voice.defaults['thinking_budget'], voice.params)
+    except ValueError as error:
+      raise ValueError(f'{path}: {error}') from error
   if voice.head is not None:
     one = jnp.zeros((1,), jnp.int32)
 
@@ -155,9 +195,27 @@ def with_rules(voice: voices.Voice, workdir: str | None, path: str):
   return voice
 
 
+def check_seconds(deadline: float, grace: float):
+  """Raises ValueError for times that are none."""
+  for name, value, allowed, fine in (
+    ('deadline', deadline, 'above 0', deadline > 0),
+    ('grace', grace, '0 or more', grace >= 0),
+  ):
+    if not fine or not math.isfinite(value):
+      raise ValueError(
+        f'--{name}={value:g} is given: take a number of seconds, {allowed}.'
+      )
+
+
 def row_length(voice: voices.Voice, asked: int | None) -> int:
   """Returns L, tokens of a row: a prompt, its response and its probes."""
   if asked is not None:
+    least = voice.marks.probe_length + 2  # a prompt, a thought, an answer
+    if asked < least:
+      raise ValueError(
+        f'--length={asked} is given, and a prompt, a thought and its answer '
+        f'take {least} tokens or more: raise it.'
+      )
     if voice.context is not None and asked > voice.context:
       raise ValueError(
         f'--length={asked} is given, and the model was made for '
@@ -171,7 +229,7 @@ def row_length(voice: voices.Voice, asked: int | None) -> int:
 
 
 def serve(voice: voices.Voice, name: str, key: str, listening: socket.socket):
-  """Serves until a signal comes."""
+  """Serves until a signal comes; raises ValueError where the engine is lost."""
   import uvicorn
 
   make = functools.partial(
@@ -190,6 +248,7 @@ def serve(voice: voices.Voice, name: str, key: str, listening: socket.socket):
     voice,
     name=name,
     api_key=key,
+    local=is_local(listening),
     deadline=FLAGS.deadline,
     grace=FLAGS.grace,
   )
@@ -203,16 +262,12 @@ def serve(voice: voices.Voice, name: str, key: str, listening: socket.socket):
       served.drain()
       super().handle_exit(sig, frame)
 
+    async def on_tick(self, counter):
+      """Returns whether it is time to end: an engine that is lost ends it."""
+      return await super().on_tick(counter) or served.engine.broken
+
   server = Server(
-    uvicorn.Config(
-      served.asgi(),
-      log_level='warning',
-      access_log=False,
-      server_header=False,
-      # The engine ends requests at the grace period; who does not read the
-      # last word is cut off a little later.
-      timeout_graceful_shutdown=int(FLAGS.grace) + 5,
-    )
+    connections.config(served.asgi(), served.engine, grace=FLAGS.grace)
   )
   # uvicorn raises the signal again at its end, which is no failure.
   for number in (signal.SIGTERM, signal.SIGINT):
@@ -226,6 +281,11 @@ def serve(voice: voices.Voice, name: str, key: str, listening: socket.socket):
     flush=True,
   )
   server.run(sockets=[listening])
+  if served.engine.broken:
+    raise ValueError(
+      'the engine failed and could not start afresh (see above): start the '
+      'server again.'
+    )
 
 
 def define_flags():
@@ -246,6 +306,9 @@ def define_flags():
     'port', 8000, 'Port; 0: any that is free.', lower_bound=0, upper_bound=65535
   )
   flags.DEFINE_string('api_key_file', '', f'Of the key; or {API_KEY} has it.')
+  flags.DEFINE_boolean(
+    'allow_no_key', False, 'Other machines (--host) are let in without a key.'
+  )
   of = functools.partial(flags.DEFINE_integer, lower_bound=1)
   of('rows', 16, 'Requests under way at once.')
   of('length', None, 'Tokens of a prompt, its response and probes, at most.')
@@ -288,15 +351,27 @@ def main(argv):
         f'serving needs starlette and uvicorn ({error}): run pip install '
         "'meta-rl[serve]'"
       ) from error
+    check_seconds(FLAGS.deadline, FLAGS.grace)
     key = api_key(FLAGS.api_key_file)
-    with listen(FLAGS.host, FLAGS.port) as listening:
+    anybody = bool(key) or FLAGS.allow_no_key
+    with listen(FLAGS.host, FLAGS.port, anybody=anybody) as listening:
       voice, name = load(
         FLAGS.model, FLAGS.workdir, FLAGS.config, which=FLAGS.which
       )
-      voice = with_rules(voice, FLAGS.workdir, FLAGS.stop_rules)
+      voice = with_rules(
+        voice, FLAGS.workdir, FLAGS.stop_rules, ours=FLAGS.model is None
+      )
       serve(voice, FLAGS.name or name, key, listening)
   except (ValueError, OSError, checkpoint.CheckpointError) as error:
     print(f'error: {error}', file=sys.stderr)
+    sys.exit(signals.EXIT_ERROR)
+  except jax.errors.JaxRuntimeError as error:
+    line = ' '.join(str(error).split())[:300]
+    print(
+      f'error: the device failed: {line}; if its memory is short, lower --rows '
+      'or --length',
+      file=sys.stderr,
+    )
     sys.exit(signals.EXIT_ERROR)
 
 

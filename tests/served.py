@@ -9,7 +9,7 @@ import threading
 
 import serving
 
-from meta_rl.serving import asgi, voices
+from meta_rl.serving import asgi, connections, voices
 
 # Words are token ids: '1 5 8'.
 VOICE = voices.Voice(
@@ -43,18 +43,18 @@ class Served:
     self.engine.start(warm=False)
     listening = socket.create_server(('127.0.0.1', 0))
     self.port = listening.getsockname()[1]
-    config = uvicorn.Config(
-      self.app.asgi(), log_level='error', timeout_graceful_shutdown=20
+    config = connections.config(
+      self.app.asgi(), self.engine, grace=5, log_level='error'
     )
-    self._server = uvicorn.Server(config)
+    self.server = uvicorn.Server(config)
     self._thread = threading.Thread(
-      target=self._server.run, kwargs={'sockets': [listening]}
+      target=self.server.run, kwargs={'sockets': [listening]}
     )
     self._thread.start()
 
   def stop(self):
     """Ends it."""
-    self._server.should_exit = True
+    self.server.should_exit = True
     self._thread.join()
 
   def post(self, body, path=TEXT, headers=None):
@@ -81,8 +81,8 @@ class Served:
     one = socket.create_connection(('127.0.0.1', self.port))
     one.settimeout(serving.WAIT_S)
     one.sendall(
-      f'POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(text)}\r\n\r\n'
-      ''.encode()
+      f'POST {path} HTTP/1.1\r\nHost: localhost\r\n'
+      f'Content-Length: {len(text)}\r\n\r\n'.encode()
       + text
     )
     return one

@@ -120,6 +120,20 @@ def test_a_full_queue(fresh):
   serving.Inbox(one, serving.request())  # there is room again
 
 
+def test_several_requests_wait_or_none(fresh):
+  one = fresh(rows=1, max_queue=2)
+  one.start(warm=False)
+  slowly(one)
+  serving.Inbox(one, serving.request(**LONG)).next()
+  pair = (serving.request(), print)
+  first = one.submit_all([pair])
+  with pytest.raises(engine.QueueFull):
+    one.submit_all([pair] * 2)
+  assert one.queued == 1  # not half of them
+  assert len(one.submit_all([pair])) == len(first)
+  assert one.queued == 2
+
+
 def test_it_sleeps_when_idle(made):
   serving.Inbox(made, serving.request()).all()
   wait_for(lambda: made.active == 0)
@@ -161,20 +175,64 @@ def test_an_error_of_the_device_fails_its_requests_alone(fresh, capsys):
   assert 'no memory' in capsys.readouterr().err
 
 
+def fail(*_, **__):
+  raise RuntimeError('lost')
+
+
+fail.traces = 0
+
+
+def test_rounds_that_fail_in_a_row_are_trouble(fresh, monkeypatch):
+  monkeypatch.setattr(engine.traceback, 'print_exception', lambda error: None)
+  one = fresh(rows=1)
+  one.start(warm=False)
+  tick, one._tick = one._tick, fail
+  for count in range(1, 4):
+    assert one.trouble == ''
+    serving.Inbox(one, serving.request()).all()
+    wait_for(lambda count=count: one._failures == count)
+  assert one.trouble == 'the last 3 rounds failed'
+  assert one.alive
+  one._tick = tick
+  serving.Inbox(one, serving.request()).all()
+  assert one.trouble == ''
+
+
+def test_no_round_while_there_is_work_is_trouble(fresh, monkeypatch):
+  monkeypatch.setattr(engine, '_SECONDS', 0.2)
+  one = fresh(rows=1)
+  one.start(warm=False)
+  serving.Inbox(one, serving.request()).all()
+  time.sleep(0.3)
+  assert one.trouble == ''  # it sleeps
+  gate, tick = threading.Event(), one._tick
+
+  def hang(*args):
+    gate.wait()
+    return tick(*args)
+
+  hang.traces = 0
+  one._tick = hang
+  inbox = serving.Inbox(one, serving.request())
+  assert one.trouble == ''  # it has just begun
+  wait_for(lambda: one.trouble)
+  assert one.trouble.startswith('no round for')
+  gate.set()
+  inbox.all()
+  assert one.trouble == ''
+
+
 def test_an_engine_that_cannot_start_afresh_takes_no_more(fresh, monkeypatch):
   one = fresh(rows=1)
   one.start(warm=False)
-
-  def fail(*_, **__):
-    raise RuntimeError('lost')
-
-  fail.traces = 0
+  assert not one.broken
   one._tick = fail
   monkeypatch.setattr(one, '_reset', fail)
   monkeypatch.setattr(engine.traceback, 'print_exception', lambda error: None)
   inbox = serving.Inbox(one, serving.request())
   assert inbox.next().finish == ERROR
   wait_for(lambda: not one.alive)
+  assert one.broken
   with pytest.raises(engine.Stopped):
     serving.Inbox(one, serving.request())
 
@@ -221,7 +279,10 @@ def test_a_receiver_that_fails_stops_nothing(made, capsys):
   def put(piece):
     raise RuntimeError(f'gone: {piece.finish}')
 
+  beside = serving.request(seed=1)
+  inbox = serving.Inbox(made, beside)
   made.submit(serving.request(), put)
+  assert inbox.all()[0] == serving.alone(beside)  # each round has both
   wait_for(lambda: made.active == 0 and made.queued == 0)
   asked = serving.request(seed=2)
   assert serving.Inbox(made, asked).all()[0] == serving.alone(asked)

@@ -54,6 +54,7 @@ def test_top_k(k, want):
 @pytest.mark.parametrize(
   ('p', 'want'),
   [
+    (1e-40, [0, 1, 0, 0]),  # no normal number of f32
     (0.01, [0, 1, 0, 0]),
     (0.5, [0, 1, 0, 0]),  # .5 alone is enough
     (0.51, [0, 1, 0, 1]),
@@ -66,6 +67,15 @@ def test_top_p(p, want):
   # Powers of two: the cumulative sums are exact.
   logits = jnp.log2(PROBS) * np.log(2.0).astype(np.float32)
   np.testing.assert_array_equal(sampling.top_p_mask(logits, p), want)
+
+
+@pytest.mark.parametrize('p', [1e-40, 1e-7])
+def test_a_tiny_top_p_keeps_the_likeliest_token_of_each_row(p):
+  rows = np.random.default_rng(0).standard_normal((3, 50)).astype(np.float32)
+  each = jnp.full((3, 1), p, jnp.float32)
+  kept = jax.jit(sampling.top_p_mask)(rows, each)
+  np.testing.assert_array_equal(kept.sum(1), 1)
+  np.testing.assert_array_equal(kept.argmax(1), rows.argmax(1))
 
 
 def _truncate_oracle(logits, temperature, top_k, top_p):

@@ -3,20 +3,24 @@
 import contextlib
 import http.client
 import json
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import types
 
 import jax
 import numpy as np
 import pytest
+import served
 import serving
 from conftest import ROOT
 
 from meta_rl import (
+  eval_partial,
   hf,
   models,
   serve,
@@ -50,6 +54,8 @@ def flags(monkeypatch):
 
   def give(**given):
     values = {'api_key_file': '', 'host': '127.0.0.1', 'port': 0}
+    values |= {'allow_no_key': False, 'deadline': 600.0, 'grace': 10.0}
+    values |= {'name': '', 'stop_rules': ''}
     values |= {'model': None, 'workdir': None, 'config': None, 'which': 'last'}
     monkeypatch.setattr(
       serve, 'FLAGS', Flags(**values | given, given=list(given))
@@ -81,6 +87,16 @@ def test_ports():
     serve.listen('no.such.host', 0)
 
 
+@pytest.mark.parametrize('host', ['0.0.0.0', '0', '::'])
+def test_other_machines_need_a_key(host):
+  with pytest.raises(ValueError, match=f'--host={host} lets .* --allow_no_key'):
+    serve.listen(host, 0)
+  with serve.listen(host, 0, anybody=True) as one:
+    assert not serve.is_local(one)
+  with serve.listen('localhost', 0) as one:
+    assert serve.is_local(one)
+
+
 def test_what_is_served(flags):
   config = mrt_countdown.get_config('tiny')
   flags(config=config)
@@ -90,6 +106,10 @@ def test_what_is_served(flags):
   # 27 + 1 + 6 tokens, doubled and rounded up to a power of two.
   assert serve.row_length(voice, None) == 128
   assert serve.row_length(voice, 40) == 40
+  # A prompt, a thought, a stop token and 6 tokens of an answer.
+  assert serve.row_length(voice, 9) == 9
+  with pytest.raises(ValueError, match='--length=8 is given, .* take 9 tokens'):
+    serve.row_length(voice, 8)
   for given in ((None, None, None), ('m', None, config), ('m', 'w', None)):
     with pytest.raises(ValueError, match='give one of the three'):
       serve.load(*given, which='last')
@@ -142,12 +162,14 @@ def test_calibrated_rules(flags, tmp_path):
   assert serve.with_rules(voice, str(tmp_path), '').rules is None
   zeros = lambda *shape: np.zeros(shape, np.float32)
 
-  def save(width):
+  about = {'budget': 27, 'policy': eval_partial.digest_of(voice.params)}
+
+  def save(width, **changes):
     head = stopping.ProgressHead(
       *(zeros(width), zeros(width), zeros(width + 1, 4), zeros(4)),
       *(zeros(4, 3), zeros(3), np.float32([1, 2]), np.float32(27)),
     )
-    rules = stop_rules.StopRules({'own': head}, [], {})
+    rules = stop_rules.StopRules({'own': head}, [], about | changes)
     stop_rules.save(tmp_path / stop_rules.NAME, rules)
 
   save(16)  # the width of the model
@@ -157,6 +179,15 @@ def test_calibrated_rules(flags, tmp_path):
   save(17)
   with pytest.raises(ValueError, match='is of another policy: features have'):
     serve.with_rules(voice, str(tmp_path), '')
+  save(16, budget=54)
+  with pytest.raises(ValueError, match='budget of 54 .* this one is 27: calib'):
+    serve.with_rules(voice, str(tmp_path), '')
+  save(16, policy='of-another')
+  with pytest.raises(ValueError, match=r'stop_rules.*: .* other weights than'):
+    serve.with_rules(voice, str(tmp_path), '')
+  # Of an exported checkpoint neither is known.
+  found = serve.with_rules(voice, None, str(tmp_path), ours=False)
+  assert found.head is not None
   with pytest.raises(ValueError, match='none'):
     serve.with_rules(voice, None, str(tmp_path / 'none'))
 
@@ -175,11 +206,33 @@ def test_rows_of_a_language_model():
   [
     ({'api_key_file': '/no/such/file'}, 'No such file'),
     ({'host': 'no.such.host'}, '--host=no.such.host --port=0 cannot be'),
+    ({'host': ''}, '--host is empty'),
+    ({'host': '0.0.0.0'}, 'there is no API key: give --api_key_file'),
+    ({'deadline': math.inf}, '--deadline=inf is given: take a number of'),
+    ({'deadline': 0.0}, '--deadline=0 is given'),
+    ({'deadline': math.nan}, '--deadline=nan is given'),
+    ({'grace': math.inf}, '--grace=inf is given'),
+    ({'grace': -1.0}, '--grace=-1 is given'),
     ({}, 'give one of the three'),
   ],
 )
 def test_errors_are_one_line(flags, capsys, given, message):
   flags(**given)
+  check_error(capsys, message)
+
+
+def test_a_device_without_memory_is_one_line(flags, capsys, monkeypatch):
+  def fail(*_):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of\n memory')
+
+  config = mrt_countdown.get_config('tiny')
+  flags(config=config, grace=0.0)  # which is allowed
+  monkeypatch.setattr(serve, 'serve', fail)
+  check_error(capsys, 'RESOURCE_EXHAUSTED: Out of memory; if its memory is sho')
+
+
+def check_error(capsys, message):
+  """Asserts that the command ends with one line and the code of errors."""
   partitionable = jax.config.jax_threefry_partitionable
   try:
     with pytest.raises(SystemExit) as caught:
@@ -190,6 +243,52 @@ def test_errors_are_one_line(flags, capsys, given, message):
   (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith('error: ')
   assert message in line
+
+
+@pytest.fixture
+def own_signals():
+  """Handlers of signals are as they were at the end."""
+  kept = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+  yield
+  for number, handler in kept.items():
+    signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures('own_signals')
+def test_a_lost_engine_ends_the_server(flags, monkeypatch, capsys):
+  flags(rows=1, length=48, steps=1, max_queue=2, deadline=60.0, grace=5.0)
+  serve.FLAGS.warm = False
+  # uvicorn's would close the handler of absl, and with it pytest's stream.
+  monkeypatch.setattr('logging.config.dictConfig', lambda config: None)
+  reset, calls = engine.Engine._reset, []
+
+  def fail(*_):
+    raise RuntimeError('lost')
+
+  def once(self):
+    calls.append(self)
+    return fail() if len(calls) > 1 else reset(self)
+
+  monkeypatch.setattr(engine.Engine, '_reset', once)
+  monkeypatch.setattr(engine.Engine, '_call_tick', fail)
+  monkeypatch.setattr(engine.traceback, 'print_exception', lambda error: None)
+  with serve.listen('127.0.0.1', 0) as listening:
+    one = http.client.HTTPConnection(*listening.getsockname()[:2], timeout=60)
+    body = json.dumps({'model': 'm', 'prompt': '1 5'})
+    answers = []
+
+    def ask():
+      with contextlib.closing(one):
+        one.request('POST', '/v1/completions', body)
+        answers.append(one.getresponse().status)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    with pytest.raises(ValueError, match='could not start afresh'):
+      serve.serve(served.VOICE, 'm', '', listening)
+    asking.join()
+  assert answers == [500]
+  assert 'http://127.0.0.1:' in capsys.readouterr().out
 
 
 @pytest.fixture(scope='module')

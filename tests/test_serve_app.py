@@ -217,7 +217,8 @@ def test_a_body_that_is_too_large(served):
 
 def test_routes(served):
   refused(served.ask('GET', '/v1/nothing'), 404, 'GET /v1/nothing is not')
-  refused(served.ask('GET', TEXT), 405, 'not served here')
+  error = refused(served.ask('GET', TEXT), 405, 'not served here')
+  assert error['allow'] == 'POST'
   assert served.ask('GET', '/health')[::2] == (200, {'status': 'ok'})
   _, _, found = served.ask('GET', '/v1/models')
   assert found['data'][0]['id'] == 'm'
@@ -231,7 +232,9 @@ def test_metrics(served):
   assert headers['content-type'].startswith('text/plain; version=0.0.4')
   assert f'meta_rl_requests_total{{path="{TEXT}",status="200"}}' in text
   assert 'meta_rl_requests_active 0' in text
-  assert 'meta_rl_engine_errors 0' in text
+  assert 'meta_rl_engine_errors_total 0' in text
+  heads = [line.split()[2] for line in text.splitlines() if line[0] == '#']
+  assert all(heads.count(name) == 2 for name in heads)  # HELP and TYPE
 
 
 def test_a_key(fresh):
@@ -257,7 +260,8 @@ def test_a_full_queue_and_clients_that_go(fresh):
   wait_for(lambda: one.engine.queued == 1)
   error = refused(one.post(BODY), 429, 'too many requests wait')
   assert error['retry-after'] == '1'
-  refused(one.post(BODY | {'n': 2}), 429, 'too many requests wait')
+  too_many = '2 responses are asked for, and 1 requests may wait'
+  refused(one.post(BODY | {'n': 2}), 400, too_many)
   waiting.close()  # a stream that has not begun
   wait_for(lambda: one.engine.queued == 0)
   under_way.close()  # not a stream
@@ -266,7 +270,7 @@ def test_a_full_queue_and_clients_that_go(fresh):
   assert one.post(BODY)[2]['choices'][0]['text'] == text_of(9)
   _, _, text = one.ask('GET', '/metrics')
   assert f'{{path="{TEXT}",status="499"}} 2' in text
-  assert f'{{path="{TEXT}",status="429"}} 2' in text
+  assert f'{{path="{TEXT}",status="429"}} 1' in text
 
 
 def test_a_client_that_goes_in_the_middle_of_a_stream(fresh):
@@ -282,7 +286,8 @@ def test_a_client_that_goes_in_the_middle_of_a_stream(fresh):
 def test_a_client_that_goes_before_its_body_is_there(served):
   client = socket.create_connection(('127.0.0.1', served.port))
   client.sendall(
-    f'POST {TEXT} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n'.encode()
+    f'POST {TEXT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n'
+    ''.encode()
   )
   client.close()
   gone = f'{{path="{TEXT}",status="499"}} 1'
@@ -319,6 +324,16 @@ def test_an_engine_that_fails(fresh, capsys):
   assert 'no memory' in capsys.readouterr().err
 
 
+def test_health_of_an_engine_that_fails(fresh, monkeypatch):
+  one = fresh()
+  monkeypatch.setattr(one.engine, '_failures', 3)
+  status, _, body = one.ask('GET', '/health')
+  assert (status, body) == (503, {'status': 'the last 3 rounds failed'})
+  one.engine.broken = True
+  status, _, body = one.ask('GET', '/health')
+  assert (status, body) == (503, {'status': 'the engine has ended'})
+
+
 def test_draining(fresh):
   one = fresh(rows=1, grace=0.4)
   slowly(one)
@@ -343,12 +358,20 @@ def test_what_is_under_way_ends_within_the_grace_period(fresh):
     assert whole.result()[2]['choices'][0]['text'] == text_of(9)
 
 
-def test_errors_of_the_server_are_json(served, monkeypatch):
-  def fail(*_):
+@pytest.mark.parametrize(
+  'where', ['requests_of', 'openai_replies.response', 'openai_replies.chunk']
+)
+def test_errors_of_the_server_are_json_and_counted(fresh, monkeypatch, where):
+  def fail(*_, **__):
     raise KeyError('x')
 
-  monkeypatch.setattr(asgi.exchange, 'requests_of', fail)
-  refused(served.post(BODY), 500, 'the server failed: KeyError')
+  one = fresh()
+  monkeypatch.setattr(f'meta_rl.serving.exchange.{where}', fail)
+  body = BODY | {'stream': where.endswith('chunk')}
+  refused(one.post(body), 500, 'the server failed: KeyError')
+  _, _, text = one.ask('GET', '/metrics')
+  assert f'requests_total{{path="{TEXT}",status="500"}} 1' in text
+  assert 'status="499"' not in text
 
 
 def test_long_texts_are_tokenized_beside_the_loop(served, monkeypatch):

@@ -13,10 +13,15 @@ def test_text():
   metrics.count('stops_total', by='model')
   for seconds in (0.004, 0.005, 0.02, 100.0):
     metrics.observe('request_seconds', seconds)
-  text = metrics.text({'rows': 3})
+  rounds = {'engine_rounds_total': 1_234_567_890}
+  text = metrics.text({'rows': 3}, rounds)
   lines = text.splitlines()
   for line in (
     'meta_rl_rows 3',
+    '# TYPE meta_rl_rows gauge',
+    'meta_rl_engine_rounds_total 1234567890',  # not 1.23457e+09
+    '# TYPE meta_rl_engine_rounds_total counter',
+    '# HELP meta_rl_engine_rounds_total Rounds of decode steps that were begun.',
     'meta_rl_requests_total{path="/a",status="200"} 2',
     'meta_rl_tokens_total{kind="answer"} 5',
     'meta_rl_stops_total{by="model"} 1',

@@ -83,7 +83,7 @@ def test_a_thought_of_least_length(made):
 
 
 @functools.cache
-def _offline(rule, every):
+def _offline(rule, every, max_looks):
   return jax.jit(
     lambda prompts, mask, key, threshold, head: anytime.generate(
       MODEL,
@@ -101,6 +101,7 @@ def _offline(rule, every):
       stop_ids=STOP,
       delimiter_ids=(DELIMITER,),
       every=every,
+      max_looks=max_looks,
     )
   )
 
@@ -109,7 +110,7 @@ def offline(asked, head=None):
   """Returns what `anytime.generate` gives to a request, and its looks."""
   prompts, mask = serving.batch_of(asked)
   trace, looks = jax.device_get(
-    _offline(asked.rule, asked.every or None)(
+    _offline(asked.rule, asked.every or None, asked.max_looks)(
       prompts, mask, jax.random.key(asked.seed), asked.threshold, head
     )
   )
@@ -161,6 +162,20 @@ def test_rules_that_probe(made, rule, threshold):
   assert rule in by
   assert len(by) > 1
   assert any(piece.usage.probe for piece in pieces)
+
+
+@pytest.mark.parametrize('max_looks', [0, 2])
+def test_no_more_looks_than_a_threshold_is_calibrated_for(made, max_looks):
+  changes = {'rule': 'agreement', 'threshold': 2.0, 'every': 1}
+  changes |= {'greedy_answer': True, 'max_new_tokens': 14}
+  some = serving.some_requests(COUNT, **changes)
+  requests = [dataclasses.replace(r, max_looks=max_looks) for r in some]
+  check_rule(made, requests)
+  found = serving.answers(made, requests)
+  assert max(len(scores) for _, _, scores, _ in found) == max_looks + 1
+  # Without the limit some look, and stop, later.
+  found = serving.answers(made, some)
+  assert max(len(scores) for _, _, scores, _ in found) > max_looks + 1
 
 
 def test_a_rule_that_looks_at_features():

@@ -219,12 +219,15 @@ def test_rules_and_their_thresholds():
 def test_calibrated_thresholds():
   choice = {'rule': 'agreement', 'mode': 'own', 'threshold': 3.0}
   none = {'rule': 'confidence', 'mode': 'own', 'threshold': None}
-  rules = stop_rules.StopRules({}, [choice, none], {'alpha': 0.01})
+  rules = stop_rules.StopRules({}, [choice, none], {'alpha': 0.01, 'max_looks': 5})
   voice = of_text(rules=rules)
   assert voice.head is None
-  assert asked(voice, stop_rule='agreement').threshold == 3.0
-  given = asked(voice, stop_rule='agreement', stop_threshold=2)
-  assert given.threshold == 2
+  calibrated = asked(voice, stop_rule='agreement')
+  assert (calibrated.threshold, calibrated.max_looks) == (3.0, 5)
+  given = asked(voice, stop_rule='agreement', stop_threshold=2, check_every=4)
+  assert (given.threshold, given.max_looks, given.every) == (2, None, 4)
+  with pytest.raises(ValueError, match='check_every=4 .* give stop_threshold'):
+    asked(voice, stop_rule='agreement', check_every=4)
   found = asked(voice, stop_rule='agreement', return_confidence=True)
   assert found.threshold == 3.0
   looks = asked(voice, stop_rule='confidence', return_confidence=True)

@@ -9,6 +9,7 @@
   openai_replies
   exchange, asgi,  one HTTP request; the application; Prometheus' counts
   metrics
+  connections      who is let in, how many, and for how long
 
 The command is `meta_rl.serve`.
 """

@@ -14,7 +14,13 @@ import threading
 import time
 from collections.abc import Callable
 
-from meta_rl.serving import exchange, openai_api, openai_replies, voices
+from meta_rl.serving import (
+  connections,
+  exchange,
+  openai_api,
+  openai_replies,
+  voices,
+)
 from meta_rl.serving.engine import Engine
 from meta_rl.serving.metrics import Metrics
 from meta_rl.serving.openai_api import ApiError
@@ -40,6 +46,7 @@ class App:
     *,
     name: str,
     api_key: str = '',
+    local: bool = True,
     deadline: float = 600.0,
     grace: float = 10.0,
   ):
@@ -50,18 +57,20 @@ class App:
       voice: of its model.
       name: by which requests call the model.
       api_key: what requests must carry; '': nothing.
+      local: it listens on this machine alone.
       deadline: seconds that a request may take, its waiting included.
       grace: seconds that requests under way get when the server ends.
     """
     self.engine = make_engine(deliver=self._deliver)
     self.voice, self.name, self.metrics = voice, name, Metrics()
     self._key, self._deadline, self._grace = api_key.encode(), deadline, grace
+    self._local = local
     self._created = int(time.time())
     self._loop: asyncio.AbstractEventLoop | None = None
     self._draining = threading.Event()
 
   def asgi(self):
-    """Returns the Starlette application."""
+    """Returns the ASGI application."""
     from starlette.applications import Starlette
     from starlette.routing import Route
 
@@ -74,9 +83,10 @@ class App:
       Route('/metrics', self._text),
     ]
     handlers = {404: _no_route, 405: _no_route, Exception: _broken}
-    return Starlette(
+    app = Starlette(
       routes=routes, lifespan=self._lifespan, exception_handlers=handlers
     )
+    return connections.Guard(app, key=bool(self._key), local=self._local)
 
   def drain(self):
     """Takes no more requests, and ends those left after the grace period."""
@@ -98,7 +108,7 @@ class App:
   def _deliver(self, ready):
     """Hands pieces over to the event loop; called in the engine's thread."""
     with contextlib.suppress(RuntimeError):  # a loop that is closed
-      self._loop.call_soon_threadsafe(_put_all, ready)
+      self._loop.call_soon_threadsafe(self.engine.put_each, ready)
 
   async def _chat(self, request):
     return await self._answer(request, openai_api.chat)
@@ -143,6 +153,9 @@ class App:
     except ClientDisconnect:
       self.metrics.count('requests_total', path=path, status=str(exchange.GONE))
       return exchange.reply({}, exchange.GONE)  # which nobody reads
+    except Exception:
+      self.metrics.count('requests_total', path=path, status='500')
+      raise  # to `_broken`
     if ask.stream:
       return exchange.Stream(work)
     return await work.whole(request.receive)
@@ -176,9 +189,13 @@ class App:
 
   async def _health(self, request):
     del request
-    if self.engine.alive and not self._draining.is_set():
-      return exchange.reply({'status': 'ok'})
-    return exchange.reply({'status': 'stopping'}, 503)
+    engine = self.engine
+    if engine.broken:
+      return exchange.reply({'status': 'the engine has ended'}, 503)
+    if not engine.alive or self._draining.is_set():
+      return exchange.reply({'status': 'stopping'}, 503)
+    trouble = engine.trouble
+    return exchange.reply({'status': trouble or 'ok'}, 503 if trouble else 200)
 
   async def _text(self, request):
     """Returns the metrics."""
@@ -190,12 +207,13 @@ class App:
       'requests_active': engine.active,
       'requests_queued': engine.queued,
       'rows': engine.rows,
-      'programs_compiled': engine.traces,
     }
+    counters = {'programs_compiled_total': engine.traces}
     for name in ('rounds', 'errors', 'cancelled', 'undelivered'):
-      gauges[f'engine_{name}'] = engine.stats[name]
+      counters[f'engine_{name}_total'] = engine.stats[name]
     return PlainTextResponse(
-      self.metrics.text(gauges), media_type='text/plain; version=0.0.4'
+      self.metrics.text(gauges, counters),
+      media_type='text/plain; version=0.0.4',
     )
 
 
@@ -229,21 +247,18 @@ def _json_of(text: bytes):
 
 async def _no_route(request, error):
   where = f'{request.method} {request.url.path}'[:200]
-  return exchange.refusal(
+  found = exchange.refusal(
     ApiError(
       error.status_code,
       f'{where} is not served here: there are POST /v1/chat/completions, POST '
       '/v1/completions, GET /v1/models, GET /health and GET /metrics',
     )
   )
+  found.headers.update(error.headers or {})  # what is allowed
+  return found
 
 
 async def _broken(request, error):
   del request
   message = f'the server failed: {type(error).__name__}'
   return exchange.refusal(ApiError(500, message))
-
-
-def _put_all(ready):
-  for put, piece in ready:
-    put(piece)

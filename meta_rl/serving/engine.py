@@ -13,8 +13,9 @@ seed and step (meta_rl/serving/slots.py).
 
 import collections
 import threading
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -28,6 +29,9 @@ from meta_rl.types import Model, Params
 
 # Tokens of a prompt that are computed at once where several come together.
 _JOINED = 256
+# Rounds that fail in a row, and seconds without one while there is work, behind
+# which something is wrong. (A program that is not warm is compiled meanwhile.)
+_FAILURES, _SECONDS = 3, 120.0
 
 
 class QueueFull(Exception):
@@ -42,8 +46,9 @@ class Engine:
   """Requests in, pieces of their responses out.
 
   Attributes:
-    marks, rows, length, head: as given.
+    marks, rows, length, head, max_queue: as given.
     stats: counts since the start; read them, no more.
+    broken: it has ended by itself, and for good.
   """
 
   def __init__(
@@ -84,9 +89,11 @@ class Engine:
       checks.check_count(f'engine: {name}', number)
     slots.check_cache(model)
     self.marks, self.rows, self.length, self.head = marks, rows, length, head
+    self.max_queue, self.broken = max_queue, False
     self.stats = collections.Counter()
-    self._model, self._params, self._max_queue = model, params, max_queue
-    self._deliver = deliver or _call_each
+    self._model, self._params = model, params
+    self._deliver = deliver or self.put_each
+    self._failures, self._beat = 0, time.monotonic()
     self._join = CountedJit(
       lambda params, state, *new: slots.join(model, params, state, marks, *new),
       donate_argnums=1,
@@ -123,6 +130,18 @@ class Engine:
     return self._thread.is_alive() and not self._stopping
 
   @property
+  def trouble(self) -> str:
+    """What is wrong with its rounds; '' for nothing."""
+    if self._failures >= _FAILURES:
+      return f'the last {self._failures} rounds failed'
+    with self._wake:
+      works = self._queue or any(self._tickets)
+      seconds = time.monotonic() - self._beat
+    if works and seconds > _SECONDS:
+      return f'no round for {seconds:.0f} s'
+    return ''
+
+  @property
   def traces(self) -> int:
     """Programs compiled so far: none is added once all shapes were seen."""
     return self._join.traces + self._tick.traces + self._clean.traces
@@ -146,16 +165,27 @@ class Engine:
       ValueError: a request that cannot be served here.
       QueueFull, Stopped: not now; not any more.
     """
-    self.check(request)
-    ticket = Ticket(request, put)
+    return self.submit_all([(request, put)])[0]
+
+  def submit_all(
+    self, asked: Sequence[tuple[Request, Callable[[Piece], None]]]
+  ) -> list[Ticket]:
+    """Returns the tickets of several requests, which all wait or none; as
+    `submit`.
+    """
+    for request, _ in asked:
+      self.check(request)
+    found = [Ticket(request, put) for request, put in asked]
     with self._wake:
       if not self.alive:
         raise Stopped
-      if len(self._queue) >= self._max_queue:
+      if len(self._queue) + len(found) > self.max_queue:
         raise QueueFull
-      self._queue.append(ticket)
+      if not self._queue and not any(self._tickets):
+        self._beat = time.monotonic()  # it has slept
+      self._queue += found
       self._wake.notify()
-    return ticket
+    return found
 
   def cancel(self, ticket: Ticket):
     """Gives a request up: no piece of it is begun any more."""
@@ -224,6 +254,9 @@ class Engine:
     """The engine's thread."""
     try:
       self._rounds()
+    except BaseException:
+      self.broken = True
+      raise
     finally:  # whatever ended it, nobody is left waiting
       with self._wake:
         self._stopping = True
@@ -254,12 +287,23 @@ class Engine:
         self._hand_out(ready)
         ready = []
         ready = self._parse(self._read(out))
+        self._failures = 0
       except Exception as error:  # whatever the device may raise
         self._hand_out(ready)
         ready = self._fail(error)
+      self._beat = time.monotonic()
+
+  def put_each(self, ready):
+    """Calls each put with its piece; one that fails takes nothing of others."""
+    for put, piece in ready:
+      try:
+        put(piece)
+      except Exception:
+        self.stats['undelivered'] += 1
+        traceback.print_exc()
 
   def _hand_out(self, ready):
-    """Delivers pieces; a receiver that is gone must not stop the engine."""
+    """Delivers pieces; what fails there must not stop the engine."""
     if not ready:
       return
     try:
@@ -356,6 +400,7 @@ class Engine:
     """Returns (put, piece) of the error for those under way; starts afresh."""
     traceback.print_exception(error)
     self.stats['errors'] += 1
+    self._failures += 1
     message = f'the engine failed: {type(error).__name__}'
     failed = [ticket for ticket in self._tickets if ticket is not None]
     self._tickets = [None] * self.rows
@@ -364,7 +409,7 @@ class Engine:
     except Exception as again:  # no memory, no device: nothing more can be done
       traceback.print_exception(again)
       with self._wake:
-        self._stopping = True
+        self._stopping = self.broken = True
         failed += self._queue
         self._queue.clear()
     return [(t.put, tickets.last(t, ERROR, message)) for t in failed]
@@ -372,8 +417,3 @@ class Engine:
   def _reset(self):
     self._state = None  # before new memory is taken
     self._state = slots.empty(self._model, self.rows, self.length, self.marks)
-
-
-def _call_each(ready):
-  for put, piece in ready:
-    put(piece)

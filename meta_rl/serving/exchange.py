@@ -26,8 +26,17 @@ def requests_of(
   """Returns a request for each response; they share a seed.
 
   Raises:
-    ApiError: a prompt that has no tokens, or too many; numbers that do not fit.
+    ApiError: a prompt that has no tokens, or too many; numbers that do not fit;
+      more responses than may wait.
   """
+  count = ask.choices * max(1, len(ask.prompts))
+  if count > engine.max_queue:
+    raise ApiError(
+      400,
+      f'{count} responses are asked for, and {engine.max_queue} requests may '
+      'wait here at most (--max_queue): ask for fewer',
+      param='n',
+    )
   found = []
   try:
     for prompt in ask.prompts if ask.messages is None else [ask.messages]:
@@ -89,19 +98,19 @@ class Work:
     self._submit(requests)
 
   def _submit(self, requests):
+    def put_of(index):
+      return lambda piece: self._queue.put_nowait((index, piece))
+
+    asked = [(one, put_of(index)) for index, one in enumerate(requests)]
     try:
-      for index, request in enumerate(requests):
-        put = lambda piece, index=index: self._queue.put_nowait((index, piece))
-        self._tickets.append(self._engine.submit(request, put))
+      self._tickets = self._engine.submit_all(asked)
     except QueueFull:
-      self._cancel()
       raise ApiError(
         429,
         'too many requests wait: try again in a second',
         code='rate_limit_exceeded',
       ) from None
     except Stopped:
-      self._cancel()
       raise stopping() from None
 
   def _cancel(self):
@@ -131,10 +140,13 @@ class Work:
       ApiError: the deadline is over, the engine failed, or the server ends.
     """
     left = len(self._said)
+    until = self._began + self._deadline
     while left:
       try:
+        if self._clock() >= until:  # whatever is there and was not read
+          raise TimeoutError
         # Not around the whole loop: it would reach into whoever reads this.
-        async with asyncio.timeout_at(self._began + self._deadline):
+        async with asyncio.timeout_at(until):
           index, piece = await self._queue.get()
       except TimeoutError:
         raise ApiError(
@@ -192,6 +204,9 @@ class Work:
     except ApiError as error:
       self._status = error.status
       return refusal(error)
+    except Exception:
+      self._status = 500
+      raise
     finally:
       work.cancel()
       self.close()
@@ -220,9 +235,9 @@ class Work:
     yield b'data: [DONE]\n\n'
     self._status = 200
 
-  def failed(self, error: ApiError):
+  def failed(self, status: int):
     """Notes with what a stream ended."""
-    self._status = error.status
+    self._status = status
 
 
 class Stream:
@@ -238,8 +253,12 @@ class Stream:
     try:
       if await _done_first(sent, receive):
         await sent
-    except OSError:
+    except ConnectionError:
       pass  # the client has gone in the middle of an event
+    except Exception as error:
+      if not isinstance(error, OSError):  # who does not read is counted as gone
+        self._work.failed(500)
+      raise
     finally:
       sent.cancel()
       await asyncio.gather(sent, return_exceptions=True)
@@ -257,7 +276,7 @@ class Stream:
           begun = True
           await send(part | {'body': body})
       except ApiError as error:
-        self._work.failed(error)
+        self._work.failed(error.status)
         if not begun:
           await refusal(error)(scope, receive, send)
           return

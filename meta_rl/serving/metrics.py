@@ -16,6 +16,18 @@ TIMES = {
   'first_token_seconds': 'From a request to its first tokens.',
   'between_tokens_seconds': 'Between two deliveries of tokens of a response.',
 }
+GAUGES = {
+  'requests_active': 'Requests in rows.',
+  'requests_queued': 'Requests that wait.',
+  'rows': 'Requests that can be under way at once.',
+}
+ENGINE = {
+  'programs_compiled_total': 'Programs that the engine compiled.',
+  'engine_rounds_total': 'Rounds of decode steps that were begun.',
+  'engine_errors_total': 'Rounds that failed, or had rows that did.',
+  'engine_cancelled_total': 'Requests that were given up.',
+  'engine_undelivered_total': 'Pieces that their receivers did not take.',
+}
 COUNTS = {
   'requests_total': 'Requests by path and status.',
   'tokens_total': 'Tokens by kind.',
@@ -47,15 +59,23 @@ class Metrics:
     if place < len(BOUNDS):
       time['buckets'][place] += 1
 
-  def text(self, gauges: Mapping[str, float]) -> str:
+  def text(
+    self, gauges: Mapping[str, int], counters: Mapping[str, int] | None = None
+  ) -> str:
     """Returns all of it.
 
     Args:
-      gauges: name -> what it is now.
+      gauges: name (of GAUGES) -> what it is now.
+      counters: name (of ENGINE) -> what was counted elsewhere.
     """
     lines = []
-    for name, value in gauges.items():
-      lines += [f'# TYPE {PREFIX}{name} gauge', f'{PREFIX}{name} {value:g}']
+    for kind, says, values in (
+      ('gauge', GAUGES, gauges),
+      ('counter', ENGINE, counters or {}),
+    ):
+      for name, value in values.items():
+        lines += _head(name, says[name], kind)
+        lines.append(f'{PREFIX}{name} {value}')
     for name, counts in self._counts.items():
       lines += _head(name, COUNTS[name], 'counter')
       lines += [

@@ -26,6 +26,7 @@ from typing import Any
 from meta_rl import checks
 
 MAX_CHOICES = 32
+MIN_TOP_P = 1e-6
 _MAX_STOPS = 4
 # Fields without effect here.
 _IGNORED = ('user', 'metadata', 'store', 'service_tier', 'parallel_tool_calls')
@@ -173,7 +174,7 @@ def _ask(body, **own) -> Ask:
     thinking_budget=_whole(body, 'max_thinking_tokens', low=0),
     min_thinking=_whole(body, 'min_thinking_tokens', low=0),
     temperature=_number(body, 'temperature', low=0, high=2),
-    top_p=_number(body, 'top_p', above=0, high=1),
+    top_p=_number(body, 'top_p', low=MIN_TOP_P, high=1),
     seed=_whole(body, 'seed', **checks.SEEDS),
     rule=rule,
     threshold=_threshold(body, rule),
@@ -280,17 +281,15 @@ def _whole(body, name, *, low, high=2**31 - 1) -> int | None:
   return value
 
 
-def _number(body, name, *, low=None, above=None, high) -> float | None:
+def _number(body, name, *, low, high) -> float | None:
   value = body.get(name)
   if value is None:
     return None
-  start = f'> {above}' if low is None else f'>= {low}'
   end = '' if high == math.inf else f' and <= {high}'
-  allowed = f'a number {start}{end}'
+  allowed = f'a number >= {low}{end}'
   if isinstance(value, bool) or not isinstance(value, int | float):
     raise _bad(name, body, allowed)
-  inside = value >= low if above is None else value > above
-  if not (inside and value <= high and abs(value) < 3e38):
+  if not (low <= value <= high and abs(value) < 3e38):
     raise _bad(name, body, allowed)
   return float(value)
 

@@ -77,6 +77,8 @@ class Asked:
     threshold: f32, as in `stopping.stops`.
     every: i32, thinking tokens between two checks besides those at delimiters;
       0: at delimiters alone.
+    max_looks: i32, checks after the one before any thought, at most; NO_LIMIT:
+      no limit.
     greedy_answer: bool, the answer takes the likeliest token, whatever the
       temperature of the thought.
   """
@@ -91,6 +93,7 @@ class Asked:
   rule: Array
   threshold: Array
   every: Array
+  max_looks: Array
   greedy_answer: Array
 
 
@@ -111,6 +114,7 @@ class Slots:
     thoughts: i32[S], thinking tokens so far.
     to_force: i32[S], index of the next stop token to force, -1 for none.
     due: bool[S], a check comes before the next token.
+    looked: i32[S], checks so far.
     stop_state: i32[S], how much of a stop string the answer ends with.
     probing: bool[S], a probe is being written.
     probed: i32[S], tokens of the probe that are in the cache.
@@ -134,6 +138,7 @@ class Slots:
   thoughts: Array
   to_force: Array
   due: Array
+  looked: Array
   stop_state: Array
   probing: Array
   probed: Array
@@ -173,6 +178,7 @@ def empty(model: Model, rows: int, length: int, marks: Marks) -> Slots:
     rule=ints(),
     threshold=floats(),
     every=ints(),
+    max_looks=ints(),
     greedy_answer=flags(),
   )
   return Slots(
@@ -188,6 +194,7 @@ def empty(model: Model, rows: int, length: int, marks: Marks) -> Slots:
     thoughts=ints(),
     to_force=ints(-1),
     due=flags(),
+    looked=ints(),
     stop_state=ints(),
     probing=flags(),
     probed=ints(),

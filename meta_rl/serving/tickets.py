@@ -34,6 +34,7 @@ class Request:
     threshold: of the rule.
     every: thinking tokens between two looks of the rule besides those at the
       ends of episodes; 0: at these alone.
+    max_looks: of the rule, after the one before any thought; None: no limit.
     greedy_answer: the answer takes the likeliest tokens.
   """
 
@@ -48,6 +49,7 @@ class Request:
   rule: str = 'budget'
   threshold: float = 0.0
   every: int = 0
+  max_looks: int | None = None
   greedy_answer: bool = False
 
 
@@ -122,18 +124,22 @@ def asked(requests: Sequence[Request]) -> slots.Asked:
   def of(name, dtype):
     return np.asarray([getattr(r, name) for r in requests], dtype)
 
-  limit = [r.thinking_budget for r in requests]
+  def limits(name):
+    found = [getattr(r, name) for r in requests]
+    return np.asarray([NO_LIMIT if x is None else x for x in found], np.int32)
+
   return slots.Asked(
     seed=of('seed', np.uint32),
     branch=of('branch', np.int32),
     temperature=of('temperature', np.float32),
     top_p=of('top_p', np.float32),
     most=of('max_new_tokens', np.int32),
-    budget=np.asarray([NO_LIMIT if b is None else b for b in limit], np.int32),
+    budget=limits('thinking_budget'),
     least=of('min_thinking', np.int32),
     rule=np.asarray([slots.RULES[r.rule] for r in requests], np.int32),
     threshold=of('threshold', np.float32),
     every=of('every', np.int32),
+    max_looks=limits('max_looks'),
     greedy_answer=of('greedy_answer', bool),
   )
 

@@ -71,11 +71,13 @@ class _Decision(NamedTuple):
   Attributes:
     begins: bool, the stop tokens: the budget is spent, or the rule stops here.
     probes: bool, the first of a probe.
+    looks: bool, the rule looks; where a probe has no room, in vain.
     scores: f32, of a look at the features, else NaN.
   """
 
   begins: Array
   probes: Array
+  looks: Array
   scores: Array
 
 
@@ -112,7 +114,8 @@ def _decide(s, features, marks, head) -> _Decision:
   asked = s.asked
   idle = s.active & ~s.probing & (s.to_force < 0) & s.thinking
   spent = idle & (s.thoughts >= asked.budget)
-  looks = idle & s.due & ~spent
+  # The look before any thought does not count, as in `anytime.generate`.
+  looks = idle & s.due & ~spent & (s.looked <= asked.max_looks)
   gain = jnp.full_like(asked.threshold, jnp.nan)
   if head is not None:
     gain = stopping.progress_index(head, features, s.thoughts)
@@ -126,6 +129,7 @@ def _decide(s, features, marks, head) -> _Decision:
   return _Decision(
     begins=(spent | gives_up) & can,
     probes=looks & asks & fits & can,
+    looks=looks,
     scores=jnp.where(predicts, gain, jnp.nan),
   )
 
@@ -171,7 +175,7 @@ def _step(model, params, s, marks, head):
   logits = model.unembed_fn(params, features)
   asked = s.asked
   sampled = _draw(s, logits, s.thinking & (s.thoughts < asked.least), marks)
-  begins, probes, scores = _decide(s, features, marks, head)
+  begins, probes, looks, scores = _decide(s, features, marks, head)
   to_force = jnp.where(begins | probes, 0, s.to_force)
   forcing = s.active & (to_force >= 0)
   in_probe = s.probing | probes
@@ -219,6 +223,7 @@ def _step(model, params, s, marks, head):
     thoughts=thoughts,
     to_force=jnp.where(forcing & ~last_forced, to_force + 1, -1),
     due=thought & at_look,
+    looked=s.looked + looks,
     stop_state=jnp.where(resumes, 0, stop_state),
     probing=in_probe & ~probe.whole,
     probed=jnp.where(probe.whole, 0, probed),

@@ -216,7 +216,8 @@ def request(voice: Voice, prompt: tuple[int, ...], length: int, ask) -> Request:
     ask: an `openai_api.Ask`.
 
   Raises:
-    ValueError: a rule without a threshold.
+    ValueError: a rule without a threshold, or looks at other places than the
+      calibrated one had.
   """
   marks, given = voice.marks, dict(voice.defaults)
   most = ask.max_tokens
@@ -235,7 +236,7 @@ def request(voice: Voice, prompt: tuple[int, ...], length: int, ask) -> Request:
     budget = max(0, min(given['thinking_budget'], spare))
     if budget + len(marks.stop_ids) >= most:
       budget = None
-  rule, threshold = _rule(ask, voice.rules)
+  rule, threshold, max_looks = _rule(ask, voice.rules)
   first = lambda value, other: other if value is None else value
   return Request(
     prompt=prompt,
@@ -248,6 +249,7 @@ def request(voice: Voice, prompt: tuple[int, ...], length: int, ask) -> Request:
     rule=rule,
     threshold=threshold,
     every=first(ask.every, given.get('every', 0)),
+    max_looks=max_looks,
     # Where a rule only looks, the response is the same as without it.
     greedy_answer=first(
       ask.greedy_answer, abs(threshold) < math.inf and rule != 'budget'
@@ -255,26 +257,35 @@ def request(voice: Voice, prompt: tuple[int, ...], length: int, ask) -> Request:
   )
 
 
-def _rule(ask, rules) -> tuple[str, float]:
-  """Returns the rule of a request, and a threshold.
+def _rule(ask, rules) -> tuple[str, float, int | None]:
+  """Returns the rule of a request, a threshold, and how many looks it has.
 
-  A threshold that is left out is the calibrated one. Where there is none, and
-  scores are asked for, the rule only looks.
+  A threshold that is left out is the calibrated one, with the looks for which
+  it is safe. Where there is none, and scores are asked for, the rule only
+  looks.
   """
   rule, threshold = ask.rule or 'budget', ask.threshold
   if rule == 'budget':
-    return ('confidence', math.inf) if ask.scores else (rule, 0.0)
+    return ('confidence', math.inf, None) if ask.scores else (rule, 0.0, None)
+  name = 'price_per_token' if rule == 'progress' else 'stop_threshold'
   if threshold is None and rules is not None:
     try:
-      threshold = rules.threshold(rule)
+      threshold, looks = rules.threshold(rule), rules.about['max_looks']
     except ValueError:
       if not ask.scores:
         raise
+    else:
+      if ask.every is not None:
+        raise ValueError(
+          f'check_every={ask.every} is given, and the calibrated threshold of '
+          f'stop_rule={rule!r} is for looks behind episodes alone: give {name} '
+          'too, or leave check_every out'
+        )
+      return rule, threshold, looks
   if threshold is not None:
-    return rule, threshold
+    return rule, threshold, None
   if ask.scores:
-    return rule, -math.inf if rule == 'progress' else math.inf
-  name = 'price_per_token' if rule == 'progress' else 'stop_threshold'
+    return rule, -math.inf if rule == 'progress' else math.inf, None
   raise ValueError(
     f'stop_rule={rule!r} needs {name}: this policy has none that is '
     'calibrated; without one give return_confidence=true, and the rule only '
