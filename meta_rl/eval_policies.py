@@ -6,6 +6,7 @@ last entry is wrong is refused before the first is measured.
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from meta_rl import (
   weights,
 )
 from meta_rl.configs import mrt_smollm2_135m
+from meta_rl.files import is_remote
 from meta_rl.types import Params
 from meta_rl.workdir import CONFIG_NAME
 
@@ -68,9 +70,8 @@ def of_runs(folders: Sequence[str], *, which: str) -> list[Policy]:
   Raises:
     ValueError: a folder that is named twice, or that holds neither.
   """
-  doubled = [f for f in folders if folders.count(f) > 1]
-  if doubled:
-    raise ValueError(f'workdir {doubled[0]} is named twice: name it once.')
+  if doubled := _doubled(folders):
+    raise ValueError(f'workdir {doubled} is named twice: name it once.')
   found = []
   for folder in folders:
     if len(folders) > 1 and _holds_evaluation_alone(folder):
@@ -90,6 +91,22 @@ def of_runs(folders: Sequence[str], *, which: str) -> list[Policy]:
       )
     )
   return found
+
+
+def _doubled(folders: Sequence[str]) -> str:
+  """Returns the second spelling of a folder that is named twice, or ''."""
+  seen = set()
+  for folder in folders:
+    place = _place(folder)
+    if place in seen:
+      return folder
+    seen.add(place)
+  return ''
+
+
+def _place(folder: str) -> str:
+  """Returns which folder is meant, however it is spelled."""
+  return folder.rstrip('/') if is_remote(folder) else os.path.realpath(folder)
 
 
 def _holds_evaluation_alone(folder: str) -> bool:
@@ -142,10 +159,9 @@ def of_models(
       f'--model names {len(paths)} checkpoints and --workdir {len(folders)} '
       'folders for their eval.json: name one for each, or leave --workdir out.'
     )
-  doubled = [f for f in folders if folders.count(f) > 1]
-  if doubled:
+  if doubled := _doubled(folders):
     raise ValueError(
-      f'the eval.json of two checkpoints would go to {doubled[0]}: name a '
+      f'the eval.json of two checkpoints would go to {doubled}: name a '
       'folder for each with --workdir.'
     )
   for path, folder in zip(paths, folders):

@@ -80,6 +80,18 @@ def test_runs_and_what_was_evaluated_before(trained, tmp_path, small):
     eval_policies.evaluated(str(tmp_path / 'none'))
 
 
+def test_a_folder_in_two_spellings_is_named_twice(trained, tmp_path):
+  run = str(trained.folder)
+  (tmp_path / 'link').symlink_to(run)
+  for other in (f'{run}/', f'{run}/./', str(tmp_path / 'link')):
+    with pytest.raises(ValueError, match='is named twice: name it once'):
+      eval_policies.of_runs([run, other], which='last')
+    with pytest.raises(ValueError, match='two checkpoints would go to'):
+      eval_policies.of_models(['a', 'b'], [run, other], None)
+  with pytest.raises(ValueError, match='gs://b/m/ is named twice'):
+    eval_policies.of_runs(['gs://b/m', 'gs://b/m/'], which='last')
+
+
 # ---- checkpoints
 
 
