@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 
-import meta_rl
 from meta_rl import (
   checks,
   env,
@@ -207,9 +206,8 @@ def evaluate(
       bench.task,
       params,
       rules,
-      bench.problems.batches(),
+      bench.problems,
       bench.key,
-      clusters=clusters,
       on_batch=bench.telling('adaptive rules'),
     )
   if votes:
@@ -304,8 +302,7 @@ def _identity(bench: Bench, base_params: Params | None) -> dict[str, Any]:
     'num_problems': bench.problems.number,
     'batch_size': bench.problems.batch_size,
     'problems': bench.problems.digest(),
-    'versions': f'meta_rl {meta_rl.__version__}, jax {jax.__version__}',
-    'device': jax.devices()[0].device_kind,
+    **eval_partial.environment(),
   }
 
 

@@ -8,7 +8,12 @@ import types
 import numpy as np
 import pytest
 from test_eval_compare import evaluation
-from test_evaluation import measured_by_hand, params_of, source_of
+from test_evaluation import (
+  asked_for,
+  measured_by_hand,
+  params_of,
+  source_of,
+)
 
 from meta_rl import (
   eval_partial,
@@ -241,7 +246,7 @@ def measured(monkeypatch):
         'answer_ends': found['ends'],
         'answer_count': found['count'],
       }
-    found |= {'problem': batch['problem']}
+    found = asked_for(found, **options) | {'problem': batch['problem']}
     return {k: v[batch['counts']] for k, v in found.items()}
 
   def key_of(key):

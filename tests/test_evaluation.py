@@ -472,6 +472,14 @@ def measured_by_hand(rows, seed=0):
     'problem': np.arange(rows),
     'budget_success': success,
     'budget_ends': ends,
+    'budget_tokens': np.zeros(rows, np.int32),
+  }
+
+
+def asked_for(found, *, at_budgets, **_):
+  """What `_measure_batch` gives of it."""
+  return {
+    k: v for k, v in found.items() if at_budgets or not k.startswith('budget_')
   }
 
 
@@ -601,7 +609,7 @@ def resumable(trained, folder, monkeypatch, *, stop_after=None, **changes):
     del calls, params, key
     measured.append((offset, options['grade_only']))
     found = measured_by_hand(4, seed=offset + 100 * options['grade_only'])
-    found |= {'problem': batch['problem']}
+    found = asked_for(found, **options) | {'problem': batch['problem']}
     return {k: v[batch['counts']] for k, v in found.items()}
 
   def progress(*args):
@@ -703,6 +711,29 @@ def test_a_stopped_evaluation_of_a_model_goes_on(trained, small, tmp_path):
   assert json.dumps(again) == json.dumps(whole)
   # None of them was measured, and so written, again.
   assert all(path.stat().st_mtime_ns == at for path, at in times.items())
+
+
+def test_a_kept_batch_of_other_arrays_is_measured_again(
+  trained, small, tmp_path, monkeypatch
+):
+  whole, batches, _ = resumable(trained, tmp_path, monkeypatch)
+  file = next(tmp_path.rglob('traces-00001.npz'))
+  part = dict(np.load(file))
+  del part['budget_tokens']  # no figure of an evaluation is made of it
+  np.savez(file, **part)
+  again, rest, _ = resumable(trained, tmp_path, monkeypatch)
+  assert rest == batches[1:2]
+  assert again == whole
+
+
+def test_kept_batches_of_other_code_are_not_gone_on_with(
+  trained, small, tmp_path, monkeypatch
+):
+  resumable(trained, tmp_path, monkeypatch, stop_after=2)
+  monkeypatch.setattr(eval_partial, 'code_digest', lambda: 'of other code')
+  _, batches, lines = resumable(trained, tmp_path, monkeypatch)
+  assert len(batches) == 7
+  assert 'code' in lines[0]
 
 
 # ---- traces as text
