@@ -42,6 +42,7 @@ SCHEMA = {
   'max_episodes': int,
   'seed': int,
   'machine': str,
+  'measured': dict,
   'budgets': list,
   'accuracy_at_budget': list,
   'tokens_at_budget': list,
@@ -298,13 +299,22 @@ def test_grading_text_alone_asks_no_prover(small):
 # ---- eval.json
 
 
-def test_schema(result):
+def test_schema(result, trained, small):
   assert set(result) == set(SCHEMA)
   for key, kind in SCHEMA.items():
     assert isinstance(result[key], kind), key
   assert all(math.isfinite(x) for x in numbers_in(result))
   assert result['num_problems'] == 10
   assert result['horizon'] == HORIZON
+  assert result['measured'].pop('weights') == eval_partial.digest_of(
+    params_of(trained)
+  )
+  assert result['measured'] == {
+    'temperature': 1.0,
+    'top_p': None,
+    'top_k': None,
+    'prover': 'exact',
+  }
   budgets = result['budgets']
   assert (budgets[0], budgets[-1]) == (0, HORIZON)
   assert sorted(set(budgets)) == budgets
