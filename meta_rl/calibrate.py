@@ -260,6 +260,10 @@ def main(argv):
   except (ValueError, OSError, checkpoint.CheckpointError) as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(signals.EXIT_ERROR)
+  except jax.errors.JaxRuntimeError as error:
+    said = command_line.jax_error(error, lower='--batch_size')
+    print(f'error: {said}', file=sys.stderr)
+    sys.exit(signals.EXIT_ERROR)
   print(table(rules))
   print(
     'spoiled: right at the own stop, wrong under the rule. Of each rule by '

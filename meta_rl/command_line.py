@@ -1,6 +1,7 @@
 """What every command does with its words: flags, configs, one line of error."""
 
 import importlib.util
+import re
 import sys
 import traceback
 import unicodedata
@@ -52,6 +53,19 @@ def parse_flags(argv: list[str]) -> list[str]:
     if error.code == 1 and any(arg.lstrip('-') in _HELP for arg in argv):
       sys.exit(0)  # absl's 1 after its help
     raise
+
+
+def jax_error(error: Exception, *, lower: str) -> str:
+  """Returns an error of a program that jax runs, as one line.
+
+  Args:
+    error: a `jax.errors.JaxRuntimeError`.
+    lower: the flags that take less memory, if it was out of it.
+  """
+  line = files.one_line(error)
+  if re.search('RESOURCE_EXHAUSTED|out of memory', str(error), re.IGNORECASE):
+    return f'out of memory ({line}): lower {lower}.'
+  return f'jax: {line}'
 
 
 def check_config_file(name: str):

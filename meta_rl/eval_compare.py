@@ -47,24 +47,27 @@ def profile_of(evaluation: Mapping[str, Any]) -> eval_regrets.Profile | None:
 def best_regrets(evals: Sequence[Mapping[str, Any]]) -> list[dict | None]:
   """Returns each one's regret against the best of those it is comparable with.
 
-  That is: of the same problems, horizon and number of episodes. The first
-  evaluation whose traces are known says which they are.
+  That is: of the same problems, horizon and number of episodes, measured alike
+  (`headline.setting`). Of several such groups the largest is compared, the
+  first of those that are equally large, whatever order the others stand in.
 
   Returns:
     As `eval_regrets.against`, and 'policies', the names of those compared; None
     for an evaluation of others, and throughout where fewer than two are left.
   """
   profiles = [profile_of(each) for each in evals]
-  known = [each for each, p in zip(evals, profiles) if p is not None]
-  same = [
-    profile is not None and _setting(each) == _setting(known[0])
+  settings = [
+    None if profile is None else _setting(each)
     for each, profile in zip(evals, profiles)
   ]
-  if sum(same) < 2:
+  known = [each for each in settings if each is not None]
+  largest = max(known, key=known.count, default=None)  # the first of equals
+  if known.count(largest) < 2:
     return [None] * len(evals)
+  same = [each == largest for each in settings]
   best = eval_regrets.best_of([p for p, s in zip(profiles, same) if s])
   names = [str(each.get('name')) for each, s in zip(evals, same) if s]
-  clusters = np.asarray(known[0]['per_problem']['cluster'])
+  clusters = np.asarray(evals[same.index(True)]['per_problem']['cluster'])
   return [
     eval_regrets.against(profile, best, clusters) | {'policies': names}
     if alike
@@ -105,7 +108,8 @@ def table(evals: Sequence[Mapping[str, Any]]) -> str:
   """Returns evaluations side by side as Markdown: figures, then differences.
 
   Differences are from the base, or else from the first, and paired problem by
-  problem; where the problems are not the same they are left out.
+  problem; where the problems are not the same, or not measured alike, they are
+  left out, which a line below the tables says.
   """
   columns = [c for c in _COLUMNS if any(_at(e, c[1]) for e in evals)]
   lines = [['policy', *(name for name, _, _ in columns)]]
@@ -118,12 +122,14 @@ def table(evals: Sequence[Mapping[str, Any]]) -> str:
   lines = [
     ['less ' + str(reference.get('name')), 'accuracy', 'regret', 'tokens']
   ]
-  unpaired = []
+  unpaired, otherwise = [], []
   for each in (e for i, e in enumerate(evals) if i != index):
     pairs = [
       headline.compare(each, reference, name) for name, _ in _DIFFERENCES
     ]
-    if None in pairs:
+    if unlike := _unlike(each, reference):
+      otherwise.append(f'{each.get("name")} ({unlike})')
+    elif None in pairs:
       unpaired.append(str(each.get('name')))
     lines.append(
       [
@@ -135,6 +141,11 @@ def table(evals: Sequence[Mapping[str, Any]]) -> str:
       ]
     )
   shown += f'\n\n{headline.markdown(lines)}'
+  if otherwise:
+    shown += (
+      f'\n\nNot paired with {reference.get("name")}, measured otherwise: '
+      f'{", ".join(otherwise)}.'
+    )
   if unpaired:
     shown += (
       f'\n\nNot paired with {reference.get("name")}, being of other problems '
@@ -143,10 +154,21 @@ def table(evals: Sequence[Mapping[str, Any]]) -> str:
   return shown
 
 
+def _unlike(evaluation: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
+  """Returns what differs in how they were measured, or ''."""
+  own, others = headline.setting(evaluation), headline.setting(reference)
+  said = lambda value: 'unknown' if value is None else value
+  return '; '.join(
+    f'{name} {said(own[name])}, not {said(others[name])}'
+    for name in own
+    if own[name] != others[name]
+  )
+
+
 def _setting(evaluation: Mapping[str, Any]) -> tuple:
   own = mapping(evaluation.get('per_problem'))
   rest = (evaluation.get(name) for name in ('horizon', 'max_episodes'))
-  return (own.get('cluster'), *rest)
+  return (own.get('cluster'), *rest, headline.setting(evaluation))
 
 
 def _at(evaluation: Mapping[str, Any], path: Sequence[str]) -> Any:

@@ -3,19 +3,24 @@
     DIR/eval.partial/3f2a90…/identity.json      what is evaluated, and how
                             /traces-00000.npz   what was measured of a batch
 
-The folder's name is a hash of the identity: config, weights, seed, problems and
-all that a measured number depends on. A batch is thus never taken for one of
-another evaluation, not even where two are under way at once.
+The folder's name is a hash of the identity: config, weights, seed, problems,
+code and all that a measured number depends on. A batch is thus never taken for
+one of another evaluation, not even where two are under way at once.
 """
 
+import functools
 import hashlib
+import importlib.metadata
 import io
 import json
+import os
+import pathlib
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -26,6 +31,15 @@ from meta_rl.files import atomic_write
 NAME = 'eval.partial'
 _IDENTITY = 'identity.json'
 _SHOWN = 3  # differences that a message names
+_MARK = '@'  # between a name and a dtype that .npz files do not know
+# Settings under which one program gives other numbers.
+_SETTINGS = (
+  'jax_threefry_partitionable',
+  'jax_default_matmul_precision',
+  'jax_default_prng_impl',
+  'jax_enable_x64',
+)
+_VARIABLES = ('XLA_FLAGS', 'LIBTPU_INIT_ARGS')
 
 
 class Partial:
@@ -111,16 +125,16 @@ class Stage:
     path = self._path(index)
     try:
       with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as found:
-        return {name: found[name] for name in found.files}
+        return dict(_as_given(name, found[name]) for name in found.files)
     except FileNotFoundError:
       return None
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile):
+    except (ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile):
       return None  # measured again, and written over
 
   def write(self, index: int, part: Mapping[str, np.ndarray]):
     """Keeps a batch: as a whole, or not at all where it is killed."""
     data = io.BytesIO()
-    np.savez(data, **part)
+    np.savez(data, **dict(_as_plain(*pair) for pair in part.items()))
     self._partial.begin()
     atomic_write(self._path(index), data.getvalue())
 
@@ -136,6 +150,45 @@ def digest_of(params) -> str:
     found.update(f'{name} {array.dtype} {array.shape} '.encode())
     found.update(array.reshape(-1).view(np.uint8))
   return found.hexdigest()
+
+
+@functools.cache
+def code_digest() -> str:
+  """Returns a hash of the package's own .py files, names and content."""
+  found = hashlib.blake2b(digest_size=16)
+  root = pathlib.Path(__file__).parent
+  for path in sorted(root.rglob('*.py')):
+    data = path.read_bytes()
+    found.update(f'{path.relative_to(root).as_posix()} {len(data)} '.encode())
+    found.update(data)
+  return found.hexdigest()
+
+
+def environment() -> dict[str, Any]:
+  """Returns on which code and settings numbers depend, as JSON values."""
+  packages = ('jax', 'jaxlib', 'numpy')
+  return {
+    'code': code_digest(),
+    'versions': {name: importlib.metadata.version(name) for name in packages},
+    'device': jax.devices()[0].device_kind,
+    'settings': {name: getattr(jax.config, name) for name in _SETTINGS}
+    | {name: os.environ.get(name, '') for name in _VARIABLES},
+  }
+
+
+def _as_plain(name: str, array) -> tuple[str, np.ndarray]:
+  """Returns a name and an array as an .npz file keeps them: bfloat16 too."""
+  array = np.asarray(array)
+  if array.dtype.kind != 'V':
+    return name, array
+  bits = np.dtype(f'u{array.dtype.itemsize}')
+  return f'{name}{_MARK}{array.dtype.name}', array.view(bits)
+
+
+def _as_given(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
+  """Returns what `_as_plain` was given."""
+  name, _, dtype = name.partition(_MARK)
+  return name, array.view(jnp.dtype(dtype)) if dtype else array
 
 
 def _changes(folder: epath.Path, identity: Mapping) -> str:

@@ -5,7 +5,9 @@ last entry is wrong is refused before the first is measured.
 """
 
 import dataclasses
+import functools
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from meta_rl import (
   weights,
 )
 from meta_rl.configs import mrt_smollm2_135m
+from meta_rl.files import is_remote
 from meta_rl.types import Params
 from meta_rl.workdir import CONFIG_NAME
 
@@ -43,6 +46,7 @@ class Policy:
     config: an RL config; None: it was evaluated before.
     load: gives its parameters.
     trained: it is of a run, whose log says what it was trained on.
+    checkpoint: which of the run's: 'which' and, once it is loaded, 'step'.
     result: content of its eval.json, once there is one.
   """
 
@@ -52,6 +56,7 @@ class Policy:
   config: ml_collections.ConfigDict | None = None
   load: Callable[[], Params] | None = None
   trained: bool = False
+  checkpoint: dict[str, Any] = dataclasses.field(default_factory=dict)
   result: dict[str, Any] | None = None
 
 
@@ -68,9 +73,8 @@ def of_runs(folders: Sequence[str], *, which: str) -> list[Policy]:
   Raises:
     ValueError: a folder that is named twice, or that holds neither.
   """
-  doubled = [f for f in folders if folders.count(f) > 1]
-  if doubled:
-    raise ValueError(f'workdir {doubled[0]} is named twice: name it once.')
+  if doubled := _doubled(folders):
+    raise ValueError(f'workdir {doubled} is named twice: name it once.')
   found = []
   for folder in folders:
     if len(folders) > 1 and _holds_evaluation_alone(folder):
@@ -79,17 +83,33 @@ def of_runs(folders: Sequence[str], *, which: str) -> list[Policy]:
     config = command_line.run_config(
       folder, hint=', or give --config and --base'
     )
-    found.append(
-      Policy(
-        folder,
-        name=config.name,
-        algorithm=config.name.lower(),
-        config=config,
-        load=lambda f=folder, c=config: of_run(f, c, which=which),
-        trained=True,
-      )
+    policy = Policy(
+      folder,
+      name=config.name,
+      algorithm=config.name.lower(),
+      config=config,
+      trained=True,
+      checkpoint={'which': which},
     )
+    policy.load = functools.partial(_load_run, policy)
+    found.append(policy)
   return found
+
+
+def _doubled(folders: Sequence[str]) -> str:
+  """Returns the second spelling of a folder that is named twice, or ''."""
+  seen = set()
+  for folder in folders:
+    place = _place(folder)
+    if place in seen:
+      return folder
+    seen.add(place)
+  return ''
+
+
+def _place(folder: str) -> str:
+  """Returns which folder is meant, however it is spelled."""
+  return folder.rstrip('/') if is_remote(folder) else os.path.realpath(folder)
 
 
 def _holds_evaluation_alone(folder: str) -> bool:
@@ -97,10 +117,15 @@ def _holds_evaluation_alone(folder: str) -> bool:
   return (path / EVAL_NAME).exists() and not (path / CONFIG_NAME).exists()
 
 
-def of_run(folder: str, config, *, which: str) -> Params:
-  """Returns the parameters of a run's last or best checkpoint."""
-  like = setup_run.abstract_params(config)
-  return weights.init_from(f'{folder}@{which}', like)
+def _load_run(policy: Policy) -> Params:
+  """Returns the parameters of a run's checkpoint, whose step it notes."""
+  step, params = weights.of_run(
+    policy.folder,
+    setup_run.abstract_params(policy.config),
+    which=policy.checkpoint['which'],
+  )
+  policy.checkpoint['step'] = int(step)
+  return params
 
 
 def of_start(folder: str, config) -> Policy:
@@ -142,10 +167,9 @@ def of_models(
       f'--model names {len(paths)} checkpoints and --workdir {len(folders)} '
       'folders for their eval.json: name one for each, or leave --workdir out.'
     )
-  doubled = [f for f in folders if folders.count(f) > 1]
-  if doubled:
+  if doubled := _doubled(folders):
     raise ValueError(
-      f'the eval.json of two checkpoints would go to {doubled[0]}: name a '
+      f'the eval.json of two checkpoints would go to {doubled}: name a '
       'folder for each with --workdir.'
     )
   for path, folder in zip(paths, folders):
@@ -266,6 +290,57 @@ def _is_built_in(words) -> bool:
   return words.get_vocab() == tokenizer.make_tokenizer().get_vocab()
 
 
+def named(found: list[Policy], text: str) -> list[Policy]:
+  """Returns policies with the names of --name, or others; all differ.
+
+  Args:
+    found: whose names are set. Equal ones get as much of the end of their
+      folder's path as tells them apart: 'MRT (s0/mrt)' and 'MRT (s1/mrt)'.
+    text: of --name.
+
+  Raises:
+    ValueError: as many names as policies are not given, or one twice.
+  """
+  names = _told_apart(found)
+  if text:
+    names = text.split(',') if len(found) > 1 else [text]
+    if len(names) != len(found):
+      raise ValueError(
+        f'--name={text}: {len(names)} names are given for {len(found)} '
+        'policies; give one for each, or none.'
+      )
+    if doubled := [name for name in names if names.count(name) > 1]:
+      raise ValueError(
+        f'--name={text}: {doubled[0]!r} is given twice; give each policy a '
+        'name of its own.'
+      )
+  for each, name in zip(found, names):
+    each.name = name
+    if each.result is not None:
+      each.result['name'] = name
+  return found
+
+
+def _told_apart(found: Sequence[Policy]) -> list[str]:
+  """Returns names that differ, of which equal ones say where they lie."""
+  names = [each.name for each in found]
+  paths = [
+    f.rstrip('/') if is_remote(f) else os.path.abspath(f)
+    for f in (each.folder for each in found)
+  ]
+  parts = [path.split('/') for path in paths]
+  for name in {name for name in names if names.count(name) > 1}:
+    group = [i for i, each in enumerate(found) if each.name == name]
+    others = {names[i] for i in range(len(names)) if i not in group}
+    for length in range(1, max(len(parts[i]) for i in group) + 1):
+      tried = [f'{name} ({"/".join(parts[i][-length:])})' for i in group]
+      if len({*tried}) == len(group) and others.isdisjoint(tried):
+        break
+    for i, told in zip(group, tried):
+      names[i] = told
+  return names
+
+
 def evaluated(folder: str) -> Policy:
   """Returns what was evaluated before, as its eval.json says.
 
@@ -283,4 +358,40 @@ def evaluated(folder: str) -> Policy:
       f'{path} is no evaluation ({type(error).__name__}): write it again, or '
       'leave it out.'
     ) from None
-  return Policy(folder, name=name, algorithm=algorithm, result=result)
+  if said := _damage(result):
+    raise ValueError(
+      f'{path} is damaged ({said}): write it again, or leave it out.'
+    )
+  return Policy(folder, name=str(name), algorithm=str(algorithm), result=result)
+
+
+def _damage(result: dict[str, Any]) -> str:
+  """Returns what is damaged of that which others are compared by, or ''.
+
+  What is not there at all is of an older version, or was not asked for.
+  """
+  for part, needed in (
+    ('per_problem', ['cluster']),
+    ('success_rates', ['cluster', 'rate']),
+  ):
+    if (own := result.get(part)) is None:
+      continue
+    if not isinstance(own, dict):
+      return f'{part} is no object'
+    lists = {k: v for k, v in own.items() if isinstance(v, list)}
+    for name in needed:
+      if name not in lists:
+        return f'{part}.{name} is no list'
+    clusters = own['cluster']
+    for name, values in lists.items():
+      if len(values) != len(clusters):
+        return f'{part}.{name} and {part}.cluster differ in length'
+    if not all(type(cluster) is int for cluster in clusters):
+      return f'{part}.cluster holds what is no integer'
+    if part == 'success_rates' and not all(map(_is_rate, own['rate'])):
+      return f'{part}.rate holds what is no number in [0, 1]'
+  return ''
+
+
+def _is_rate(value: Any) -> bool:
+  return type(value) in (int, float) and 0 <= value <= 1

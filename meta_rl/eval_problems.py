@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from meta_rl import held_out
-from meta_rl.eval_partial import Partial
+from meta_rl.eval_partial import Partial, Stage
 from meta_rl.tasks.base import TaskKit
 
 
@@ -64,11 +64,15 @@ class Problems:
         which its batches are kept; None: they are not.
       **options: of `held_out.measure`.
     """
-    if self.partial is not None and stage is not None:
-      options['kept'] = self.partial.stage(stage)
+    if stage is not None and (kept := self.kept(stage)) is not None:
+      options['kept'] = kept
     return held_out.measure(
       calls, params, self.batches(repeats), key, **options
     )
+
+  def kept(self, stage: str) -> Stage | None:
+    """Returns where batches of a measurement are kept; None: nowhere."""
+    return None if self.partial is None else self.partial.stage(stage)
 
   @functools.cached_property
   def clusters(self) -> np.ndarray:

@@ -26,6 +26,7 @@ import os
 import sys
 import time
 
+import jax
 from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
@@ -46,6 +47,7 @@ from meta_rl import (
 )
 from meta_rl.answers import extract_boxed, maj_at_k, pass_at_k
 from meta_rl.eval_policies import EVAL_NAME, Policy
+from meta_rl.eval_problems import Problems
 from meta_rl.evaluation import check_factors, evaluate
 from meta_rl.files import atomic_write, is_remote, made_folder
 
@@ -194,31 +196,7 @@ def policies() -> list[Policy]:
         'that it recorded; leave it out, or add one of these.'
       )
     found = eval_policies.of_runs(folders, which=FLAGS.which)
-  return named(found, FLAGS.name)
-
-
-def named(found: list[Policy], text: str) -> list[Policy]:
-  """Returns policies with the names of --name, or others that differ."""
-  if text:
-    names = text.split(',') if len(found) > 1 else [text]
-    if len(names) != len(found):
-      raise ValueError(
-        f'--name={text}: {len(names)} names are given for {len(found)} '
-        'policies; give one for each, or none.'
-      )
-  else:
-    given = [each.name for each in found]
-    names = [
-      f'{each.name} ({epath.Path(each.folder).name})'
-      if given.count(each.name) > 1
-      else each.name
-      for each in found
-    ]
-  for each, name in zip(found, names):
-    each.name = name
-    if each.result is not None:
-      each.result['name'] = name
-  return found
+  return eval_policies.named(found, FLAGS.name)
 
 
 def policy(folder: str, config, *, base: bool, which: str):
@@ -297,6 +275,7 @@ def measure(each: Policy, factors: list[int]) -> eval_partial.Partial | None:
       keep=keep,
       progress=Progress(),
     )
+    each.result['measured'] |= each.checkpoint
     if each.trained:
       each.result['training_tokens'] = training_tokens(each.folder)
     write(each)
@@ -324,6 +303,21 @@ def write(each: Policy):
   """Writes the eval.json of a policy."""
   path = os.path.join(each.folder, EVAL_NAME)
   atomic_write(path, json.dumps(each.result).encode())
+
+
+def check_shared(each: Policy, reference: dict):
+  """Raises ValueError where --difficulty knows none of a policy's problems."""
+  source = setup_run.load_problems(each.config, 'test')
+  kit = setup_run.task_kit(each.config)
+  number = min(FLAGS.num_problems, len(source))
+  own = Problems(source, kit, number, FLAGS.batch_size).clusters.tolist()
+  rates = headline.mapping(reference.get('success_rates'))
+  if set(own).isdisjoint(rates.get('cluster', ())):
+    raise ValueError(
+      f'--difficulty={FLAGS.difficulty}: its success rates are of none of the '
+      f'{number} problems of {each.folder}: name an evaluation of the same '
+      'task, with more --sample_problems if need be, or leave it out.'
+    )
 
 
 def compare(
@@ -385,6 +379,9 @@ def run():
   if FLAGS.difficulty:
     reference = eval_policies.evaluated(FLAGS.difficulty).result
   measured = [each for each in found if each.result is None]
+  if reference is not None:
+    for each in measured:
+      check_shared(each, reference)
   kept = [measure(each, factors) for each in measured]
   if len(found) > 1 or reference is not None:
     compare(found, measured, reference)
@@ -407,6 +404,12 @@ def main(argv):
       run()
   except (ValueError, OSError, checkpoint.CheckpointError) as error:
     print(f'error: {error}', file=sys.stderr)
+    sys.exit(signals.EXIT_ERROR)
+  except jax.errors.JaxRuntimeError as error:
+    said = command_line.jax_error(
+      error, lower='--batch_size, --votes or --extrapolate'
+    )
+    print(f'error: {said}', file=sys.stderr)
     sys.exit(signals.EXIT_ERROR)
   except KeyboardInterrupt:
     say('stopped; finished batches are kept, run the same command to go on')

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 
-import meta_rl
 from meta_rl import (
   checks,
   env,
@@ -60,6 +59,11 @@ class Bench:
   def calls(self) -> dict:
     """The jitted calls of the config's own thinking budget."""
     return held_out.make_calls(self.config, self.model, self.task)
+
+  @functools.cached_property
+  def weights(self) -> str:
+    """A hash of the policy's parameters."""
+    return eval_partial.digest_of(self.params)
 
   @property
   def horizon(self) -> int:
@@ -115,6 +119,9 @@ def evaluate(
     base_prover    accuracy and regret of the same traces when the frozen base
                    policy answers (`eval_figures.base_prover`); with
                    `base_params` alone
+    measured       of what and how: 'weights' (a digest), 'temperature',
+                   'top_p' and 'top_k' of the sampling, 'prover' (its kind); the
+                   command adds 'which' checkpoint of a run, and its 'step'
     prover         which prover measured J here and which one trains, and how
                    far exact and sampled J differ (`eval_figures.prover_gap`),
                    under 'gap'; that with `compare_provers` alone
@@ -207,9 +214,8 @@ def evaluate(
       bench.task,
       params,
       rules,
-      bench.problems.batches(),
+      bench.problems,
       bench.key,
-      clusters=clusters,
       on_batch=bench.telling('adaptive rules'),
     )
   if votes:
@@ -247,6 +253,7 @@ def evaluate(
     'max_episodes': found['success'].shape[1] - 1,
     'seed': seed,
     'machine': env.machine_description(),
+    'measured': _measured(bench),
     **curves,
     'scalars': eval_headline.scalars(found, own, curves, clusters)
     | shares
@@ -299,13 +306,24 @@ def _identity(bench: Bench, base_params: Params | None) -> dict[str, Any]:
     frozen = eval_partial.digest_of(frozen)
   return {
     'config': bench.config.to_dict(),
-    'weights': eval_partial.digest_of(bench.params),
+    'weights': bench.weights,
     'base_prover': frozen,
     'num_problems': bench.problems.number,
     'batch_size': bench.problems.batch_size,
     'problems': bench.problems.digest(),
-    'versions': f'meta_rl {meta_rl.__version__}, jax {jax.__version__}',
-    'device': jax.devices()[0].device_kind,
+    **eval_partial.environment(),
+  }
+
+
+def _measured(bench: Bench) -> dict[str, Any]:
+  """Returns which weights were measured, and how, as JSON values."""
+  rollout = bench.config.rollout
+  return {
+    'weights': bench.weights,
+    'temperature': rollout.temperature,
+    'top_p': rollout.top_p,
+    'top_k': rollout.top_k,
+    'prover': setup_steps.measuring_prover(bench.config),
   }
 
 

@@ -181,13 +181,14 @@ def compare(
     statistic: 'difference' or 'relative'.
 
   Returns:
-    The interval; None unless both hold the same problems for this key, and
-    the same horizon.
+    The interval; None unless both hold the same problems for this key, the
+    same horizon, and were measured alike (`setting`).
   """
   left, right = mapping(a.get('per_problem')), mapping(b.get('per_problem'))
   x, y = numbers(left.get(name)), numbers(right.get(name))
   same = left.get('cluster') == right.get('cluster')
   same &= a.get('horizon') == b.get('horizon')
+  same &= setting(a) == setting(b)
   if not same or not len(x) or x.shape != y.shape:
     return None
   if not np.isfinite([x, y]).all():
@@ -201,6 +202,19 @@ def compare(
     statistic=statistic,
     clusters=clusters if clusters.shape == x.shape else None,
   )
+
+
+def setting(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns how it was measured: the prover's kind, and the temperature.
+
+  Only what was measured alike is paired. None: it is not known.
+  """
+  measured = mapping(evaluation.get('measured'))
+  kind = mapping(evaluation.get('prover')).get('kind')
+  return {
+    'prover': measured.get('prover', kind),
+    'temperature': measured.get('temperature'),
+  }
 
 
 def is_base(evaluation: Mapping[str, Any], algorithm: str = '') -> bool:
@@ -344,6 +358,8 @@ def _change(evaluation, reference, regret):
   )
   if paired is not None:
     return paired
+  if setting(evaluation) != setting(reference):
+    return UNKNOWN
   base = _regret(reference).mean
   change = regret.mean / base - 1 if base else math.nan
   return statistics.Interval(change, math.nan, math.nan)

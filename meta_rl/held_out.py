@@ -10,13 +10,13 @@ Axes: N traces, T tokens, K episodes.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from meta_rl import (
+  batchwise,
   checks,
   setup_run,
   setup_steps,
@@ -29,14 +29,15 @@ from meta_rl.compiled import CountedJit
 BUDGET_POINTS = 4  # of the forced termination at fixed token budgets
 
 
-class Kept(Protocol):
-  """What was measured of earlier batches, by their number."""
-
-  def read(self, index: int) -> dict[str, np.ndarray] | None:
-    """Returns what was written of a batch; None: nothing."""
-
-  def write(self, index: int, part: dict[str, np.ndarray]):
-    """Keeps what was measured of a batch."""
+# What there is of each row, always and where it is asked for.
+_ALWAYS = (
+  'tokens token_mask mask thinking_mask forced truncated rewards success ends '
+  'count stop_index problem'
+)
+_AT_BUDGETS = 'budget_success budget_ends budget_tokens'
+_ANSWERS = (
+  'answers answer_mask answer_log_probs answer_rewards answer_ends answer_count'
+)
 
 
 def problem_batches(
@@ -225,7 +226,7 @@ def measure(
   other_key=None,
   votes_key=None,
   mesh=None,
-  kept: Kept | None = None,
+  kept: batchwise.Kept | None = None,
   on_batch: Callable[[int, int], None] | None = None,
 ) -> dict[str, np.ndarray]:
   """Returns what was measured on every trace, numpy, N rows (host).
@@ -247,9 +248,7 @@ def measure(
     votes_key: PRNG key of the answers that `make_calls` was given a number of;
       None: none are sampled.
     mesh: that the calls were made with.
-    kept: where finished batches are looked for before they are measured, and
-      put after; None: nowhere.
-    on_batch: is told how many rows are done, and of how many, after each batch.
+    kept, on_batch: as in `batchwise.in_batches`.
 
   Returns:
     tokens i32[N,T], mask, thinking_mask bool[N,T], rewards f32[N], success
@@ -266,31 +265,30 @@ def measure(
       'grade_only measures no J: leave at_budgets, base_params, other_key and '
       'mesh out.'
     )
-  parts = []
-  rows = sum(len(batch['problem']) for batch in batches)
-  for index, batch in enumerate(batches):
-    offset = index * len(batch['problem'])
-    part = None if kept is None else kept.read(index)
-    if part is None:
-      part = _measure_batch(
-        calls,
-        params,
-        batch,
-        key,
-        offset,
-        at_budgets=at_budgets,
-        grade_only=grade_only,
-        base_params=base_params,
-        other_key=other_key,
-        votes_key=votes_key,
-        mesh=mesh,
-      )
-      if kept is not None:
-        kept.write(index, part)
-    parts.append(part)
-    if on_batch is not None:
-      on_batch(offset + len(batch['problem']), rows)
-  return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+  names = _ALWAYS.split()
+  names += _AT_BUDGETS.split() if at_budgets else []
+  names += [] if base_params is None else ['base_success']
+  names += [] if other_key is None else ['other_success']
+  names += [] if votes_key is None else _ANSWERS.split()
+  return batchwise.in_batches(
+    lambda batch, offset: _measure_batch(
+      calls,
+      params,
+      batch,
+      key,
+      offset,
+      at_budgets=at_budgets,
+      grade_only=grade_only,
+      base_params=base_params,
+      other_key=other_key,
+      votes_key=votes_key,
+      mesh=mesh,
+    ),
+    batches,
+    names=set(names),
+    kept=kept,
+    on_batch=on_batch,
+  )
 
 
 def _measure_batch(

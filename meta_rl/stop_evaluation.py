@@ -4,7 +4,7 @@ One pass over the test problems at the model's own stop, one kept thinking to
 the budget; what each calibrated rule would have done follows from their scores.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from meta_rl import (
   stop_traces,
 )
 from meta_rl.eval_figures import interval
+from meta_rl.eval_problems import Problems
 
 
 def evaluate(
@@ -23,10 +24,9 @@ def evaluate(
   task,
   params,
   rules: stop_rules.StopRules,
-  batches: Sequence[dict],
+  problems: Problems,
   key,
   *,
-  clusters: np.ndarray,
   on_batch: Callable[[int, int], None] | None = None,
 ) -> tuple[dict, dict[str, np.ndarray]]:
   """Returns 'anytime' of an `eval.json`, and where each trace is stopped.
@@ -34,9 +34,9 @@ def evaluate(
   Args:
     config, model, task, params: the policy.
     rules: calibrated for it.
-    batches: of `held_out.problem_batches`.
+    problems: on which they are evaluated. Their finished batches are kept
+      where `problems` keeps them: of traces, which no rule changes.
     key: PRNG key: with that of `held_out.measure` the traces are the same.
-    clusters: i[N], one id a problem.
     on_batch: is told how many rows are done, and of how many.
 
   Returns:
@@ -50,9 +50,16 @@ def evaluate(
   found = {}
   for mode in stop_traces.MODES:
     calls = stop_traces.make_calls(config, model, task, forced=mode == 'forced')
-    traces = stop_traces.gather(calls, params, batches, key, on_batch=on_batch)
+    traces = stop_traces.gather(
+      calls,
+      params,
+      problems.batches(),
+      key,
+      kept=problems.kept(f'rules-{mode}'),
+      on_batch=on_batch,
+    )
     found[mode] = stop_traces.with_index(traces, rules.heads[mode])
-  return section(rules, found, clusters), stops(rules, found['own'])
+  return section(rules, found, problems.clusters), stops(rules, found['own'])
 
 
 def section(

@@ -23,11 +23,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meta_rl import probes, prover, setup_steps, stopping
+from meta_rl import batchwise, probes, prover, setup_steps, stopping
 from meta_rl.compiled import CountedJit
 from meta_rl.scoring import positions_of
 
 MODES = ('own', 'forced')
+_NAMES = (
+  'success thought count looked right confidence agreement probe_tokens '
+  'features problem'
+)
 
 
 def make_calls(config, model, task, *, forced: bool = False) -> dict:
@@ -134,6 +138,7 @@ def gather(
   batches: Sequence[dict],
   key,
   *,
+  kept: batchwise.Kept | None = None,
   on_batch: Callable[[int, int], None] | None = None,
 ) -> dict[str, np.ndarray]:
   """Returns scored traces, numpy, N rows (host).
@@ -143,7 +148,7 @@ def gather(
     params: the policy.
     batches: of `held_out.problem_batches`.
     key: PRNG key; row i draws from fold_in(key, i).
-    on_batch: is told how many rows are done, and of how many.
+    kept, on_batch: as in `batchwise.in_batches`.
 
   Returns:
     success f32[N,K+1], J; thought i32[N,K+1], thinking tokens at each boundary;
@@ -152,19 +157,23 @@ def gather(
     probe_tokens i32[N,K+1], what it takes; features f32[N,K+1,D] of the
     prefix's last token; problem i32[N]. Past `count` values are of no boundary.
   """
-  parts, rows = [], sum(len(batch['problem']) for batch in batches)
-  for index, batch in enumerate(batches):
-    offset = index * len(batch['problem'])
+
+  def gather_batch(batch, offset):
     arrays = {k: v for k, v in batch.items() if k not in ('problem', 'counts')}
     traces, cache = calls['generate'](params, arrays, key, offset)
     look_key = jax.random.fold_in(key, 1)
     part = calls['look'](params, arrays, traces, cache, look_key, offset)
     del traces, cache
     part = jax.device_get(part) | {'problem': batch['problem']}
-    parts.append({k: v[batch['counts']] for k, v in part.items()})
-    if on_batch is not None:
-      on_batch(offset + len(batch['problem']), rows)
-  return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    return {k: v[batch['counts']] for k, v in part.items()}
+
+  return batchwise.in_batches(
+    gather_batch,
+    batches,
+    names=set(_NAMES.split()),
+    kept=kept,
+    on_batch=on_batch,
+  )
 
 
 def with_index(

@@ -327,15 +327,7 @@ def init_from(source, like: Params) -> Params:
       return load_safetensors(path, like)[0]
   folder, which = _split_source(text)
   if epath.Path(folder).is_dir():
-    found = checkpoint.restore_params(
-      folder, like, which=which, optional=(value_head.NAME,)
-    )
-    if found is None:
-      raise WeightsError(
-        f'{folder} holds no checkpoint: name a run folder that has saved one, '
-        'a .safetensors file or an asset'
-      )
-    return found[1]
+    return of_run(folder, like, which=which)[1]
   if epath.Path(text).exists() or text.endswith(_SUFFIX):
     return load_safetensors(text, like)[0]
   raise WeightsError(
@@ -343,6 +335,30 @@ def init_from(source, like: Params) -> Params:
     'if it is to be one, train that run first (a warm start is often a config '
     f"with ':sft'); {_known_assets()}"
   )
+
+
+def of_run(
+  folder, like: Params, *, which: str | None = None
+) -> tuple[int, Params]:
+  """Returns the step and the params of a run's checkpoint.
+
+  Args:
+    folder, which: a run folder, and as in `checkpoint.restore_params`.
+    like: as in `init_from`.
+
+  Raises:
+    WeightsError: it has none.
+    CheckpointError: they are all damaged.
+  """
+  found = checkpoint.restore_params(
+    folder, like, which=which, optional=(value_head.NAME,)
+  )
+  if found is None:
+    raise WeightsError(
+      f'{folder} holds no checkpoint: name a run folder that has saved one, '
+      'a .safetensors file or an asset'
+    )
+  return found
 
 
 def describe(source) -> str:

@@ -187,6 +187,18 @@ def test_command_says_what_is_wrong(tmp_path, capsys, monkeypatch):
     define = flags.DEFINE_bool if value is False else flags.DEFINE_string
     define(name, value, '', flag_values=values)
   values(['calibrate'])
+
+  def out_of_memory(*args, **options):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED:\n9 bytes')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(calibrate.evaluate, 'policy', out_of_memory)
+    with pytest.raises(SystemExit) as left:
+      calibrate.main(['calibrate'])
+  assert left.value.code == 1
+  assert capsys.readouterr().err == (
+    'error: out of memory (RESOURCE_EXHAUSTED: 9 bytes): lower --batch_size.\n'
+  )
   with pytest.raises(SystemExit) as left:
     calibrate.main(['calibrate'])
   assert left.value.code == 1

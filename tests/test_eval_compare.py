@@ -99,6 +99,52 @@ def test_only_what_is_alike_is_compared_with_the_best():
   assert eval_compare.best_regrets([old]) == [None]
 
 
+def test_the_largest_group_is_compared_in_any_order():
+  a, b, c = (evaluation(name, i) for i, name in enumerate('ABC'))
+  x = evaluation('X', 3, rows=30)
+  y, z = (evaluation(n, 4, horizon=HORIZON - 1) for n in 'YZ')
+  for evals, names in (
+    ([x, a, b], 'AB'),
+    ([a, x, b], 'AB'),
+    ([y, z, a, b, c], 'ABC'),
+    ([y, a, z, b], 'YZ'),  # a tie
+    ([a, y, z, b], 'AB'),
+  ):
+    found = eval_compare.best_regrets(evals)
+    for each, best in zip(evals, found):
+      if each['name'] in names:
+        assert best['policies'] == list(names)
+      else:
+        assert best is None
+  cold = evaluation('cold', 5, measured={'temperature': 0.5})
+  assert eval_compare.best_regrets([cold, a]) == [None] * 2
+  assert eval_compare.best_regrets([cold, a, b])[0] is None
+
+
+def test_what_was_measured_otherwise_is_not_paired():
+  how = lambda prover, temperature: {
+    'measured': {'prover': prover, 'temperature': temperature, 'weights': 'a'}
+  }
+  base = evaluation('base', 0, **how('exact', 1.0))
+  like = evaluation('like', 1, **how('exact', 1))
+  cold = evaluation('cold', 2, **how('exact', 0.6))
+  noisy = evaluation('noisy', 3, **how('sampled', 0.6))
+  old = evaluation('old', 4, prover={'kind': 'exact'})
+  text = eval_compare.table([base, like, cold, noisy, old])
+  _, differences, note = text.split('\n\n')
+  dashes = [row.count('–') for row in differences.splitlines()[2:]]
+  assert dashes == [0, 3, 3, 3]
+  assert note == (
+    'Not paired with base, measured otherwise: cold (temperature 0.6, not 1.0),'
+    ' noisy (prover sampled, not exact; temperature 0.6, not 1.0), old '
+    '(temperature unknown, not 1.0).'
+  )
+  text = eval_compare.table(
+    [base, cold, evaluation('X', 2, 30, **how('exact', 1))]
+  )
+  assert text.count('Not paired with') == 2
+
+
 def test_the_table():
   evals = [evaluation('MRT', 0), evaluation('base', 1), evaluation('X', 2, 30)]
   text = eval_compare.table(evals)

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -43,6 +44,15 @@ def test_a_batch_comes_back_bit_for_bit(tmp_path):
   assert lines[0] == (
     f'going on behind 1 finished batches, kept in {tmp_path / "eval.partial"}'
   )
+
+
+def test_bfloat16_comes_back(tmp_path):
+  stage = make(tmp_path, []).stage('rules')
+  array = jnp.asarray([[0.1, jnp.nan], [1, 2]], 'bfloat16')
+  stage.write(0, {'features': np.asarray(array)})
+  found = stage.read(0)['features']
+  assert found.dtype == array.dtype
+  assert found.tobytes() == np.asarray(array).tobytes()
 
 
 def test_a_damaged_batch_is_none(tmp_path):
@@ -125,3 +135,41 @@ def test_a_digest_is_of_every_bit(dtype):
     params | {'b': jnp.zeros((), 'float16')},
   ]
   assert len({digest, *map(eval_partial.digest_of, others)}) == 5
+
+
+def test_code_is_part_of_what_is_evaluated(tmp_path, monkeypatch):
+  """Every .py file of the package: its name, and its content."""
+  monkeypatch.setattr(eval_partial, '__file__', str(tmp_path / 'x.py'))
+  (tmp_path / 'tasks').mkdir()
+  digests = []
+  for name, text in (
+    ('x.py', 'a = 1'),
+    ('tasks/y.py', ''),
+    ('x.py', 'a = 2'),
+    ('x.txt', 'no code'),
+    ('x.py', 'a = 1'),
+  ):
+    (tmp_path / name).write_text(text)
+    eval_partial.code_digest.cache_clear()
+    digests.append(eval_partial.environment()['code'])
+  eval_partial.code_digest.cache_clear()
+  assert len(set(digests[:3])) == 3
+  assert digests[3] == digests[2]
+  assert digests[4] == digests[1]
+
+
+def test_settings_are_part_of_what_is_evaluated(monkeypatch):
+  found = eval_partial.environment()
+  assert json.loads(json.dumps(found)) == found
+  assert eval_partial.environment() == found
+  name = 'jax_threefry_partitionable'
+  old = getattr(jax.config, name)
+  try:
+    jax.config.update(name, not old)
+    assert eval_partial.environment() != found
+  finally:
+    jax.config.update(name, old)
+  with jax.default_matmul_precision('highest'):
+    assert eval_partial.environment() != found
+  monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_enable_fast_math=true')
+  assert eval_partial.environment() != found

@@ -80,6 +80,116 @@ def test_runs_and_what_was_evaluated_before(trained, tmp_path, small):
     eval_policies.evaluated(str(tmp_path / 'none'))
 
 
+def test_a_folder_in_two_spellings_is_named_twice(trained, tmp_path):
+  run = str(trained.folder)
+  (tmp_path / 'link').symlink_to(run)
+  for other in (f'{run}/', f'{run}/./', str(tmp_path / 'link')):
+    with pytest.raises(ValueError, match='is named twice: name it once'):
+      eval_policies.of_runs([run, other], which='last')
+    with pytest.raises(ValueError, match='two checkpoints would go to'):
+      eval_policies.of_models(['a', 'b'], [run, other], None)
+  with pytest.raises(ValueError, match='gs://b/m/ is named twice'):
+    eval_policies.of_runs(['gs://b/m', 'gs://b/m/'], which='last')
+
+
+GOOD = {
+  'name': 'base',
+  'algorithm': 'base',
+  'per_problem': {'cluster': [3, 3], 'accuracy': [0, 1.0]},
+  'success_rates': {'samples': 4, 'cluster': [3, 3], 'rate': [0, 0.25]},
+}
+
+
+@pytest.mark.parametrize(
+  'changes, said',
+  [
+    ({}, None),
+    ({'per_problem': None, 'success_rates': None}, None),
+    ({'per_problem': {'accuracy': [1]}}, 'per_problem.cluster is no list'),
+    ({'per_problem': [1]}, 'per_problem is no object'),
+    (
+      {'per_problem': {'cluster': [1, 2], 'tokens': [1]}},
+      'per_problem.tokens and per_problem.cluster differ in length',
+    ),
+    (
+      {'per_problem': {'cluster': [[1]]}},
+      'per_problem.cluster holds what is no integer',
+    ),
+    ({'success_rates': [0.5]}, 'success_rates is no object'),
+    (
+      {'success_rates': {'cluster': 3, 'rate': [0.5]}},
+      'success_rates.cluster is no list',
+    ),
+    ({'success_rates': {'cluster': [3]}}, 'success_rates.rate is no list'),
+    (
+      {'success_rates': {'cluster': [3], 'rate': [[0.5]]}},
+      r'success_rates.rate holds what is no number in \[0, 1\]',
+    ),
+    (
+      {'success_rates': {'cluster': [3], 'rate': [1.5]}},
+      'success_rates.rate holds what is no number',
+    ),
+  ],
+)
+def test_a_damaged_evaluation_is_refused(changes, said, tmp_path):
+  (tmp_path / 'eval.json').write_text(json.dumps(GOOD | changes))
+  if said is None:
+    found = eval_policies.evaluated(str(tmp_path))
+    assert found.result == GOOD | changes
+    return
+  with pytest.raises(ValueError, match=said) as error:
+    eval_policies.evaluated(str(tmp_path))
+  assert str(error.value).startswith(f'{tmp_path}/eval.json is damaged (')
+  assert '\n' not in str(error.value)
+
+
+# ---- names
+
+
+def names_of(pairs, text=''):
+  """Names of policies with these (folder, name)."""
+  found = [eval_policies.Policy(*pair, algorithm='mrt') for pair in pairs]
+  return [each.name for each in eval_policies.named(found, text)]
+
+
+@pytest.mark.parametrize(
+  'pairs, names',
+  [
+    ([('a', 'MRT'), ('b', 'base')], ['MRT', 'base']),
+    ([('r/a', 'MRT'), ('r/b/', 'MRT')], ['MRT (a)', 'MRT (b)']),
+    (
+      [('s0/mrt', 'MRT'), ('s1/mrt', 'MRT'), ('base', 'base')],
+      ['MRT (s0/mrt)', 'MRT (s1/mrt)', 'base'],
+    ),
+    (
+      [('s0/x/m', 'A'), ('s1/x/m', 'A'), ('c', 'B'), ('d', 'B')],
+      ['A (s0/x/m)', 'A (s1/x/m)', 'B (c)', 'B (d)'],
+    ),
+    (
+      [('gs://a/m', 'A'), ('gs://b/m/', 'A')],
+      ['A (a/m)', 'A (b/m)'],
+    ),
+    # One is called what another would be.
+    (
+      [('r/a', 'A'), ('r/b', 'A'), ('c', 'A (a)')],
+      ['A (r/a)', 'A (r/b)', 'A (a)'],
+    ),
+  ],
+)
+def test_policies_of_one_name_are_told_apart(pairs, names):
+  assert names_of(pairs) == names
+
+
+def test_names_that_are_given():
+  pairs = [('a', 'MRT'), ('b', 'MRT')]
+  assert names_of(pairs, 'X,Y') == ['X', 'Y']
+  assert names_of(pairs[:1], 'X,X') == ['X,X']
+  with pytest.raises(ValueError, match="--name=X,X: 'X' is given twice"):
+    names_of(pairs, 'X,X')
+  with pytest.raises(ValueError, match='1 names are given for 2'):
+    names_of(pairs, 'X')
+
+
 # ---- checkpoints
 
 

@@ -5,10 +5,16 @@ import shutil
 import signal
 import types
 
+import jax
 import numpy as np
 import pytest
 from test_eval_compare import evaluation
-from test_evaluation import measured_by_hand, params_of, source_of
+from test_evaluation import (
+  asked_for,
+  measured_by_hand,
+  params_of,
+  source_of,
+)
 
 from meta_rl import (
   eval_partial,
@@ -74,6 +80,7 @@ def quick_evaluate(seen):
     return {
       'name': options['name'],
       'num_problems': options['num_problems'],
+      'measured': {},
       'scalars': scalars | {'tokens_mean': 12.0},
     }
 
@@ -90,6 +97,10 @@ def test_the_command_writes_eval_json(
   (trained.folder / 'eval.json').unlink()
   assert written['name'] == 'MRT'
   _, _, options = seen[0]
+  last = max(
+    int(p.name) for p in (trained.folder / 'checkpoints').glob('[0-9]*')
+  )
+  assert written['measured'] == {'which': 'last', 'step': last}
   # More problems than there are means all of them.
   assert options['num_problems'] == len(source_of(trained))
   assert (options['algorithm'], options['batch_size']) == ('mrt', 16)
@@ -120,6 +131,7 @@ def test_the_command_writes_eval_json(
   assert command(base=True, config=trained.config, workdir=str(folder)) == 0
   assert json.loads((folder / 'eval.json').read_text())['name'] == 'base'
   assert seen[1][2]['algorithm'] == 'base'
+  assert json.loads((folder / 'eval.json').read_text())['measured'] == {}
 
 
 def test_stop_rules_beside_a_checkpoint_are_evaluated(
@@ -241,7 +253,7 @@ def measured(monkeypatch):
         'answer_ends': found['ends'],
         'answer_count': found['count'],
       }
-    found |= {'problem': batch['problem']}
+    found = asked_for(found, **options) | {'problem': batch['problem']}
     return {k: v[batch['counts']] for k, v in found.items()}
 
   def key_of(key):
@@ -303,6 +315,19 @@ def test_how_hard_problems_were_for_another_policy(
   found = read(a)['difficulty']
   assert found['label'] == 'success rate of base'
   assert [bin_['problems'] for bin_ in found['bins']] == [2, 2]
+  # One that knows none of the problems is refused before all else.
+  old['success_rates']['cluster'] = [-1, -2, -3, -4]
+  for rates in (old['success_rates'], None):
+    old['success_rates'] = rates
+    (base / 'eval.json').write_text(json.dumps(old))
+    before = (a / 'eval.json').read_bytes()
+    measured.clear()
+    assert command(workdir=str(a), batch_size=4, difficulty=str(base)) == 1
+    error = capsys.readouterr().err
+    assert f'are of none of the 10 problems of {a}: name' in error
+    assert error.count('\n') == 1
+    assert measured == []
+    assert (a / 'eval.json').read_bytes() == before
 
 
 def test_a_signal_stops_it_and_the_same_command_goes_on(
@@ -384,6 +409,31 @@ def test_a_run_whose_checkpoints_are_damaged(
   error = capsys.readouterr().err
   assert error.startswith('error: every checkpoint in ')
   assert error.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+  'said, line',
+  [
+    (
+      'RESOURCE_EXHAUSTED: Out of memory\nallocating 9 bytes.',
+      'error: out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 9 '
+      'bytes.): lower --batch_size, --votes or --extrapolate.\n',
+    ),
+    (
+      'INTERNAL: a verifier\nfailed',
+      'error: jax: INTERNAL: a verifier failed\n',
+    ),
+  ],
+)
+def test_an_error_of_jax_is_one_line(
+  said, line, command, trained, capsys, monkeypatch
+):
+  def fail(*args, **options):
+    raise jax.errors.JaxRuntimeError(said)
+
+  monkeypatch.setattr(evaluate, 'evaluate', fail)
+  assert command() == 1
+  assert capsys.readouterr().err == line
 
 
 def test_how_far_an_evaluation_is(capsys):

@@ -42,6 +42,7 @@ SCHEMA = {
   'max_episodes': int,
   'seed': int,
   'machine': str,
+  'measured': dict,
   'budgets': list,
   'accuracy_at_budget': list,
   'tokens_at_budget': list,
@@ -298,13 +299,22 @@ def test_grading_text_alone_asks_no_prover(small):
 # ---- eval.json
 
 
-def test_schema(result):
+def test_schema(result, trained, small):
   assert set(result) == set(SCHEMA)
   for key, kind in SCHEMA.items():
     assert isinstance(result[key], kind), key
   assert all(math.isfinite(x) for x in numbers_in(result))
   assert result['num_problems'] == 10
   assert result['horizon'] == HORIZON
+  assert result['measured'].pop('weights') == eval_partial.digest_of(
+    params_of(trained)
+  )
+  assert result['measured'] == {
+    'temperature': 1.0,
+    'top_p': None,
+    'top_k': None,
+    'prover': 'exact',
+  }
   budgets = result['budgets']
   assert (budgets[0], budgets[-1]) == (0, HORIZON)
   assert sorted(set(budgets)) == budgets
@@ -472,6 +482,14 @@ def measured_by_hand(rows, seed=0):
     'problem': np.arange(rows),
     'budget_success': success,
     'budget_ends': ends,
+    'budget_tokens': np.zeros(rows, np.int32),
+  }
+
+
+def asked_for(found, *, at_budgets, **_):
+  """What `_measure_batch` gives of it."""
+  return {
+    k: v for k, v in found.items() if at_budgets or not k.startswith('budget_')
   }
 
 
@@ -601,7 +619,7 @@ def resumable(trained, folder, monkeypatch, *, stop_after=None, **changes):
     del calls, params, key
     measured.append((offset, options['grade_only']))
     found = measured_by_hand(4, seed=offset + 100 * options['grade_only'])
-    found |= {'problem': batch['problem']}
+    found = asked_for(found, **options) | {'problem': batch['problem']}
     return {k: v[batch['counts']] for k, v in found.items()}
 
   def progress(*args):
@@ -703,6 +721,29 @@ def test_a_stopped_evaluation_of_a_model_goes_on(trained, small, tmp_path):
   assert json.dumps(again) == json.dumps(whole)
   # None of them was measured, and so written, again.
   assert all(path.stat().st_mtime_ns == at for path, at in times.items())
+
+
+def test_a_kept_batch_of_other_arrays_is_measured_again(
+  trained, small, tmp_path, monkeypatch
+):
+  whole, batches, _ = resumable(trained, tmp_path, monkeypatch)
+  file = next(tmp_path.rglob('traces-00001.npz'))
+  part = dict(np.load(file))
+  del part['budget_tokens']  # no figure of an evaluation is made of it
+  np.savez(file, **part)
+  again, rest, _ = resumable(trained, tmp_path, monkeypatch)
+  assert rest == batches[1:2]
+  assert again == whole
+
+
+def test_kept_batches_of_other_code_are_not_gone_on_with(
+  trained, small, tmp_path, monkeypatch
+):
+  resumable(trained, tmp_path, monkeypatch, stop_after=2)
+  monkeypatch.setattr(eval_partial, 'code_digest', lambda: 'of other code')
+  _, batches, lines = resumable(trained, tmp_path, monkeypatch)
+  assert len(batches) == 7
+  assert 'code' in lines[0]
 
 
 # ---- traces as text

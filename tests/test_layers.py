@@ -23,7 +23,7 @@ LAYERS = [
   'progress_head',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
   'answers text_tokenizer statistics token_curves votes eval_figures waste '
-  'eval_regrets eval_difficulty eval_partial study_statistics '
+  'eval_regrets eval_difficulty eval_partial batchwise study_statistics '
   'gradient_variance calibration stop_figures stop_rules '
   'signals workdir files leaves chat profiler rewards external guards hf '
   'verifiers segments chat_template',

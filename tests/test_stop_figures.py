@@ -183,6 +183,4 @@ def test_rules_of_another_budget_are_refused():
       thinking_budget = 27
 
   with pytest.raises(ValueError, match='budget of 18 thinking tokens.* 27'):
-    stop_evaluation.evaluate(
-      Config, None, None, None, rules(), [], None, clusters=None
-    )
+    stop_evaluation.evaluate(Config, None, None, None, rules(), None, None)
