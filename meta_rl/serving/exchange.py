@@ -40,7 +40,7 @@ def requests_of(
   found = []
   try:
     for prompt in ask.prompts if ask.messages is None else [ask.messages]:
-      ids = voices.encode(voice, prompt)
+      ids = voices.encode(voice, prompt, engine.length + 1)
       one = voices.request(voice, ids, engine.length, ask)
       engine.check(one)
       found += [one] * ask.choices

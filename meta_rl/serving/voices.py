@@ -23,6 +23,8 @@ from meta_rl.types import Model, Params
 ANSWER_LENGTH = 64
 # Thinking tokens between two looks of a rule at open-ended text.
 LOOK_EVERY = 256
+# Of a text a token, at most: some stand for that many spaces.
+CHARACTERS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,16 +168,19 @@ def of_policy(config, params) -> Voice:
   )
 
 
-def encode(voice: Voice, prompt) -> tuple[int, ...]:
+def encode(voice: Voice, prompt, length: int = 2**31) -> tuple[int, ...]:
   """Returns the token ids of a prompt.
 
   Args:
     voice: whose.
     prompt: messages, a text, or token ids.
+    length: tokens that it may have; what is far longer is not tokenized.
 
   Raises:
-    ValueError: what has no tokens, or ids beyond the vocabulary.
+    ValueError: what has no tokens, ids beyond the vocabulary, or what is too
+      long by far.
   """
+  _check_size(prompt, length)
   if isinstance(prompt, str):
     ids = _encoded(voice.text_prompt, prompt)
   elif isinstance(prompt[0], dict):
@@ -191,6 +196,24 @@ def encode(voice: Voice, prompt) -> tuple[int, ...]:
       'model does not know: leave them out'
     )
   return tuple(map(int, ids))
+
+
+def _check_size(prompt, length):
+  """Raises ValueError for what is too long, whatever its tokens are."""
+  allowed = CHARACTERS * length
+  if isinstance(prompt, str):
+    size, what = len(prompt), 'characters'
+  elif isinstance(prompt[0], dict):
+    # A turn takes a token or more of its own.
+    size = sum(CHARACTERS + len(turn['content']) for turn in prompt)
+    what = 'characters and turns'
+  else:
+    size, what, allowed = len(prompt), 'tokens', length
+  if size > allowed:
+    raise ValueError(
+      f'the prompt has {size:,} {what}, and a prompt and its response may have '
+      f'{length:,} tokens in all: shorten it'
+    )
 
 
 def _encoded(write, given):
