@@ -14,6 +14,7 @@ from meta_rl.configs import mrt_countdown, mrt_hidden
 from meta_rl.serving import openai_api, ticks, voices
 from meta_rl.serving.slots import Marks
 from meta_rl.serving.tickets import Piece, Usage
+from meta_rl.serving.writer import Writer
 
 WORDS = text_tokenizer.load('bytes')
 CLOSE = WORDS.id_of('</think>')
@@ -60,7 +61,7 @@ def piece(*parts, finish=''):
 
 def written(pieces, *, stop=(), joined=False, voice=None):
   """Returns the (thought, answer) of each piece, and the writer."""
-  writer = voices.Writer(voice or of_text(), stop, joined=joined)
+  writer = Writer(voice or of_text(), stop, joined=joined)
   return [writer.write(one) for one in pieces], writer
 
 

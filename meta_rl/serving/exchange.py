@@ -15,6 +15,7 @@ from meta_rl.serving.engine import Engine, QueueFull, Stopped
 from meta_rl.serving.metrics import Metrics
 from meta_rl.serving.openai_api import ApiError, Ask
 from meta_rl.serving.openai_replies import Said
+from meta_rl.serving.writer import Writer
 
 # As nginx counts a request whose client has gone.
 GONE = 499
@@ -88,7 +89,7 @@ class Work:
     prompts = requests[:: ask.choices]
     self._prompt_tokens = sum(len(request.prompt) for request in prompts)
     self._writers = [
-      voices.Writer(voice, ask.stop, joined=not is_chat) for _ in requests
+      Writer(voice, ask.stop, joined=not is_chat) for _ in requests
     ]
     self._said = [Said() for _ in requests]
     self._seen: list[float | None] = [None] * len(requests)
