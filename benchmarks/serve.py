@@ -128,8 +128,7 @@ async def ask(port: int, name: str, prompt: str, seed: int) -> dict:
   try:
     writer.write(
       b'POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n'
-      b'Connection: close\r\nContent-Length: %d\r\n\r\n%s'
-      % (len(body), body)
+      b'Connection: close\r\nContent-Length: %d\r\n\r\n%s' % (len(body), body)
     )
     status = int((await reader.readline()).split()[1])
     times, text, done = [], [], False

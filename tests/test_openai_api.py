@@ -149,6 +149,7 @@ HUGE = 10**400
     ({'stop': ''}, 'stop', 'none empty'),
     ({'stop': ['a', 1]}, 'stop', 'none empty'),
     ({'stop': ['a'] * 5}, 'stop', 'up to 4'),
+    ({'stop': 'a' * 1001}, 'stop', 'over 1000 characters'),
     ({'stop_rule': 'luck'}, 'stop_rule', "'budget', 'confidence'"),
     ({'stop_rule': ['budget']}, 'stop_rule', 'one of'),
     ({'stop_threshold': 1}, 'stop_threshold', 'leave it out'),
@@ -207,6 +208,30 @@ def test_what_is_refused(changes, param, message):
 def test_prompts_that_are_refused(prompt):
   with pytest.raises(ApiError, match='a text, token ids, or a list of these'):
     completion(prompt=prompt)
+
+
+def test_a_long_list_of_prompts_is_not_looked_through():
+  class Many(list):
+    def __iter__(self):
+      raise AssertionError
+
+  with pytest.raises(ApiError, match='100,000 prompts are given; .* are 32 a'):
+    completion(prompt=Many([[1]] * 100_000))
+
+
+def test_each_list_of_ids_is_looked_through_once():
+  class Ids(list):
+    seen = 0
+
+    def __iter__(self):
+      self.seen += 1
+      return super().__iter__()
+
+  for ids in (Ids([1, 2]), Ids([1, 2])):
+    one = completion(prompt=ids).prompts
+    assert (one, ids.seen) == ([ids], 1)
+    several = completion(prompt=[ids, 'a']).prompts
+    assert (several, ids.seen) == ([ids, 'a'], 2)
 
 
 def test_too_many_responses():

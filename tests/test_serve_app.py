@@ -191,13 +191,15 @@ def refused(answer, status, message):
     (b'{"model": ', 400, 'the body is no JSON'),
     (b'\xff', 400, 'the body is no JSON'),
     (b'', 400, 'the body is no JSON'),
-    (b'[' * 100_000, 400, 'the body is no JSON'),
+    (b'[' * 70_000, 400, 'the body is no JSON'),
     (b'[]', 400, 'must be a JSON object'),
     ({'model': 'x', 'prompt': '1'}, 404, "'x' is not served here"),
     (BODY | {'temperature': 'hot'}, 400, "temperature='hot'"),
     (BODY | {'prompt': 'word'}, 400, 'invalid literal'),
     (BODY | {'prompt': '99'}, 400, 'ids outside 0..31'),
     (BODY | {'prompt': ' '.join(['5'] * 49)}, 400, 'has 49 tokens'),
+    (BODY | {'prompt': [5] * 50}, 400, 'the prompt has 50 tokens, and a'),
+    (BODY | {'prompt': '5' * 3137}, 400, 'the prompt has 3,137 characters'),
     (BODY | {'max_tokens': 47}, 400, 'may have 49 in all'),
     (BODY | {'max_thinking_tokens': 15}, 400, 'no room for an answer'),
     (BODY | {'stop_rule': 'progress', 'price_per_token': 0}, 400, 'a head'),
@@ -212,7 +214,10 @@ def test_what_is_refused(served, body, status, message):
 
 
 def test_a_body_that_is_too_large(served):
-  refused(served.post(b' ' * (asgi.BODY_BYTES + 1)), 413, 'bytes')
+  # Rows of 48 tokens: 64 KiB, and 8 bytes a token of 32 prompts.
+  most = 65_536 + 32 * 48 * 8
+  refused(served.post(b' ' * (most + 1)), 413, f'over {most:,} bytes')
+  refused(served.post(b' ' * most), 400, 'no JSON')
 
 
 def test_routes(served):

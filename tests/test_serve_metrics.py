@@ -21,7 +21,7 @@ def test_text():
     '# TYPE meta_rl_rows gauge',
     'meta_rl_engine_rounds_total 1234567890',  # not 1.23457e+09
     '# TYPE meta_rl_engine_rounds_total counter',
-    '# HELP meta_rl_engine_rounds_total Rounds of decode steps that were begun.',
+    '# HELP meta_rl_rows Requests that can be under way at once.',
     'meta_rl_requests_total{path="/a",status="200"} 2',
     'meta_rl_tokens_total{kind="answer"} 5',
     'meta_rl_stops_total{by="model"} 1',

@@ -14,6 +14,7 @@ from meta_rl.configs import mrt_countdown, mrt_hidden
 from meta_rl.serving import openai_api, ticks, voices
 from meta_rl.serving.slots import Marks
 from meta_rl.serving.tickets import Piece, Usage
+from meta_rl.serving.writer import Writer
 
 WORDS = text_tokenizer.load('bytes')
 CLOSE = WORDS.id_of('</think>')
@@ -60,7 +61,7 @@ def piece(*parts, finish=''):
 
 def written(pieces, *, stop=(), joined=False, voice=None):
   """Returns the (thought, answer) of each piece, and the writer."""
-  writer = voices.Writer(voice or of_text(), stop, joined=joined)
+  writer = Writer(voice or of_text(), stop, joined=joined)
   return [writer.write(one) for one in pieces], writer
 
 
@@ -219,7 +220,9 @@ def test_rules_and_their_thresholds():
 def test_calibrated_thresholds():
   choice = {'rule': 'agreement', 'mode': 'own', 'threshold': 3.0}
   none = {'rule': 'confidence', 'mode': 'own', 'threshold': None}
-  rules = stop_rules.StopRules({}, [choice, none], {'alpha': 0.01, 'max_looks': 5})
+  rules = stop_rules.StopRules(
+    {}, [choice, none], {'alpha': 0.01, 'max_looks': 5}
+  )
   voice = of_text(rules=rules)
   assert voice.head is None
   calibrated = asked(voice, stop_rule='agreement')
@@ -252,6 +255,23 @@ def test_prompts():
     voices.encode(voice, '')
   with pytest.raises(ValueError, match='cannot be tokenized'):
     voices.encode(voice, '\ud800')
+
+
+def test_prompts_that_are_too_long_are_not_tokenized():
+  def never(_):
+    raise ValueError('tokenized')
+
+  voice = of_text(text_prompt=never, chat_prompt=never)
+  with pytest.raises(ValueError, match='has 641 characters, .* have 10 tokens'):
+    voices.encode(voice, 'x' * 641, 10)
+  with pytest.raises(ValueError, match='tokenized'):
+    voices.encode(voice, 'x' * 640, 10)
+  turns = [{'role': 'user', 'content': ''}]
+  with pytest.raises(ValueError, match='704 characters and turns'):
+    voices.encode(voice, turns * 11, 10)
+  with pytest.raises(ValueError, match='has 11 tokens, .* have 10 tokens'):
+    voices.encode(voice, [5] * 11, 10)
+  assert voices.encode(voice, [5] * 10, 10) == (5,) * 10
 
 
 def test_a_token_policy():

@@ -4,7 +4,7 @@
 
   slots, ticks     one KV ring for all rows, and one compiled call of some steps
   tickets, engine  what is asked and given; continuous batching in one thread
-  voices           text to tokens and back, of a checkpoint or a token task
+  voices, writer   text to tokens and back, of a checkpoint or a token task
   openai_api,      JSON in, JSON out, with no server
   openai_replies
   exchange, asgi,  one HTTP request; the application; Prometheus' counts

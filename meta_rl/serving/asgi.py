@@ -25,8 +25,10 @@ from meta_rl.serving.engine import Engine
 from meta_rl.serving.metrics import Metrics
 from meta_rl.serving.openai_api import ApiError
 
-# Of a request.
-BODY_BYTES = 1 << 20
+# Of a request: what its body may have at least and at most, and for each token
+# of its prompts (ids, commas and spaces).
+_BODY_BYTES = (1 << 16, 1 << 22)
+_TOKEN_BYTES = 8
 _BODY_SECONDS = 30
 _LONG = 1 << 14
 
@@ -36,6 +38,7 @@ class App:
 
   Attributes:
     engine, voice, name: as given.
+    body_bytes: that a request may have.
     metrics: of the requests.
   """
 
@@ -62,6 +65,9 @@ class App:
       grace: seconds that requests under way get when the server ends.
     """
     self.engine = make_engine(deliver=self._deliver)
+    least, most = _BODY_BYTES
+    prompts = openai_api.MAX_CHOICES * self.engine.length * _TOKEN_BYTES
+    self.body_bytes = min(least + prompts, most)
     self.voice, self.name, self.metrics = voice, name, Metrics()
     self._key, self._deadline, self._grace = api_key.encode(), deadline, grace
     self._local = local
@@ -123,7 +129,7 @@ class App:
     began, path = self._loop.time(), request.url.path
     try:
       self._check_key(request)
-      text = await _body_of(request)
+      text = await _body_of(request, self.body_bytes)
       ask = read(_json_of(text), self.name)
       if self._draining.is_set():
         raise exchange.stopping()
@@ -217,17 +223,15 @@ class App:
     )
 
 
-async def _body_of(request) -> bytes:
+async def _body_of(request, most: int) -> bytes:
   """Returns the body of a request; raises ApiError."""
   parts, size = [], 0
   try:
     async with asyncio.timeout(_BODY_SECONDS):
       async for part in request.stream():
         size += len(part)
-        if size > BODY_BYTES:
-          raise ApiError(
-            413, f'the body has over {BODY_BYTES:,} bytes: shorten it'
-          )
+        if size > most:
+          raise ApiError(413, f'the body has over {most:,} bytes: shorten it')
         parts.append(part)
   except TimeoutError:
     raise ApiError(

@@ -70,7 +70,9 @@ class Guard:
     """Returns what is wrong with whom a request comes from."""
     if self._key:
       return None
-    headers = {name: value.decode('latin-1') for name, value in scope['headers']}
+    headers = {
+      name: value.decode('latin-1') for name, value in scope['headers']
+    }
     host, origin = headers.get(b'host', ''), headers.get(b'origin')
     if self._local and not re.fullmatch(_LOCAL, host, re.IGNORECASE):
       return ApiError(

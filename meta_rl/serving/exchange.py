@@ -15,6 +15,7 @@ from meta_rl.serving.engine import Engine, QueueFull, Stopped
 from meta_rl.serving.metrics import Metrics
 from meta_rl.serving.openai_api import ApiError, Ask
 from meta_rl.serving.openai_replies import Said
+from meta_rl.serving.writer import Writer
 
 # As nginx counts a request whose client has gone.
 GONE = 499
@@ -40,7 +41,7 @@ def requests_of(
   found = []
   try:
     for prompt in ask.prompts if ask.messages is None else [ask.messages]:
-      ids = voices.encode(voice, prompt)
+      ids = voices.encode(voice, prompt, engine.length + 1)
       one = voices.request(voice, ids, engine.length, ask)
       engine.check(one)
       found += [one] * ask.choices
@@ -88,7 +89,7 @@ class Work:
     prompts = requests[:: ask.choices]
     self._prompt_tokens = sum(len(request.prompt) for request in prompts)
     self._writers = [
-      voices.Writer(voice, ask.stop, joined=not is_chat) for _ in requests
+      Writer(voice, ask.stop, joined=not is_chat) for _ in requests
     ]
     self._said = [Said() for _ in requests]
     self._seen: list[float | None] = [None] * len(requests)

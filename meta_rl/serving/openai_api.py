@@ -27,7 +27,8 @@ from meta_rl import checks
 
 MAX_CHOICES = 32
 MIN_TOP_P = 1e-6
-_MAX_STOPS = 4
+# Stop strings, and characters of one: each piece of an answer is searched.
+_MAX_STOPS, _MAX_STOP = 4, 1000
 # Fields without effect here.
 _IGNORED = ('user', 'metadata', 'store', 'service_tier', 'parallel_tool_calls')
 _IGNORED += ('safety_identifier', 'prompt_cache_key', 'stream_options')
@@ -316,9 +317,12 @@ def _stop(value) -> tuple[str, ...]:
   texts = isinstance(given, list) and all(
     isinstance(text, str) and text for text in given
   )
-  if not texts or len(given) > _MAX_STOPS:
+  if not texts or len(given) > _MAX_STOPS or max(map(len, given)) > _MAX_STOP:
     raise _bad(
-      'stop', {'stop': value}, f'a text, or up to {_MAX_STOPS}, none empty'
+      'stop',
+      {'stop': value},
+      f'a text, or up to {_MAX_STOPS}, none empty or of over {_MAX_STOP} '
+      'characters',
     )
   return tuple(given)
 
@@ -385,12 +389,19 @@ def _content(message, index) -> str:
 def _prompts(prompt) -> list[str | list[int]]:
   """Returns the prompts of a completion, one or several."""
   is_ids = lambda x: (
-    isinstance(x, list)
-    and len(x) > 0
-    and all(isinstance(i, int) and not isinstance(i, bool) for i in x)
+    isinstance(x, list) and len(x) > 0 and all(type(i) is int for i in x)
   )
-  single = isinstance(prompt, str) or is_ids(prompt)
-  several = [prompt] if single else prompt
+  # Each list of ids is looked through once, and not if there are too many.
+  one = isinstance(prompt, str)
+  one |= isinstance(prompt, list) and prompt[:1] != [] and _is_number(prompt[0])
+  several = [prompt] if one else prompt
+  if isinstance(several, list) and len(several) > MAX_CHOICES:
+    raise ApiError(
+      400,
+      f'{len(several):,} prompts are given; allowed are {MAX_CHOICES} a '
+      'request: send fewer',
+      param='prompt',
+    )
   if (
     not isinstance(several, list)
     or not several
@@ -400,3 +411,7 @@ def _prompts(prompt) -> list[str | list[int]]:
       'prompt', {'prompt': prompt}, 'a text, token ids, or a list of these'
     )
   return several
+
+
+def _is_number(value):
+  return isinstance(value, int | float)
