@@ -207,11 +207,12 @@ def table(rules: stop_rules.StopRules) -> str:
     if choice['threshold'] is None:
       lines.append(f'{name}: no safe threshold')
       continue
-    saved = 1 - choice['tokens_mean'] / full['tokens_mean']
+    share = choice['tokens_mean'] / full['tokens_mean'] - 1
     lines.append(
       f'{name}: threshold {choice["threshold"]:.4g}, accuracy '
       f'{choice["accuracy"]:.3f}, {choice["tokens_mean"]:.1f} tokens with '
-      f'probes ({100 * saved:+.1f}% saved), spoiled {choice["risk"]:.4f}'
+      f'probes ({100 * abs(share):.1f}% {"more" if share > 0 else "fewer"}), '
+      f'spoiled {choice["risk"]:.4f}'
     )
   return '\n'.join(lines)
 
@@ -266,6 +267,9 @@ def main(argv):
     sys.exit(signals.EXIT_ERROR)
   print(table(rules))
   print(
+    '(own): thinks no longer than the model by itself; (forced): may go on to '
+    'the budget; episodes: after a fixed number, for comparison. Answers are '
+    'greedy.\n'
     'spoiled: right at the own stop, wrong under the rule. Of each rule by '
     f'itself it is at most {FLAGS.alpha:g} with probability '
     f'{1 - FLAGS.delta:g}, for problems like these: '

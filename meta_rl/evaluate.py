@@ -357,8 +357,28 @@ def line(each: Policy) -> str:
     f'[{regret["low"]:.4f}, {regret["high"]:.4f}], '
     f'{scalars["tokens_mean"]:.1f} thinking tokens, '
     f'{result.get("training_tokens", 0):,.0f} tokens sampled in training; '
-    f'written to {os.path.join(each.folder, EVAL_NAME)}'
+    f'written to {os.path.join(each.folder, EVAL_NAME)}{rules_text(result)}'
   )
+
+
+def rules_text(result: dict) -> str:
+  """Returns what calibrated rules do, a line each, '' without any."""
+  found = result.get('anytime')
+  if not found:
+    return ''
+  full = found['full']
+  lines = [
+    f'  own stop: greedy accuracy {full["accuracy"]["mean"]:.3f}, '
+    f'{full["tokens_mean"]:.1f} tokens'
+  ]
+  lines += [
+    f'  {rule["label"]}: {rule["accuracy"]["mean"]:.3f}, '
+    f'{rule["tokens_mean"]:.1f} tokens with probes, spoiled {rule["risk"]:.4f} '
+    f'(at most {found["alpha"]:g} by calibration)'
+    for rule in found['rules']
+    if rule['calibrated']
+  ]
+  return ''.join(f'\n{each}' for each in lines)
 
 
 def run():

@@ -160,7 +160,7 @@ def with_rules(
   Args:
     voice: of the policy.
     workdir: its run folder, which may hold some.
-    path: of other ones; '': none.
+    path: of other ones; 'none': no rules; '': those of the run folder.
     ours: the policy is a run's or a config's start, so that its rules know its
       weights and its budget. (A checkpoint may hold them in another dtype.)
 
@@ -171,14 +171,16 @@ def with_rules(
   if not path and workdir is not None:
     found = os.path.join(workdir, stop_rules.NAME)
     path = found if os.path.exists(found) else ''
-  if not path:
+  if not path or path == 'none':
     return voice
   voice = dataclasses.replace(voice, rules=stop_rules.load(path))
   if ours:
     try:
       voice.rules.check(voice.defaults['thinking_budget'], voice.params)
     except ValueError as error:
-      raise ValueError(f'{path}: {error}') from error
+      raise ValueError(
+        f'{path}: {error} Or serve without them: --stop_rules=none.'
+      ) from error
   if voice.head is not None:
     one = jnp.zeros((1,), jnp.int32)
 
@@ -298,7 +300,7 @@ def define_flags():
     'stop_rules',
     '',
     'File or folder with calibrated stop rules (meta_rl/calibrate.py); by '
-    'default those of --workdir.',
+    'default those of --workdir; none: no rules.',
   )
   flags.DEFINE_string('name', '', 'Of the model, in requests; by the path.')
   flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on.')

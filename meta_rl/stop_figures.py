@@ -24,8 +24,8 @@ LABELS = {
 # How a threshold was chosen on calibration traces.
 POINTS = {
   'calibrated': 'calibrated',
-  'equal_accuracy': 'at equal accuracy',
-  'equal_tokens': 'at equal tokens',
+  'equal_accuracy': 'at most alpha less accurate',
+  'equal_tokens': 'at no more tokens',
 }
 
 

@@ -160,6 +160,7 @@ def test_calibrated_rules(flags, tmp_path):
   flags(config=config)
   voice, _ = serve.load(None, None, config, which='last')
   assert serve.with_rules(voice, str(tmp_path), '').rules is None
+  assert serve.with_rules(voice, str(tmp_path), 'none').rules is None
   zeros = lambda *shape: np.zeros(shape, np.float32)
 
   about = {'budget': 27, 'policy': eval_partial.digest_of(voice.params)}

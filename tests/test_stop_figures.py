@@ -163,7 +163,7 @@ def test_section_of_an_evaluation():
   assert section['full']['success']['mean'] == pytest.approx(0.25)
   assert [line['label'] for line in section['rules']] == [
     'predicted progress (calibrated)',
-    'predicted progress, past the own stop (at equal tokens)',
+    'predicted progress, past the own stop (at no more tokens)',
   ]
   assert [(c['rule'], c['forced']) for c in section['curves']] == [
     ('progress', False),

@@ -150,6 +150,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     prog='python -m meta_rl.protocol',
     description="Normalized regret and votes by the official MRT evaluation's "
     'protocol.',
+    epilog='What a row of a FILE holds is said in meta_rl/protocol/rows.py: '
+    'python -c "import meta_rl.protocol.rows as rows; print(rows.__doc__)".',
   )
   add = parser.add_argument
   add('files', nargs='+', metavar='FILE', help='JSONL, the traces of one model')

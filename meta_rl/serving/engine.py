@@ -226,7 +226,8 @@ class Engine:
     if request.rule == 'progress' and self.head is None:
       raise ValueError(
         "stop_rule='progress' needs a head that predicts progress, and there "
-        'is none (python -m meta_rl.calibrate makes one): take another rule'
+        'is none (python -m meta_rl.calibrate makes one, --stop_rules=DIR '
+        'reads it): take another rule'
       )
 
   def stop(self, grace: float = 0.0):
