@@ -47,8 +47,14 @@ def scored(forced=False):
   return task, model, batches, found
 
 
-@pytest.mark.parametrize('forced', [False, True])
-@pytest.mark.parametrize('rule', ['confidence', 'agreement', 'episodes'])
+@pytest.mark.parametrize(
+  'rule, forced',
+  [
+    ('confidence', False),
+    pytest.param('agreement', True, marks=pytest.mark.full),
+    ('episodes', True),
+  ],
+)
 def test_scored_traces_tell_what_a_rule_does(rule, forced):
   """The simulated rule does what `anytime.generate` does with the same key.
 
@@ -129,6 +135,7 @@ def test_right_and_j_agree():
   assert np.abs(gap[sure]).max() < 0.11
 
 
+@pytest.mark.full
 def test_calibrate_and_its_file(tmp_path):
   config, params = world()
   small = {'fit_problems': 40, 'num_traces': 60, 'batch_size': 20}

@@ -82,7 +82,17 @@ WAYS = {
 
 
 @pytest.mark.full
-@pytest.mark.parametrize('way', WAYS)
+@pytest.mark.parametrize(
+  'way',
+  [
+    'own rewards',
+    *(
+      pytest.param(way, marks=pytest.mark.soak)
+      for way in WAYS
+      if way != 'own rewards'
+    ),
+  ],
+)
 def test_so_is_whatever_it_trains_on(tmp_path, monkeypatch, way):
   config, flags = WAYS[way]
   flags = [flag.format(tmp_path) if '{}' in flag else flag for flag in flags]

@@ -1,6 +1,7 @@
 """A run that is killed at random moments ends as one that never was.
 
-`bash test.sh full` kills a few times, `bash test.sh soak` twenty.
+`bash test.sh full` kills one process twice, `bash test.sh soak` one, and two
+together, twenty times.
 """
 
 import random
@@ -75,7 +76,6 @@ def untimed(rows):
   'count, kills',
   [
     (1, 2),
-    (2, 1),
     pytest.param(1, 20, marks=pytest.mark.soak),
     pytest.param(2, 20, marks=pytest.mark.soak),
   ],
