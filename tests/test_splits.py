@@ -78,6 +78,7 @@ QUICK = {
 
 
 @pytest.mark.full
+@pytest.mark.soak
 def test_every_split_of_eight_gives_the_gradient_of_one(run_python):
   output = run_python(SPLITS, env=QUICK, timeout=550)
   found = json.loads(output.splitlines()[-1])
