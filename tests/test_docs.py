@@ -326,7 +326,16 @@ def test_code_of_how_tos_is_formatted(page):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize('page', HOW_TOS, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+  'page',
+  [
+    page
+    if page.stem == 'howto_loss'
+    else pytest.param(page, marks=pytest.mark.soak)
+    for page in HOW_TOS
+  ],
+  ids=lambda page: page.stem,
+)
 def test_how_tos_work(page, tmp_path):
   """Each block in its order, in a copy of the package.
 

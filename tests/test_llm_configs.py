@@ -48,7 +48,15 @@ SLOW = [
   (mrt_smollm2_135m, 'tiny'),
   (mrt_smollm2_135m, 'sft,tiny'),
 ]
-slow = [pytest.param(*case, marks=pytest.mark.full) for case in SLOW]
+# What differs in these is their model, which is tested by itself.
+SOAK = (mrt_gemma3_1b, mrt_llama3_2_3b_backtrack)
+slow = [
+  pytest.param(
+    *case,
+    marks=[pytest.mark.full] + [pytest.mark.soak] * (case[0] in SOAK),
+  )
+  for case in SLOW
+]
 
 
 @pytest.mark.parametrize(
