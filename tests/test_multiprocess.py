@@ -35,7 +35,10 @@ def one(tmp_path_factory):
 @pytest.mark.full
 @pytest.mark.parametrize(
   'count, devices, mesh',
-  [(4, 1, {}), (2, 2, {'data': 1, 'fsdp': 4})],
+  [
+    pytest.param(4, 1, {}, marks=pytest.mark.soak),
+    (2, 2, {'data': 1, 'fsdp': 4}),
+  ],
 )
 def test_the_same_run_by_several_processes(tmp_path, one, count, devices, mesh):
   flags = [f'--config.parallel.mesh.{k}={v}' for k, v in mesh.items()]
