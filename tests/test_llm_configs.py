@@ -229,6 +229,7 @@ def test_two_steps(module, arg, small, tmp_path):
 
 
 @pytest.mark.full
+@pytest.mark.soak
 def test_lora_trains_and_goes_on(small, tmp_path):
   """2 + 2 steps are 4, the reference is the policy without its factors."""
 
