@@ -147,18 +147,7 @@ def make_calls(
       `grade` and `votes` do not); None: one device.
   """
   kind = setup_steps.measuring_prover(config)
-  own = config.copy_and_resolve_references()
-  own.unlock()
-  own.prover.update(
-    {
-      'kind': kind,
-      'boundaries': setup_steps.episode_boundaries(config, task),
-      'budgets': None,
-      'num_enumerated': None,
-    }
-  )
-  if own.algorithm.get('summaries_per_trace'):
-    own.algorithm.summaries_per_trace = 0  # nothing is trained on them
+  own = setup_steps.measuring_config(config, task)
   own.rollout.thinking_budget *= factor or 1
   own.prover.max_episodes *= factor or 1
   budget = own.rollout.thinking_budget

@@ -155,6 +155,26 @@ def measuring_prover(config) -> str:
   return config.eval.get('prover') or 'exact'
 
 
+def measuring_config(config, task: Task) -> ml_collections.ConfigDict:
+  """Returns a copy of a config that measures a policy, whatever trains it.
+
+  It is unlocked: by `measuring_prover`, at `episode_boundaries`.
+  """
+  own = config.copy_and_resolve_references()
+  own.unlock()
+  own.prover.update(
+    {
+      'kind': measuring_prover(config),
+      'boundaries': episode_boundaries(config, task),
+      'budgets': None,
+      'num_enumerated': None,
+    }
+  )
+  if own.algorithm.get('summaries_per_trace'):
+    own.algorithm.summaries_per_trace = 0  # nothing is trained on them
+  return own
+
+
 def episode_boundaries(config, task: Task) -> str:
   """Returns by what the episodes of a measured trace end.
 

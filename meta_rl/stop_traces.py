@@ -26,6 +26,7 @@ import numpy as np
 from meta_rl import batchwise, probes, prover, setup_steps, stopping
 from meta_rl.compiled import CountedJit
 from meta_rl.scoring import positions_of
+from meta_rl.tasks.base import verifier
 
 MODES = ('own', 'forced')
 _NAMES = (
@@ -54,18 +55,7 @@ def make_calls(config, model, task, *, forced: bool = False) -> dict:
       f'prover.boundaries={boundaries!r}: a stop rule sees a trace while it is '
       "written, and looks behind delimiters; set it to 'delimiters'."
     )
-  own = config.copy_and_resolve_references()
-  own.unlock()
-  own.prover.update(
-    {
-      'kind': setup_steps.measuring_prover(config),
-      'boundaries': 'delimiters',
-      'budgets': None,
-      'num_enumerated': None,
-    }
-  )
-  if own.algorithm.get('summaries_per_trace'):
-    own.algorithm.summaries_per_trace = 0
+  own = setup_steps.measuring_config(config, task)
   budget = own.rollout.thinking_budget
   generate, prove = setup_steps.make_calls(
     own, model, task, group_size=1, min_thinking=budget if forced else None
@@ -92,8 +82,7 @@ def make_calls(config, model, task, *, forced: bool = False) -> dict:
       return_log_probs=True,
       raw_log_probs=True,
     )
-    one = {k: jnp.asarray(x)[:, None, None] for k, x in batch.items()}
-    right = task.verify(answers, mask, one)[..., 0]
+    right = probes.rewards_of(verifier(task, batch), answers, mask)[..., 0]
     answers, mask, log_probs = (
       answers[:, :, 0],
       mask[:, :, 0],
