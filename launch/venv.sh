@@ -12,7 +12,8 @@
 # and no network is needed. A stamp of more extras covers fewer.
 
 VENV=${VENV:-.venv}
-MIN_FREE_GB=4
+MIN_FREE_GB=4   # for an environment from nothing
+MORE_FREE_GB=2  # for extras in one that is there
 
 # Says what is missing, in one line, and stops.
 fail() {
@@ -115,12 +116,12 @@ create_venv() {
     explain "making $VENV" "$VENV/install.log"
 }
 
-# Stops where less than $MIN_FREE_GB are free.
+# Stops where less than $1 GB are free, $MIN_FREE_GB by default.
 check_disk() {
-  local free
+  local free needed=${1:-$MIN_FREE_GB}
   free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
-  [ "$free" -ge "$MIN_FREE_GB" ] ||
-    fail "the disk is short: $free GB free in $PWD, $MIN_FREE_GB GB needed"
+  [ "$free" -ge "$needed" ] ||
+    fail "the disk is short: $free GB free in $PWD, $needed GB needed"
 }
 
 # Stops where $VENV is a folder of someone else's.
@@ -133,7 +134,8 @@ refuse_foreign() {
 # Installs '.[$1]' and leaves its stamp.
 install_extras() {
   local log=$VENV/install.log target=.${1:+[$1]}
-  check_disk
+  # All extras together are half of a whole environment.
+  check_disk ${READY:+$MORE_FREE_GB}
   [ -n "$READY" ] || create_venv
   touch "$VENV/installing"
   echo "== installing $target (a minute or two; log: $log)"
