@@ -278,6 +278,7 @@ def measure(each: Policy, factors: list[int]) -> eval_partial.Partial | None:
     each.result['measured'] |= each.checkpoint
     if each.trained:
       each.result['training_tokens'] = training_tokens(each.folder)
+    set_larger_aside(each)
     write(each)
   return partial
 
@@ -297,6 +298,21 @@ def adaptive_rules(each: Policy, params) -> stop_rules.StopRules | None:
   except ValueError as error:
     raise ValueError(f'{path}: {error} Or add --noadaptive.') from None
   return rules
+
+
+def set_larger_aside(each: Policy):
+  """Keeps an eval.json of more problems than the new one, as eval.N.json."""
+  path = epath.Path(each.folder) / EVAL_NAME
+  try:
+    old = path.read_bytes()
+    number = json.loads(old)['num_problems']
+    larger = number > each.result['num_problems']
+  except (OSError, ValueError, KeyError, TypeError):
+    return  # there is none, or it is no evaluation
+  if larger:
+    aside = path.with_name(f'eval.{number}.json')
+    atomic_write(os.fspath(aside), old)
+    say(f'{path} was of {number} problems: kept as {aside.name}')
 
 
 def write(each: Policy):

@@ -436,6 +436,28 @@ def test_an_error_of_jax_is_one_line(
   assert capsys.readouterr().err == line
 
 
+def test_a_smaller_evaluation_keeps_the_larger_one(
+  command, trained, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(evaluate, 'evaluate', quick_evaluate([]))
+  there = {'base': True, 'config': trained.config, 'workdir': str(tmp_path)}
+  number = lambda name: json.loads((tmp_path / name).read_text())[
+    'num_problems'
+  ]
+  assert command(num_problems=9, **there) == 0
+  capsys.readouterr()
+  assert command(num_problems=4, **there) == 0
+  said = capsys.readouterr().err
+  assert said.endswith('eval.json was of 9 problems: kept as eval.9.json\n')
+  assert (number('eval.json'), number('eval.9.json')) == (4, 9)
+  # As many or more take its place, and so they do of a damaged file.
+  assert command(num_problems=4, **there) == command(**there) == 0
+  (tmp_path / 'eval.json').write_text('{"num_problems": null}')
+  assert command(**there) == 0
+  assert capsys.readouterr().err == ''
+  assert not list(tmp_path.glob('eval.4*')) + list(tmp_path.glob('eval.N*'))
+
+
 def test_how_far_an_evaluation_is(capsys):
   say = evaluate.Progress(every_s=0)
   say('J along traces', 4, 8)
