@@ -17,47 +17,19 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter
 
-# Index 0 is the base policy, 1 outcome reward, 2 MRT; the rest in order.
-LIGHT = ('#5c6672', '#b34a00', '#0a5fc2', '#8a3aa0', '#00735a', '#a8174f')
-DARK = ('#aab4c0', '#ff9f5a', '#6cb4ff', '#d9a0ec', '#4fd3ac', '#ff8fb0')
-INK, MUTED, RULE = '#17202b', '#5a6573', '#dde2e9'
-LOST = '#f6e2d2'  # regret, as an area
-DASHES = ((4, 2), (5, 1.5, 1, 1.5), None, (1, 1), (7, 1.5), (3, 1, 1, 1, 1, 1))
-_BOTTOM, _ROW = 0.48, 0.17  # inches: below an axis; of a row of a key there
-_MOST_INSIDE = 4  # entries of a key within the axes
-PANEL, SMALL_PANEL = (4.6, 3.0), (3.6, 2.6)  # inches
-
-_RC = {
-  'font.family': ['sans-serif'],
-  'font.size': 9.5,
-  'axes.edgecolor': RULE,
-  'axes.labelcolor': MUTED,
-  'axes.labelsize': 9.0,
-  'axes.spines.right': False,
-  'axes.spines.top': False,
-  'axes.titlecolor': INK,
-  'axes.titlelocation': 'left',
-  'axes.titlesize': 10.5,
-  'axes.titleweight': 'bold',
-  'axes.titlepad': 10.0,
-  'axes.axisbelow': True,
-  'axes.grid': True,
-  'axes.grid.axis': 'y',
-  'grid.color': RULE,
-  'grid.linewidth': 0.7,
-  'xtick.color': MUTED,
-  'ytick.color': MUTED,
-  'xtick.major.size': 3.0,
-  'ytick.major.size': 0.0,
-  'lines.solid_capstyle': 'round',
-  # A name is text, whatever dollars it holds.
-  'text.parse_math': False,
-  'svg.fonttype': 'none',
-  'svg.hashsalt': 'meta_rl',
-}
+from meta_rl import plot_labels as labels
+from meta_rl.plot_style import (
+  DASHES,
+  INK,
+  LIGHT,
+  LOST,
+  MUTED,
+  PANEL,
+  RC,
+  RULE,
+)
 
 
 class Line(NamedTuple):
@@ -171,14 +143,14 @@ def figure(
     raise ValueError('There is no panel to draw: give at least one.')
   columns = min(columns, len(panels))
   rows = -(-len(panels) // columns)
-  below = max(_key_height(panel) for panel in panels)
-  with matplotlib.rc_context(_RC):
+  below = max(labels.key_height(panel) for panel in panels)
+  with matplotlib.rc_context(RC):
     width, height = size[0] * columns, (size[1] + below) * rows
     drawing = Figure(figsize=(width, height), facecolor='none')
     drawing.subplots_adjust(
       left=0.56 / width,
       right=1 - 0.72 / width,
-      bottom=(_BOTTOM + below) / height,
+      bottom=(labels.BOTTOM + below) / height,
       top=1 - 0.36 / height,
       wspace=1.28 / (width / columns - 1.28),
       hspace=(0.84 + below) / (size[1] - 0.84),
@@ -195,7 +167,7 @@ def save_png(
   drawing: Figure, path: str | pathlib.Path | io.BytesIO, *, dpi: int = 200
 ) -> None:
   """Writes the figure as a PNG on white, `dpi` dots an inch."""
-  with matplotlib.rc_context(_RC), warnings.catch_warnings():
+  with matplotlib.rc_context(RC), warnings.catch_warnings():
     # A name in a script that the font lacks is drawn as boxes: no failure.
     warnings.filterwarnings('ignore', message='Glyph .* missing')
     drawing.savefig(
@@ -219,7 +191,7 @@ def to_svg(drawing: Figure, *, prefix: str, description: str) -> str:
     Text of one svg element.
   """
   buffer = io.StringIO()
-  with matplotlib.rc_context(_RC), warnings.catch_warnings():
+  with matplotlib.rc_context(RC), warnings.catch_warnings():
     warnings.filterwarnings('ignore', message='Glyph .* missing')
     drawing.savefig(
       buffer,
@@ -252,17 +224,6 @@ def to_svg(drawing: Figure, *, prefix: str, description: str) -> str:
   return f'<svg {box} role="img" aria-label="{label}">{body}'
 
 
-def running_mean(values: Sequence[float], window: int) -> np.ndarray:
-  """Returns the centred mean over `window` values, shorter at the edges."""
-  values = np.asarray(values, np.float64)
-  before, after = (window - 1) // 2, window // 2
-  sums = np.concatenate([[0.0], np.cumsum(values)])
-  index = np.arange(len(values))
-  low = np.maximum(index - before, 0)
-  high = np.minimum(index + after + 1, len(values))
-  return (sums[high] - sums[low]) / (high - low)
-
-
 def compact(value: float, _=None) -> str:
   """Returns a number as an axis shows it: 0.25, 12, 3.4k, 12M."""
   for size, suffix in ((1e9, 'B'), (1e6, 'M'), (1e4, 'k')):
@@ -288,71 +249,10 @@ def _draw(ax: Axes, panel: Panel) -> None:
     _draw_line(ax, line, panel.smooth)
   if panel.level is not None:
     ax.axhline(panel.level, color=MUTED, linewidth=0.8, dashes=(1, 2))
-    right, below = _free_corner(ax, panel)
-    ax.annotate(
-      _plain(panel.level_label)[:40],
-      (1 if right else 0, panel.level),
-      xycoords=('axes fraction', 'data'),
-      xytext=(-5 if right else 5, -3 if below else 3),
-      textcoords='offset points',
-      ha='right' if right else 'left',
-      va='top' if below else 'bottom',
-      color=MUTED,
-      fontsize=8,
-    )
-  _label_ends(ax, panel)
-  if _keyed(panel):
-    _draw_key(ax, panel)
-
-
-def _keyed(panel):
-  """Returns the lines that have an entry in the key."""
-  lines = [line for line in panel.lines if line.marker]
-  if not panel.hollow_label:
-    return lines
-  filled = {(line.marker, line.color) for line in lines if not line.hollow}
-  return [
-    line
-    for line in lines
-    if not line.hollow or (line.marker, line.color) not in filled
-  ]
-
-
-def _key_height(panel):
-  """Returns the inches of a key below the axes; inside they are 0."""
-  entries = len(_keyed(panel)) + bool(panel.hollow_label)
-  if entries <= _MOST_INSIDE:
-    return 0.0
-  return _ROW * (-(-entries // 2)) + 0.1
-
-
-def _draw_key(ax, panel):
-  """Draws the key: in the lower right corner, or in two columns below."""
-  kept = {_plain(line.label)[:28] for line in _keyed(panel)}
-  found = zip(*ax.get_legend_handles_labels())
-  entries = [(handle, text) for handle, text in found if text in kept]
-  if panel.hollow_label and any(line.hollow for line in panel.lines):
-    hollow = {'marker': 'o', 'markersize': 4.2, 'markerfacecolor': 'none'}
-    sample = Line2D([], [], color=MUTED, linewidth=0.9, **hollow)
-    entries.append((sample, _plain(panel.hollow_label)[:28]))
-  if not entries:  # names that matplotlib takes for hidden
-    return
-  place = {'loc': 'lower right'}
-  if _key_height(panel):
-    drawing = ax.get_figure()
-    inches = ax.get_position().height * drawing.get_figheight()
-    corner = (0, -_BOTTOM / inches)
-    place = {'loc': 'upper left', 'bbox_to_anchor': corner, 'ncols': 2}
-  ax.legend(
-    *zip(*entries),
-    **place,
-    fontsize=8,
-    frameon=False,
-    labelcolor=MUTED,
-    handlelength=1.6,
-    borderpad=0,
-    labelspacing=0.3,
-  )
+    labels.label_level(ax, panel)
+  labels.label_ends(ax, panel)
+  if labels.keyed(panel):
+    labels.draw_key(ax, panel)
 
 
 def _fill_regret(ax, panel):
@@ -365,7 +265,7 @@ def _fill_regret(ax, panel):
     ax.fill_between(line.x, y, panel.comparator, color=LOST, alpha=alpha, lw=0)
   ax.axhline(panel.comparator, color=MUTED, linewidth=0.8)
   ax.annotate(
-    _plain(panel.comparator_label)[:60],
+    labels.plain(panel.comparator_label)[:60],
     (0, panel.comparator),
     xycoords=('axes fraction', 'data'),
     xytext=(5, -3),
@@ -374,31 +274,6 @@ def _fill_regret(ax, panel):
     color=MUTED,
     fontsize=8,
   )
-
-
-def _free_corner(ax, panel):
-  """Returns (right, below): where the level's label meets the fewest curves."""
-  low, high = ax.get_ylim()
-  start, end = ax.get_xlim()
-
-  def met(corner):
-    right, below = corner
-    x_low, x_high = (0.55, 1.0) if right else (0.0, 0.45)
-    y_low, y_high = (-0.08, 0.0) if below else (0.0, 0.08)
-    inside = 0
-    for line in panel.lines:
-      x = (np.asarray(line.x, float) - start) / (end - start)
-      y = (np.asarray(line.y, float) - panel.level) / (high - low)
-      inside += (
-        (x >= x_low) & (x <= x_high) & (y > y_low) & (y < y_high)
-      ).sum()
-    # Outside of the panel nothing is read at all.
-    edge = low if below else high
-    room = abs(edge - panel.level) / (high - low)
-    return (room < 0.08, inside)
-
-  corners = [(False, False), (True, True), (True, False), (False, True)]
-  return min(corners, key=met)
 
 
 def _draw_line(ax, line, smooth):
@@ -416,14 +291,14 @@ def _draw_line(ax, line, smooth):
       markersize=7 if line.marker == '*' else 4.2,
       markerfacecolor='none' if line.hollow else color,
       markeredgewidth=1.1,
-      label=_plain(line.label)[:28],
+      label=labels.plain(line.label)[:28],
     )
     return
   if line.low is not None and line.high is not None:
     ax.fill_between(x, line.low, line.high, color=color, alpha=0.16, lw=0)
   if smooth and len(y) >= 8:
     ax.plot(x, y, color=color, alpha=0.25, linewidth=0.7)
-    y = running_mean(y, max(3, len(y) // 10))
+    y = labels.running_mean(y, max(3, len(y) // 10))
   # Dashes would drown in a noisy curve.
   dashes = None if smooth else DASHES[line.color % len(DASHES)]
   (artist,) = ax.plot(x, y, color=color, linewidth=1.9)
@@ -452,81 +327,6 @@ def _draw_line(ax, line, smooth):
       markeredgewidth=1.8,
       clip_on=False,
     )
-
-
-def _label_ends(ax, panel):
-  """Writes each name at its line's end, pushed apart where they collide."""
-  lines = [line for line in panel.lines if len(line.y) and not line.marker]
-  if not lines:
-    ax.text(
-      0.5,
-      0.5,
-      'no data',
-      transform=ax.transAxes,
-      ha='center',
-      va='center',
-      color=MUTED,
-    )
-    return
-  bottom, top = ax.get_ylim()
-  ends = []
-  for line in lines:
-    y = np.asarray(line.y, float)
-    if panel.smooth and len(y) >= 8:
-      y = running_mean(y, max(3, len(y) // 10))
-    ends.append((y[-1] - bottom) / (top - bottom))
-  size = ax.get_position().height * ax.figure.get_figheight() * 72
-  places = spread(ends, 11.5 / size)
-  for line, place in zip(lines, places, strict=True):
-    name = _plain(line.label)
-    name = name if len(name) <= 9 else name[:8] + '…'
-    ax.annotate(
-      name,
-      (1, place),
-      xycoords='axes fraction',
-      xytext=(5, 0),
-      textcoords='offset points',
-      color=LIGHT[line.color % len(LIGHT)],
-      fontweight='bold',
-      fontsize=9,
-      va='center',
-      annotation_clip=False,
-    )
-
-
-def spread(places: Sequence[float], gap: float) -> list[float]:
-  """Returns the places moved as little as an even push needs to be `gap` apart.
-
-  Neighbours that are too close form a block centred on their mean, blocks that
-  then touch are joined; order is kept.
-
-  Args:
-    places: positions, any order.
-    gap: the smallest distance wanted, >= 0.
-
-  Returns:
-    New positions, in the order given.
-  """
-  order = np.argsort(places, kind='stable')
-  blocks = []  # (mean of the wanted places, how many)
-  for i in order:
-    blocks.append((float(places[i]), 1))
-    while len(blocks) > 1:
-      (low, m), (high, n) = blocks[-2:]
-      if high - low >= gap * (m + n) / 2:
-        break
-      blocks[-2:] = [((low * m + high * n) / (m + n), m + n)]
-  moved = []
-  for centre, n in blocks:
-    moved += [centre + gap * (i - (n - 1) / 2) for i in range(n)]
-  result = [0.0] * len(moved)
-  for i, place in zip(order, moved, strict=True):
-    result[i] = place
-  return result
-
-
-def _plain(text):
-  return ''.join(c if c.isprintable() else '?' for c in text)
 
 
 def _attribute(text):

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from meta_rl import files, plots
+from meta_rl import files, plot_style, plots
 from meta_rl import report_page as page
 from meta_rl.headline import compare, headline_table, headlines
 from meta_rl.report_adaptive import adaptive_section
@@ -109,7 +109,7 @@ def build_report(
     if panels:
       own = '' if out.stem == 'report' else f'{out.stem}_'
       images.append(out.parent / f'{own}{name}')
-      size = plots.SMALL_PANEL if panels[0].smooth else plots.PANEL
+      size = plot_style.SMALL_PANEL if panels[0].smooth else plot_style.PANEL
       drawing = plots.figure(panels, columns=columns, size=size)
       plots.save_png(drawing, images[-1])
 

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from meta_rl import plots
+from meta_rl import plot_style, plots
 from meta_rl.headline import fixed
 from meta_rl.report_style import style_sheet
 
@@ -68,7 +68,7 @@ def charts(
 ) -> str:
   """Returns each panel as a figure; `name`, of its ids, is the page's alone."""
   figures = []
-  size = plots.SMALL_PANEL if small else plots.PANEL
+  size = plot_style.SMALL_PANEL if small else plot_style.PANEL
   for i, panel in enumerate(panels):
     ends = ', '.join(
       f'{line.label} ends at {fixed(float(line.y[-1]), 3)}'
@@ -143,7 +143,7 @@ def _lines(detail):
 
 def line_key(color: int) -> str:
   """Returns a sample of a policy's line: a table with it is a legend."""
-  dashes = plots.DASHES[color % len(plots.DASHES)]
+  dashes = plot_style.DASHES[color % len(plot_style.DASHES)]
   dashes = ' '.join(str(2 * d) for d in dashes) if dashes else 'none'
   return (
     '<svg class="key" viewBox="0 0 26 8" aria-hidden="true"><line x1="1" y1="4"'

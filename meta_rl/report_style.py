@@ -1,6 +1,6 @@
 """The style sheet of the report: light and dark, paper and phone."""
 
-from meta_rl.plots import DARK, LIGHT, LOST
+from meta_rl.plot_style import DARK, LIGHT, LOST
 
 # Progress from a loss (n4) over nothing (z) to a gain (p4), orange to blue.
 # Every shade keeps at least 4.5:1 under the text that stands on it.

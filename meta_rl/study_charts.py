@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from meta_rl import plots, study_results
+from meta_rl import plot_style, plots, study_results
 from meta_rl import study_statistics as stats
 from meta_rl.study_results import Results
 
@@ -20,7 +20,7 @@ def colors(study) -> dict[str, int]:
   """Returns each method's palette index: base, reference, hero, the others."""
   first = [study.base, study.reference, study.hero]
   first += [m for m in study.core if m not in first]
-  found = {m: i % len(plots.LIGHT) for i, m in enumerate(first)}
+  found = {m: i % len(plot_style.LIGHT) for i, m in enumerate(first)}
   rest = [m for m in study.rest if m not in found]
   return found | {m: _FREE[i % len(_FREE)] for i, m in enumerate(rest)}
 

@@ -32,7 +32,7 @@ LAYERS = [
   'check_config command_line config_keys held_out stop_traces '
   'stop_evaluation '
   'evaluation evaluate eval_problems eval_samples eval_policies eval_compare '
-  'eval_headline protocol plots '
+  'eval_headline protocol plot_style plot_labels plots '
   'headline runs report report_page report_charts report_style report_traces '
   'report_views report_viewer report_script report_adaptive report_waste '
   'report_budgets report_parts serving',

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from meta_rl import plots, report_style
+from meta_rl import plot_labels, plot_style, plots, report_style
 
 
 def _panel(**options):
@@ -56,15 +56,15 @@ def _contrast(a, b):
 def test_colors_are_readable_on_their_pages():
   style = report_style
   assert _contrast('#ffffff', '#000000') == pytest.approx(21)
-  for color in (*plots.LIGHT, plots.MUTED):
+  for color in (*plot_style.LIGHT, plot_style.MUTED):
     assert _contrast(color, style.PAGE_LIGHT) >= 4.5, color
   # Labels stand on the area of regret too.
-  assert _contrast(plots.MUTED, plots.LOST) >= 4.5
+  assert _contrast(plot_style.MUTED, plot_style.LOST) >= 4.5
   themes = report_style.style_sheet()
-  (muted,) = set(re.findall('--muted: (#......)', themes)) - {plots.MUTED}
-  (lost,) = set(re.findall('--lost: (#......)', themes)) - {plots.LOST}
+  (muted,) = set(re.findall('--muted: (#......)', themes)) - {plot_style.MUTED}
+  (lost,) = set(re.findall('--lost: (#......)', themes)) - {plot_style.LOST}
   assert _contrast(muted, lost) >= 4.5
-  for color in plots.DARK:
+  for color in plot_style.DARK:
     assert _contrast(color, style.PAGE_DARK) >= 4.5, color
   for shade in style.SHADES_LIGHT.values():
     assert _contrast(shade, style.INK_LIGHT) >= 4.5, shade
@@ -91,7 +91,7 @@ def test_svg_follows_the_theme_and_stays_in_the_page():
   for name in ('--s0', '--s2', '--ink', '--muted', '--rule', '--font'):
     assert f'var({name})' in text
   assert 'http' not in text
-  assert not [c for c in plots.LIGHT if c in text]
+  assert not [c for c in plot_style.LIGHT if c in text]
   ids = re.findall(r'\bid="([^"]+)"', text)
   assert len(ids) == len(set(ids))
   assert all(i.startswith('p-') for i in ids)
@@ -124,8 +124,10 @@ def test_charts_of_little_data():
 
 def test_running_mean():
   # Windows of 3, shorter at the edges: (1+4)/2, (1+4+1)/3, (4+1)/2.
-  np.testing.assert_allclose(plots.running_mean([1, 4, 1], 3), [2.5, 2, 2.5])
-  np.testing.assert_allclose(plots.running_mean([1, 4, 1], 1), [1, 4, 1])
+  np.testing.assert_allclose(
+    plot_labels.running_mean([1, 4, 1], 3), [2.5, 2, 2.5]
+  )
+  np.testing.assert_allclose(plot_labels.running_mean([1, 4, 1], 1), [1, 4, 1])
 
 
 @pytest.mark.parametrize(
@@ -145,15 +147,15 @@ def test_compact(value, text):
 
 
 def test_spread():
-  assert plots.spread([0.1, 0.9], 0.2) == [0.1, 0.9]
+  assert plot_labels.spread([0.1, 0.9], 0.2) == [0.1, 0.9]
   # 0.5 and 0.6 want 0.2 between them: centred on 0.55.
-  np.testing.assert_allclose(plots.spread([0.6, 0.5], 0.2), [0.65, 0.45])
+  np.testing.assert_allclose(plot_labels.spread([0.6, 0.5], 0.2), [0.65, 0.45])
   # The pushed pair touches 0.3 and takes it along: centred on 0.4666….
   np.testing.assert_allclose(
-    plots.spread([0.3, 0.5, 0.6], 0.2), np.array([0.8, 1.4, 2.0]) / 3
+    plot_labels.spread([0.3, 0.5, 0.6], 0.2), np.array([0.8, 1.4, 2.0]) / 3
   )
-  assert plots.spread([], 0.2) == []
-  crowd = plots.spread([0.5] * 6, 0.1)
+  assert plot_labels.spread([], 0.2) == []
+  crowd = plot_labels.spread([0.5] * 6, 0.1)
   np.testing.assert_allclose(np.diff(crowd), 0.1)
   assert np.mean(crowd) == pytest.approx(0.5)
 
@@ -202,7 +204,7 @@ def test_regret_is_the_area_up_to_the_comparator():
   text = plots.to_svg(drawing, prefix='x', description='d')
   assert text.count('fill: var(--lost)') == 2
   assert 'right at once' in text
-  assert plots.LOST not in text
+  assert plot_style.LOST not in text
 
 
 def test_lines_with_markers_stand_in_the_key():

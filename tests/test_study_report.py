@@ -9,7 +9,7 @@ import study_made
 from test_report import _check as check
 
 from meta_rl import (
-  plots,
+  plot_style,
   study_cells,
   study_charts,
   study_files,
@@ -313,7 +313,7 @@ def test_methods_that_are_drawn_together_have_different_colours():
   groups = study_charts.groups(study)
   assert groups[0] == tuple(study.core)
   for group in groups:
-    assert len(group) <= len(plots.LIGHT)
+    assert len(group) <= len(plot_style.LIGHT)
     assert len({palette[m] for m in group}) == len(group)
   assert {m for group in groups for m in group} == set(study.methods)
 
