@@ -2,12 +2,16 @@
 
     python benchmarks/anytime.py --config=configs/mrt_countdown.py --base
     python benchmarks/anytime.py --workdir=runs/quickstart/mrt --name=MRT
+    python benchmarks/anytime.py --workdir=runs/smollm2_sft --name=SmolLM2 \
+      --episodes=0 --fit_problems=128 --held_problems=96 --alpha=0.05 \
+      --batch_size=32 --rows=16
 
-Of one policy at a budget of 16 episodes: every rule at its calibrated threshold
-and at equal accuracy, on 20 resampled halves of the held-out problems (one half
-calibrates, the other tests; all prompts of a problem lie in one half); what a
-reference that knows J at every boundary would save; and the time of decoding
-with each rule, alternating with plain decoding.
+Of one policy at a budget of 16 episodes (`--episodes=0`: at its own budget):
+every rule at its calibrated threshold and at equal accuracy, on 20 resampled
+halves of the held-out problems (one half calibrates, the other tests; all
+prompts of a problem lie in one half); what a reference that knows J at every
+boundary would save; and the time of decoding with each rule, alternating with
+plain decoding.
 """
 
 import functools
@@ -37,7 +41,6 @@ from meta_rl import (
 )
 
 FLAGS = flags.FLAGS
-EPISODES = 16
 KINDS = calibrate.RULES
 
 
@@ -158,7 +161,7 @@ def summary(rows, alpha):
   return lines
 
 
-def oracle(held, *, drop):
+def oracle(held, *, drop, episodes):
   """Returns the share of tokens that a reference which knows J saves, or None.
 
   It stops at the first boundary with J above 0.8, which no causal rule can see
@@ -179,7 +182,7 @@ def oracle(held, *, drop):
     stop = np.zeros(len(rows), int)
     for group in np.unique(groups):
       own = groups == group
-      options = [np.minimum(solved[own], k) for k in range(EPISODES + 1)]
+      options = [np.minimum(solved[own], k) for k in range(episodes + 1)]
       worth = [
         traces['right'][rows[own], s].mean()
         - price * traces['thought'][rows[own], s].mean()
@@ -227,7 +230,7 @@ def timings(config, params, heads, *, rows, pairs):
       think_end_id=task.think_end_id,
       stop_ids=task.stop_ids,
       delimiter_ids=task.delimiter_ids,
-      max_looks=EPISODES - 1,
+      max_looks=config.prover.max_episodes - 1,
     )
     call = jax.jit(call)
     given = params, batch['prompts'], batch['prompt_mask'], jax.random.key(0)
@@ -271,16 +274,21 @@ def main(argv):
   )
   config = config.copy_and_resolve_references()
   config.unlock()
-  longest = setup_run.make_task(config).episode_length
-  config.rollout.thinking_budget = EPISODES * longest
-  config.prover.max_episodes = EPISODES
+  if FLAGS.episodes:
+    longest = setup_run.make_task(config).episode_length
+    config.rollout.thinking_budget = FLAGS.episodes * longest
+    config.prover.max_episodes = FLAGS.episodes
   keep = pathlib.Path(FLAGS.out) / (FLAGS.name or 'base')
   found = scored(
     config,
     params,
     ('train', 'validation', 'test'),
     batch_size=FLAGS.batch_size,
-    most={'train': FLAGS.fit_problems},
+    most={
+      'train': FLAGS.fit_problems,
+      'validation': FLAGS.held_problems,
+      'test': FLAGS.held_problems,
+    },
     keep=keep,
   )
   fitted, held, heads, fits = {}, {}, {}, {}
@@ -300,10 +308,10 @@ def main(argv):
       fitted,
       held,
       splits=FLAGS.splits,
-      alpha=calibration.ALPHA,
+      alpha=FLAGS.alpha,
       delta=calibration.DELTA,
     ),
-    calibration.ALPHA,
+    FLAGS.alpha,
   )
   result = {
     'name': FLAGS.name or 'base',
@@ -313,7 +321,9 @@ def main(argv):
     'own_stop': {'accuracy': right.mean(), 'tokens': tokens.mean()},
     'whole_budget': {'accuracy': end_right.mean(), 'tokens': end_tokens.mean()},
     'heads': fits,
-    'oracle_saved': oracle(held, drop=calibration.ALPHA),
+    'oracle_saved': oracle(
+      held, drop=FLAGS.alpha, episodes=config.prover.max_episodes
+    ),
     'rules': lines,
   }
   if FLAGS.pairs:
@@ -370,6 +380,13 @@ def define_flags():
   flags.DEFINE_string('name', '', 'Of the result; default base.')
   flags.DEFINE_string('out', 'anytime_results', 'Folder of results and traces.')
   flags.DEFINE_integer('fit_problems', 4096, 'Training problems of the head.')
+  flags.DEFINE_integer(
+    'held_problems', 10**9, 'Of validation and of test, each, at most.'
+  )
+  flags.DEFINE_integer('episodes', 16, "The budget; 0: the policy's own.")
+  flags.DEFINE_float(
+    'alpha', calibration.ALPHA, 'Share of spoiled answers that is allowed.'
+  )
   flags.DEFINE_integer('batch_size', 256, 'Traces at a time.')
   flags.DEFINE_integer('splits', 20, 'Resampled halves.')
   flags.DEFINE_integer('rows', 64, 'Traces at a time of the timings.')
