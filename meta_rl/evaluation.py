@@ -27,6 +27,7 @@ from meta_rl import (
   setup_steps,
   stop_evaluation,
   stop_rules,
+  trace_text,
   waste,
 )
 from meta_rl.eval_problems import Problems
@@ -272,7 +273,7 @@ def evaluate(
     'prover': prover,
     **more,
     'traces': [
-      held_out.describe(found, i, bench.problems.kit.decode)
+      trace_text.describe(found, i, bench.problems.kit.decode)
       | {
         'classes': classes[i],
         'stops': {

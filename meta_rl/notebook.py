@@ -151,7 +151,7 @@ def traces(named: Mapping[str, Sequence[Mapping[str, Any]]]) -> Shown:
   k-th traces of all policies stand together: give those of the same prompts.
 
   Args:
-    named: policy -> traces of `held_out.describe`, as in an evaluation's
+    named: policy -> traces of `trace_text.describe`, as in an evaluation's
       'traces'.
   """
   count = max(map(len, named.values()), default=0)

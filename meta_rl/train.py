@@ -51,6 +51,7 @@ from meta_rl import (
   sft,
   sharding,
   signals,
+  trace_text,
   train_calls,
   update,
   weights,
@@ -247,7 +248,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
         writer.write_text_rows(
           'samples',
           step,
-          held_out.describe_traces(
+          trace_text.describe_traces(
             *parallel.get(samples), limit=16, decode=kit.decode
           ),
         )

@@ -23,6 +23,7 @@ from meta_rl import (
   setup_steps,
   statistics,
   tokenizer,
+  trace_text,
   waste,
   weights,
 )
@@ -589,7 +590,7 @@ def test_evaluate_puts_together_what_was_measured(trained, small, monkeypatch):
   classes = waste.trace_classes(*map(found.get, names), horizon=HORIZON)
   kept = waste.chosen(classes)
   assert kept[:12] == list(range(12))
-  texts = [held_out.describe(found, i) for i in kept]
+  texts = [trace_text.describe(found, i) for i in kept]
   assert result['traces'] == [
     text | {'classes': classes[i], 'stops': {}} for text, i in zip(texts, kept)
   ]
@@ -768,7 +769,7 @@ def test_describe():
     'count': np.array([2]),
     'stop_index': np.array([26]),
   }
-  assert held_out.describe(arrays, 0) == {
+  assert trace_text.describe(arrays, 0) == {
     'prompt': '<bos> 7 5 3 = 9 <think>',
     'success_start': 0.125,
     'episodes': [
@@ -792,7 +793,7 @@ def test_describe():
   # Without a thought, and without an answer.
   arrays |= {'count': np.array([0]), 'forced': np.array([True])}
   arrays |= {'stop_index': np.array([len(tokens)])}
-  none = held_out.describe(arrays, 0)
+  none = trace_text.describe(arrays, 0)
   assert (none['episodes'], none['answer']) == ([], '')
   assert none['stopped'] == 'budget'
 
