@@ -328,7 +328,11 @@ def _summary(runs, rows):
   verb = 'policy answers' if len(runs) == 1 else 'policies answer'
   said = [f'{number_word} {verb}']
   distinct = number(runs[0].eval.get('num_clusters'))
-  if not math.isfinite(problems):
+  sizes = {number(run.eval.get('num_problems')) for run in runs}
+  if len(sizes) > 1 and all(map(math.isfinite, sizes)):
+    fewest, most = min(sizes), max(sizes)
+    said.append(f'{fewest:,.0f} to {most:,.0f} held-out prompts each,')
+  elif not math.isfinite(problems):
     said.append('held-out problems')
   elif math.isfinite(distinct) and distinct != problems:
     # Several prompts may show one problem, its numbers in another order.

@@ -137,6 +137,13 @@ def test_page_tells_the_result(folders, tmp_path):
   assert re.search(r'\+0\.62 J 0\.\d\d', page.text)
 
 
+def test_evaluations_of_several_sizes_are_not_told_as_one(tmp_path):
+  write_run(tmp_path / 'base', 'base', rows=40, steps=4)
+  write_run(tmp_path / 'mrt', 'mrt', rows=30, steps=4)
+  page = _check(build_report([tmp_path], tmp_path / 'report.html').html)
+  assert 'Two policies answer 30 to 40 held-out prompts each, with' in page.text
+
+
 def test_adaptive_rules_have_charts_of_their_own(tmp_path):
   for name in ('base', 'grpo', 'mrt'):
     write_run(tmp_path / name, name, rows=40, steps=4, anytime=name != 'base')
