@@ -89,14 +89,3 @@ def behind(
     )
   ]
   return tree.unflatten(kept)
-
-
-def length(model: Model, cache: Cache) -> int:
-  """Returns the slots of a cache."""
-  sizes = []
-  _map(
-    lambda x, i: sizes.append(x.shape[i]) or x,
-    cache,
-    _axes(model, (2, 4), (2, 5)),
-  )
-  return sizes[0]

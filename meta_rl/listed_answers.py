@@ -14,8 +14,8 @@ The tokens stand before the trace in that copy, whose slots a mask tells apart:
 
     slots      z0 ... z(Q-1) | the trace up to the longest prefix
 
-Axes: B traces, K episodes, S answers, A answer tokens, m stop tokens, G answers
-of a tree, N = B * S / G trees, M nodes of a tree at most, I items, R items of a
+Axes: B traces, K episodes, S answers, A answer tokens, m stop tokens, U answers
+of a tree, N = B * S / U trees, M nodes of a tree at most, I items, R items of a
 block, Q tokens of an item, C boundaries of an item at most.
 """
 
@@ -86,8 +86,8 @@ class Work(NamedTuple):
 
   Attributes:
     trie: `tries.Trie` of the N trees.
-    answers: i32[N,G,A] and
-    scored: bool[N,G,A], their answers.
+    answers: i32[N,U,A] and
+    scored: bool[N,U,A], their answers.
     ends: i32[N,K+1], boundaries at which a tree is fed, packed to the front.
     start: i32[N,K+1], positions of the first stop token there.
     count: i32[N], how many there are.
@@ -115,6 +115,7 @@ def chances(
   *,
   stop: tuple[int, ...],
   truncate: Callable[[Array], Array],
+  columns: int,
   tokens: int,
   block_rows: int,
   answers_each: int,
@@ -131,9 +132,10 @@ def chances(
     scored: bool[B,S,A], True on the answers.
     stop: m token ids.
     truncate: logits -> those of the distribution that answers are drawn from.
-    tokens: Q, at least m + G (A - 1).
+    columns: T, slots of the cache.
+    tokens: Q, at least m + U (A - 1).
     block_rows: R.
-    answers_each: G, answers of a tree; more are several trees.
+    answers_each: U, answers of a tree; more are several trees.
     cache_parts: a block reads as many of them as its prefixes need.
   """
   rows, width = ends.shape
@@ -151,7 +153,6 @@ def chances(
   most = trie.tokens.shape[1]
   queue = make_queue(trie.size, count, packed(ends), tokens=tokens, most=most)
   work = Work(trie, answers, scored, packed(ends), packed(start), count, queue)
-  columns = caches.length(model, cache)
   found = run(
     model,
     params,
@@ -260,7 +261,7 @@ def probe(
   checks.check_vocabulary('prover: stop_ids', stop, logits.shape[-1])
   logits = truncate(logits)
   norm = jax.nn.logsumexp(logits, axis=-1)
-  # The token behind each node of an answer, at every boundary: [R,C,G,A].
+  # The token behind each node of an answer, at every boundary: [R,C,U,A].
   answers, scored = work.answers[tree][:, None], work.scored[tree][:, None]
   nth = jnp.arange(most)[:, None, None]
   place = (

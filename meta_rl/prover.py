@@ -48,8 +48,8 @@ def exact(
   cache: TraceCache | None = None,
   group_size: int = 1,
   block_rows: int = 16,
-  block_pairs: int = 5,
-  cache_parts: int = 2,
+  block_pairs: int = 8,
+  cache_parts: int | None = None,
 ) -> Array:
   """Returns J f32[B,K+1]: the probability of the accepted answers, summed.
 
@@ -82,7 +82,8 @@ def exact(
     block_rows, block_pairs: rows of a block, and how many probes that share
       nothing fill a row. They change speed and memory only.
     cache_parts: a block reads the first of so many parts of the cache, as many
-      as its prefixes need; each is one more program to compile.
+      as its prefixes need; each is one more program to compile. None: two, and
+      one of a cache of less than 64 slots.
 
   Raises:
     ValueError: shapes or dtypes, a number outside its range, or a token that
@@ -114,6 +115,8 @@ def exact(
   )
   checks.check_count('prover: block_rows', block_rows)
   checks.check_count('prover: block_pairs', block_pairs)
+  if cache_parts is None:
+    cache_parts = 2 if tokens.shape[1] >= 64 else 1
   checks.check_count('prover: cache_parts', cache_parts)
   checks.check_count('prover: group_size', group_size)
   if len(tokens) % group_size:
@@ -142,6 +145,7 @@ def exact(
     truncate=functools.partial(
       sampling.truncate, temperature=temperature, top_p=top_p, top_k=top_k
     ),
+    columns=tokens.shape[1],
     tokens=block_pairs * (len(stop_ids) + length - 1),
     block_rows=block_rows,
     answers_each=min(block_pairs, num_answers),
