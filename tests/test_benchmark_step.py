@@ -28,7 +28,7 @@ def test_configs_of_other_steps_are_refused(
   step = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(step)
   flags = types.SimpleNamespace(
-    config=small.config(name, **changes), pairs=1, json=''
+    config=small.config(name, **changes), pairs=1, growth=[], json=''
   )
   monkeypatch.setattr(step, 'FLAGS', flags)
   with pytest.raises(SystemExit) as error:
