@@ -89,17 +89,20 @@ def update_flops(config, params, token_mask, buckets, rows: int) -> dict:
 def with_answers(batch: dict, mean: int, width: int) -> dict:
   """Returns the batch with exactly `mean` answer rows a problem.
 
-  Rows beyond a problem's own answers repeat its first: they cost the same.
+  Rows beyond a problem's own answers are these again with another first token:
+  they share nothing, and cost as much as any.
   """
-  own = batch['answers']
-  index = np.arange(width) % np.maximum(
-    np.asarray(batch['answer_mask'][:, :, 0]).sum(1, keepdims=True), 1
-  )
-  take = lambda x: jnp.asarray(
-    np.take_along_axis(np.asarray(x), index[..., None], 1)
-  )
-  mask = take(batch['answer_mask']) & (jnp.arange(width) < mean)[None, :, None]
-  return batch | {'answers': take(own), 'answer_mask': mask}
+  own, mask = np.asarray(batch['answers']), np.asarray(batch['answer_mask'])
+  number = np.maximum(mask[:, :, 0].sum(1, keepdims=True), 1)
+  index = np.arange(width)
+  take = lambda x: np.take_along_axis(x, (index % number)[..., None], 1)
+  answers, listed = take(own), index < mean
+  first = (answers[:, :, 0] + index // number) % (own.max() + 1)
+  answers[:, :, 0] = first
+  return batch | {
+    'answers': jnp.asarray(answers),
+    'answer_mask': jnp.asarray(take(mask) & listed[None, :, None]),
+  }
 
 
 def run(config, pairs: int) -> dict:
