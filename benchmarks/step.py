@@ -1,7 +1,7 @@
 """Where the time of a training step goes, beside the machine's own limits.
 
     python benchmarks/step.py [--config=configs/mrt_countdown.py] [--pairs=5]
-      [--json=step.json]
+      [--growth=AXES] [--json=step.json]
 
 Prints, as medians over pairs that alternate A B A B in one run:
   - the matrix-multiply rate at the model's own shapes, and memory bandwidth;
@@ -9,19 +9,27 @@ Prints, as medians over pairs that alternate A B A B in one run:
     against the matrix-multiply rate;
   - the exact prover's share of a step, at the task's own answers, at a mean of
     2 and at 8 answers a problem;
+  - a whole MRT step beside a GRPO step on the same rollouts: the first also
+    proves, the second only grades; with the task's own answers, and at a mean
+    of 2;
   - exact against sampled prover (8 branches) on the same traces: seconds and
     difference in units of its Monte Carlo error;
   - peak memory.
+
+With --growth=all, or some of batch, length, episodes, branches and parameters,
+it prints instead how a step grows with each (benchmarks/growth.py).
 """
 
 import json
 import resource
 import statistics
 import sys
-import time
 
+import growth
 import jax
 import jax.numpy as jnp
+import limits
+import ml_collections
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -40,13 +48,6 @@ from meta_rl import (
 FLAGS = flags.FLAGS
 
 
-def seconds(fn) -> float:
-  """Returns the wall-clock seconds of one call, its result waited for."""
-  began = time.perf_counter()
-  jax.block_until_ready(fn())
-  return time.perf_counter() - began
-
-
 def alternate(calls: dict, pairs: int) -> dict[str, list[float]]:
   """Returns the seconds of each call, run in turn after a warm-up."""
   for fn in calls.values():
@@ -54,46 +55,8 @@ def alternate(calls: dict, pairs: int) -> dict[str, list[float]]:
   times = {name: [] for name in calls}
   for _ in range(pairs):
     for name, fn in calls.items():
-      times[name].append(seconds(fn))
+      times[name].append(limits.seconds(fn))
   return times
-
-
-def machine_limits(config, rows: int, pairs: int) -> dict[str, float]:
-  """Returns GFLOP/s at the update's shapes and GB/s of a copy.
-
-  The rate is that of the model's linear layers, forward and backward, as bare
-  matrix multiplies: [rows, D] x [D, N], and the two products of its gradient,
-  each weighted by how often the model does it.
-  """
-  shape = models.config_from_dict(config.model.to_dict())
-  width, ffn = shape.width, shape.ffn_width
-  inner = shape.num_heads * shape.dim
-  kinds = [(width, inner, 1), (width, shape.kv_heads * shape.dim, 2)]
-  kinds += [(inner, width, 1), (width, ffn, 2), (ffn, width, 1)]
-  flops, spent = 0.0, 0.0
-  for fan_in, fan_out, number in kinds:
-    x, y = jnp.ones((rows, fan_in)), jnp.ones((rows, fan_out))
-    w = jnp.ones((fan_in, fan_out))
-    products = {
-      'x @ w': (jax.jit(lambda a, b: a @ b), x, w),
-      'y @ w.T': (jax.jit(lambda a, b: a @ b.T), y, w),
-      'x.T @ y': (jax.jit(lambda a, b: a.T @ b), x, y),
-    }
-    calls = {
-      k: lambda f=f, a=a, b=b: f(a, b) for k, (f, a, b) in products.items()
-    }
-    times = alternate(calls, 8 * pairs)
-    spent += number * sum(statistics.median(t) for t in times.values())
-    flops += number * 3 * 2 * rows * fan_in * fan_out
-  block = jnp.ones(1 << 26, jnp.float32)
-  copy = jax.jit(lambda a: a + 1)
-  took = statistics.median(
-    alternate({'copy': lambda: copy(block)}, pairs)['copy']
-  )
-  return {
-    'matmul_gflops': flops / spent / 1e9,
-    'copy_gb_s': 2 * block.nbytes / took / 1e9,
-  }
 
 
 def update_flops(config, params, token_mask, buckets, rows: int) -> dict:
@@ -126,17 +89,20 @@ def update_flops(config, params, token_mask, buckets, rows: int) -> dict:
 def with_answers(batch: dict, mean: int, width: int) -> dict:
   """Returns the batch with exactly `mean` answer rows a problem.
 
-  Rows beyond a problem's own answers repeat its first: they cost the same.
+  Rows beyond a problem's own answers are these again with another first token:
+  they share nothing, and cost as much as any.
   """
-  own = batch['answers']
-  index = np.arange(width) % np.maximum(
-    np.asarray(batch['answer_mask'][:, :, 0]).sum(1, keepdims=True), 1
-  )
-  take = lambda x: jnp.asarray(
-    np.take_along_axis(np.asarray(x), index[..., None], 1)
-  )
-  mask = take(batch['answer_mask']) & (jnp.arange(width) < mean)[None, :, None]
-  return batch | {'answers': take(own), 'answer_mask': mask}
+  own, mask = np.asarray(batch['answers']), np.asarray(batch['answer_mask'])
+  number = np.maximum(mask[:, :, 0].sum(1, keepdims=True), 1)
+  index = np.arange(width)
+  take = lambda x: np.take_along_axis(x, (index % number)[..., None], 1)
+  answers, listed = take(own), index < mean
+  first = (answers[:, :, 0] + index // number) % (own.max() + 1)
+  answers[:, :, 0] = first
+  return batch | {
+    'answers': jnp.asarray(answers),
+    'answer_mask': jnp.asarray(take(mask) & listed[None, :, None]),
+  }
 
 
 def run(config, pairs: int) -> dict:
@@ -169,7 +135,13 @@ def run(config, pairs: int) -> dict:
   measured = calls.prove(params, batch, traces, cache, key)
   rows = config.rollout.num_prompts * group
   rows //= config.batching.mini_batches * config.batching.micro_batches
-  limits = machine_limits(config, rows * traces.tokens.shape[1], pairs)
+  shape = models.config_from_dict(config.model.to_dict())
+  processed = rows * traces.tokens.shape[1]
+  bare = limits.matmuls(shape, processed, 8 * pairs, backward=True)
+  machine = {
+    'matmul_gflops': bare['gflops'],
+    'read_gb_s': limits.bandwidth(pairs),
+  }
 
   make = lambda kind: jax.jit(
     steps.make_prove(
@@ -181,7 +153,7 @@ def run(config, pairs: int) -> dict:
       num_branches=8,
     )
   )
-  exact, sampled = make('exact'), make('sampled')
+  exact, sampled, grade = make('exact'), make('sampled'), make('none')
   two, eight = with_answers(batch, 2, 2), with_answers(batch, 8, 8)
   box = [calls.put_state(state)]
 
@@ -190,7 +162,26 @@ def run(config, pairs: int) -> dict:
     box[0], found = calls.update(box[0], traces, measured, None)
     return found
 
+  outcome = outcome_config(config)
+  grpo = train_calls.make_parallel(outcome, model, task, optimizer)
+  other = [grpo.put_state(state)]
+
+  def mrt_step(prove, problems):
+    found, cache = calls.generate(params, batch, key)
+    proved = prove(params, problems, found, cache, key)
+    box[0], metrics = calls.update(box[0], found, proved, None)
+    return metrics
+
+  def grpo_step():
+    found, cache = calls.generate(params, batch, key)
+    graded = grade(params, batch, found, cache, key)
+    other[0], metrics = grpo.update(other[0], found, graded, None)
+    return metrics
+
   timed = {
+    'GRPO step': grpo_step,
+    'MRT step': lambda: mrt_step(calls.prove, batch),
+    'MRT step, 2 answers': lambda: mrt_step(exact, two),
     'generate': lambda: calls.generate(params, batch, key),
     'prove': lambda: calls.prove(params, batch, traces, cache, key),
     'update': update_once,
@@ -208,21 +199,25 @@ def run(config, pairs: int) -> dict:
   rate = flops['processed'] / median['update'] / 1e9
   return {
     'machine': env.machine_description(),
-    'limits': limits,
+    'limits': machine,
     'seconds': median,
     'spread': {k: [min(v), max(v)] for k, v in times.items()},
     'generate_tokens_s': float(traces.mask.sum()) / median['generate'],
     'update_tokens_s': flops['tokens'] / median['update'],
     'update_gflops': rate,
-    'update_share_of_matmul': rate / limits['matmul_gflops'],
+    'update_share_of_matmul': rate / machine['matmul_gflops'],
     'update_useful_share_of_matmul': flops['useful']
     / median['update']
     / 1e9
-    / limits['matmul_gflops'],
+    / machine['matmul_gflops'],
     'prover_share': {
       'own answers': share('prove'),
       '2 answers': share('prove, 2 answers'),
       '8 answers': share('prove, 8 answers'),
+    },
+    'mrt_over_grpo': {
+      'own answers': median['MRT step'] / median['GRPO step'],
+      '2 answers': median['MRT step, 2 answers'] / median['GRPO step'],
     },
     'answers_mean': float(batch['answer_mask'][:, :, 0].sum(1).mean()),
     'sampled_over_exact': median['sampled, 8 branches'] / median['prove'],
@@ -233,6 +228,14 @@ def run(config, pairs: int) -> dict:
     ),
     'peak_memory_gb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
   }
+
+
+def outcome_config(config):
+  """Returns the config as GRPO's: an advantage a trace, of its outcome."""
+  config = ml_collections.ConfigDict(config.to_dict())
+  config.algorithm = {'name': 'outcome', 'baseline': 'mean_std'}
+  config.loss.aggregate = 'sequence_mean'
+  return config
 
 
 def compare(exact, sampled) -> dict[str, float]:
@@ -259,17 +262,37 @@ def compare(exact, sampled) -> dict[str, float]:
   }
 
 
+def run_growth(config, axes: list[str], pairs: int) -> dict:
+  """Returns how a step grows along each axis, as one dict."""
+  check_config.check(config)
+  if axes == ['all']:
+    axes = list(growth.SIZES)
+  unknown = [axis for axis in axes if axis not in growth.SIZES]
+  if unknown or config.task.name != 'countdown':
+    raise ValueError(
+      f'--growth={",".join(axes)} of task {config.task.name!r}: allowed are '
+      f"all, or some of {','.join(growth.SIZES)}, of task 'countdown'."
+    )
+  found = {axis: growth.grow(config, axis, pairs, alternate) for axis in axes}
+  return {'machine': env.machine_description(), 'growth': found}
+
+
 def main(argv):
   """Runs the benchmark and prints its figures as JSON."""
   del argv
   logging.set_verbosity(logging.WARNING)
   env.enable_compile_cache()
   try:
-    figures = run(FLAGS.config, FLAGS.pairs)
+    if FLAGS.growth:
+      figures = run_growth(FLAGS.config, FLAGS.growth, FLAGS.pairs)
+    else:
+      figures = run(FLAGS.config, FLAGS.pairs)
   except ValueError as error:
     sys.exit(f'error: {error}')
   text = json.dumps(figures, indent=2)
   print(text)
+  if FLAGS.growth:
+    print(growth.table(figures['growth']))
   if FLAGS.json:
     with open(FLAGS.json, 'w', encoding='utf-8') as file:
       file.write(text + '\n')
@@ -280,6 +303,7 @@ if __name__ == '__main__':
   config_flags.DEFINE_config_file(
     'config', 'configs/mrt_countdown.py', 'RL config.'
   )
+  flags.DEFINE_list('growth', [], 'What to grow, in place of the figures.')
   flags.DEFINE_integer('pairs', 5, 'Alternations.')
   flags.DEFINE_string('json', '', 'File for the figures.')
   app.run(main)

@@ -56,3 +56,36 @@ def grow(model: Model, cache: Cache, slots: int) -> Cache:
     return jnp.pad(leaf, widths)
 
   return _map(pad, cache, _axes(model, (2, 4), (2, 5)))
+
+
+def behind(
+  model: Model, cache: Cache, rows: Array, length: int, slots: int
+) -> Cache:
+  """Returns rows i32[R] of a cache behind `slots` empty ones, next to fill.
+
+      cache    a b c d . .      length 3, slots 2:    . . a b c
+
+  What is written next comes before what is there: the mask that the model is
+  given has to say what a query sees.
+  """
+  first, last = _axes(model, (2, 4), (3, 4)), _axes(model, (2, 4), (2, 5))
+
+  def cut(leaf, axis):
+    widths = [(0, 0)] * leaf.ndim
+    widths[axis] = (slots, 0)
+    return jnp.pad(jax.lax.slice_in_dim(leaf, 0, length, axis=axis), widths)
+
+  filled = _map(cut, take(model, cache, rows), last)
+  fresh = model.init_cache(len(rows), slots + length)
+  old, tree = jax.tree.flatten(filled)
+  # What is of neither a row nor a slot says how many are filled: none.
+  kept = [
+    new if not (b or s) else x
+    for x, new, b, s in zip(
+      old,
+      tree.flatten_up_to(fresh),
+      tree.flatten_up_to(first),
+      tree.flatten_up_to(last),
+    )
+  ]
+  return tree.unflatten(kept)

@@ -55,6 +55,10 @@ def exact_tokens(count: Array, answer_mask: Array, stop_length: int) -> Array:
 
     (count + 1) * sum_s (m + |a_s| - 1) over the answers that exist
 
+  Each answer is counted by itself, as a probe that is sampled is, although
+  `prover.exact` feeds what several begin with once: the cost of a method does
+  not depend on how well its batches are packed.
+
   Args:
     count: i32[B], episodes; a trace has count + 1 boundaries.
     answer_mask: bool[B,S,A], True on an answer and its EOS.

@@ -193,6 +193,20 @@ def is_boundary(ends: Array) -> Array:
   return jnp.pad(grows, ((0, 0), (1, 0)), constant_values=True)
 
 
+def same_first(head, tokens, token_mask, ends, answers, answer_mask) -> Array:
+  """Returns bool[B], whether the first boundary is that of another trace.
+
+  head: i32[B], which trace; its own first boundary is no other's.
+  """
+  end = ends[:, 0]
+  inside = jnp.arange(tokens.shape[1]) <= end[:, None]
+  same = lambda x: x == x[head]
+  prefix = same(token_mask) & (same(tokens) | ~token_mask)
+  listed = same(answer_mask) & (same(answers) | ~answer_mask)
+  found = (prefix | ~inside).all(1) & listed.all((1, 2)) & same(end)
+  return found & (head != jnp.arange(len(head)))
+
+
 def tokens_until(before: Array, end: Array) -> Array:
   """Returns i32[R,C], tokens up to and including column `end` (-1: none)."""
   counted = jnp.take_along_axis(before, jnp.maximum(end, 0), axis=1)

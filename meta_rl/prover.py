@@ -27,8 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from meta_rl import cache as caches
-from meta_rl import checks, probes, sampling
-from meta_rl.scoring import log_softmax_at
+from meta_rl import checks, listed_answers, probes, sampling
 from meta_rl.stops import StopTable
 from meta_rl.types import Array, Model, Params, TraceCache
 
@@ -47,17 +46,19 @@ def exact(
   top_p: float | None = None,
   top_k: int | None = None,
   cache: TraceCache | None = None,
+  group_size: int = 1,
   block_rows: int = 16,
-  block_pairs: int = 16,
+  block_pairs: int = 8,
+  cache_parts: int | None = None,
 ) -> Array:
   """Returns J f32[B,K+1]: the probability of the accepted answers, summed.
 
     J_j = sum_s prod_i mu(a_s,i | c_j, stop, a_s,<i)
 
-  Only the (boundary, answer) pairs that exist are computed. The pairs of a
-  trace are packed to the front, traces are sorted by how many they have, and
-  blocks of `block_rows` traces x `block_pairs` pairs are run until the block's
-  longest trace is done.
+  Only what exists is computed, and nothing twice: tokens that several answers
+  begin with are fed once a boundary (meta_rl/tries.py), and so is the boundary
+  that the traces of a group share. Boundaries stand in a queue of rows of equal
+  length, `block_rows` of which run at a time (meta_rl/listed_answers.py).
 
   Args:
     model: the network.
@@ -75,7 +76,14 @@ def exact(
     top_p, top_k: truncate the support of the prover's answers; None for all.
     cache: the traces' KV cache, as `generate(return_cache=True)` gives it;
       None: the traces are prefilled once here.
-    block_rows, block_pairs: size of a block; they change speed and memory only.
+    group_size: G consecutive traces of one prompt. Where their first boundaries
+      have one prefix and one list of answers, J is measured at that of the
+      group's first trace alone.
+    block_rows, block_pairs: rows of a block, and how many probes that share
+      nothing fill a row. They change speed and memory only.
+    cache_parts: a block reads the first of so many parts of the cache, as many
+      as its prefixes need; each is one more program to compile. None: two, and
+      one of a cache of less than 64 slots.
 
   Raises:
     ValueError: shapes or dtypes, a number outside its range, or a token that
@@ -107,75 +115,45 @@ def exact(
   )
   checks.check_count('prover: block_rows', block_rows)
   checks.check_count('prover: block_pairs', block_pairs)
+  if cache_parts is None:
+    cache_parts = 2 if tokens.shape[1] >= 64 else 1
+  checks.check_count('prover: cache_parts', cache_parts)
+  checks.check_count('prover: group_size', group_size)
+  if len(tokens) % group_size:
+    raise ValueError(
+      f'prover: group_size={group_size} does not divide {len(tokens)} traces: '
+      'give the number of traces that each prompt has.'
+    )
   sampling.check_truncation('prover: ', temperature, top_k, top_p, greedy=False)
-  rows, width = ends.shape
   num_answers, length = answers.shape[1:]
-  truncate = functools.partial(
-    sampling.truncate, temperature=temperature, top_p=top_p, top_k=top_k
-  )
-  stop = jnp.asarray(tuple(stop_ids), jnp.int32)
-  query = len(stop) + length - 1  # the last answer token is predicted only
-  block_rows = min(block_rows, rows)
   cache = probes.cache_of(cache, model, params, tokens, token_mask)
-  trace = caches.grow(model, cache.cache, block_pairs * query)
-  slots = tokens.shape[1] + block_pairs * query
-  before = jnp.cumsum(token_mask, axis=1)
-  real = probes.is_boundary(ends)[:, :, None] & answer_mask.any(-1)[:, None, :]
-  real = real.reshape(rows, width * num_answers)
-  order, count, by_count = probes.pack(real, block_pairs)
-
-  def probe(own, row, chunk):
-    """Returns the probabilities f32[R,C] of one chunk of a block's pairs."""
-    first = chunk * block_pairs
-    pair = jax.lax.dynamic_slice_in_dim(order[row], first, block_pairs, 1)
-    wanted = first + jnp.arange(block_pairs) < count[row][:, None]
-    boundary, choice = pair // num_answers, pair % num_answers
-    end = jnp.take_along_axis(ends[row], boundary, 1)
-    answer = jnp.take_along_axis(answers[row], choice[..., None], 1)
-    scored = jnp.take_along_axis(answer_mask[row], choice[..., None], 1)
-    scored &= wanted[..., None]
-    given, positions = probes.forced_answer(
-      stop, answer, scored, wanted, probes.tokens_until(before[row], end)
-    )
-    flat = lambda x: x.reshape(block_rows, block_pairs * query)
-    features, _ = probes.features_of(
-      model,
-      params,
-      flat(given),
-      flat(positions),
-      own,
-      probes.probe_mask(end, query, cache.used, slots),
-    )
-    features = features.reshape(*pair.shape, query, -1)[:, :, len(stop) - 1 :]
-    logits = probes.unembed(model, params, features)
-    checks.check_vocabulary('prover: stop_ids', stop_ids, logits.shape[-1])
-    logits = truncate(logits)
-    log_probs, _ = log_softmax_at(logits, answer)
-    total = jnp.where(scored, log_probs, 0.0).sum(-1)
-    return jnp.where(wanted, jnp.exp(total), 0.0)
-
-  def run_block(index, found):
-    start = jnp.minimum(index * block_rows, rows - block_rows)
-    row = jax.lax.dynamic_slice_in_dim(by_count, start, block_rows)
-    own = caches.take(model, trace, row)
-    most = count[row].max()
-
-    def run_chunk(carry):
-      chunk, values = carry
-      at = (0, chunk * block_pairs)
-      new = probe(own, row, chunk)
-      return chunk + 1, jax.lax.dynamic_update_slice(values, new, at)
-
-    values = jnp.zeros((block_rows, order.shape[1]), jnp.float32)
-    more = lambda carry: carry[0] * block_pairs < most
-    _, values = jax.lax.while_loop(more, run_chunk, (0, values))
-    return found.at[row].set(values)
-
-  found = jnp.zeros(order.shape, jnp.float32)
-  found = jax.lax.fori_loop(0, -(-rows // block_rows), run_block, found)
-  unpacked = jnp.take_along_axis(found, jnp.argsort(order, axis=1), axis=1)
-  success = unpacked[:, : real.shape[1]].reshape(rows, width, num_answers)
-  return probes.repeat_past_count(success.sum(-1), ends)
+  head = jnp.arange(len(tokens)) // group_size * group_size
+  shared = probes.same_first(
+    head, tokens, token_mask, ends, answers, answer_mask
+  )
+  real = probes.is_boundary(ends)
+  success = listed_answers.chances(
+    model,
+    params,
+    cache.cache,
+    ends,
+    probes.tokens_until(jnp.cumsum(token_mask, axis=1), ends),
+    real.at[:, 0].set(~shared),
+    answers,
+    answer_mask,
+    stop=tuple(stop_ids),
+    truncate=functools.partial(
+      sampling.truncate, temperature=temperature, top_p=top_p, top_k=top_k
+    ),
+    columns=tokens.shape[1],
+    tokens=block_pairs * (len(stop_ids) + length - 1),
+    block_rows=block_rows,
+    answers_each=min(block_pairs, num_answers),
+    cache_parts=cache_parts,
+  )
+  first = jnp.where(shared, success[head, 0], success[:, 0])
+  success = success.at[:, 0].set(first)
+  return probes.repeat_past_count(success, ends)
 
 
 def sampled(

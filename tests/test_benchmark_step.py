@@ -21,13 +21,14 @@ pytest_plugins = ['small_runs']
 def test_configs_of_other_steps_are_refused(
   name, changes, given, small, monkeypatch
 ):
+  monkeypatch.syspath_prepend(ROOT / 'benchmarks')
   spec = importlib.util.spec_from_file_location(
     'step', ROOT / 'benchmarks' / 'step.py'
   )
   step = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(step)
   flags = types.SimpleNamespace(
-    config=small.config(name, **changes), pairs=1, json=''
+    config=small.config(name, **changes), pairs=1, growth=[], json=''
   )
   monkeypatch.setattr(step, 'FLAGS', flags)
   with pytest.raises(SystemExit) as error:

@@ -64,6 +64,25 @@ def test_grow_fork_and_take(setup, expected, request):
   jax.tree.map(np.testing.assert_array_equal, back, grown)
 
 
+def test_behind(setup, expected, request):
+  model, _, cache = setup
+  expected = expected[request.node.callspec.params['setup']]
+  params = PARAMS[request.node.callspec.params['setup'] == 'scan']
+  rows = np.array([2, 0, 2])
+  moved = caches.behind(model, caches.grow(model, cache, 1), rows, 3, 2)
+  assert jax.tree.map(jnp.shape, moved) == jax.tree.map(
+    jnp.shape, jax.eval_shape(lambda: model.init_cache(3, 5))
+  )
+  assert moved['index'] == 0
+  # The token takes the first of two empty slots and sees itself and the row.
+  mask = jnp.broadcast_to(jnp.array([1, 0, 1, 1, 1], bool), (3, 1, 5))
+  logits, after = jax.jit(model.apply_fn)(
+    params, TOKENS[rows, 3:], POSITIONS[rows, 3:], moved, mask
+  )
+  np.testing.assert_allclose(logits[:, 0], expected[rows], atol=1e-4)
+  assert after['index'] == 1
+
+
 def test_one_copy_and_no_slot_change_nothing(setup):
   model, _, cache = setup
   same = caches.grow(model, caches.fork(model, cache, 1), 0)

@@ -108,7 +108,11 @@ class Program:
     with the most instructions runs. A loop whose end depends on data runs as
     often as its bound allows.
     """
-    yield from self._walk(self.entry, 1.0)
+    yield from self.walk_from(self.entry)
+
+  def walk_from(self, name: str) -> Iterator[tuple[Instruction, str, float]]:
+    """Yields what `walk` does, of one computation, run once."""
+    yield from self._walk(name, 1.0)
 
   def _walk(self, name, times):
     for each in self.computations[name].values():

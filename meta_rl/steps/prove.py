@@ -115,6 +115,7 @@ def make_prove(
       num_branches=num_branches,
       row_offset=row_offset,
       support={'temperature': temperature, 'top_p': top_p, 'top_k': top_k},
+      group_size=group_size,
       num_enumerated=num_enumerated,
       block_rows=block_rows,
       thinking_budget=thinking_budget,
@@ -164,6 +165,7 @@ class Prefixes:
     num_branches: M of the provers that sample.
     row_offset: global index of the first trace.
     support: temperature, top_p and top_k.
+    group_size: traces of a prompt, next to each other.
     num_enumerated, block_rows, thinking_budget, summaries_per_trace: as in
       `make_prove`.
   """
@@ -179,6 +181,7 @@ class Prefixes:
   num_branches: int
   row_offset: int | Array
   support: dict
+  group_size: int = 1
   num_enumerated: int | None = None
   block_rows: int = BLOCK_ROWS
   thinking_budget: int | None = None
@@ -219,6 +222,7 @@ def _exact(asked):
     mask,
     stop_ids=stop_ids,
     cache=asked.cache,
+    group_size=asked.group_size,
     **asked.support,
   )
   fed = costs.exact_tokens(asked.found.count, mask, len(stop_ids))
