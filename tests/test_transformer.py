@@ -424,6 +424,27 @@ def test_num_params():
   assert models.num_params(params_of('llama')) == 4432
 
 
+def test_the_gradient_of_a_rotation_is_the_rotation_back():
+  x = jax.random.normal(jax.random.key(0), (2, 3, 5, 8))
+  cos, sin = rope.rope_angles(jnp.tile(jnp.arange(-1, 4), (2, 1)), 8, 100.0)
+
+  def plain(x):
+    first, second = jnp.split(x, 2, axis=-1)
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(turned, axis=-1)
+
+  found, pull = jax.vjp(lambda x: rope.rotate(x, cos, sin), x)
+  wanted, plain_pull = jax.vjp(plain, x)
+  np.testing.assert_allclose(found, wanted, atol=1e-6)
+  np.testing.assert_allclose(pull(x)[0], plain_pull(x)[0], atol=1e-6)
+
+
+def test_angles_of_nothing_but_padding_are_finite():
+  for x in rope.rope_angles(jnp.full((2, 3), -1), 8, 100.0):
+    assert x.shape == (2, 1, 3, 4)
+    assert np.isfinite(x).all()
+
+
 def test_rope_depends_on_the_difference_of_positions_alone():
   rng = np.random.default_rng(0)
   q, k = rng.standard_normal((2, 1, 1, 1, 8)).astype(np.float32)
