@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from toys import lively_params, tiny
 
-from meta_rl import models
+from meta_rl import models, places
 from meta_rl.models import attention, rope
 from meta_rl.scoring import positions_of
 
@@ -507,3 +507,11 @@ def test_wrong_shapes_are_refused():
   cache = model.init_cache(4, 9)
   with pytest.raises(ValueError, match=r'expected \[B,Q,L\] = \(4, 7, 9\)'):
     model.apply_fn(params, TOKENS, POSITIONS, cache, np.ones((4, 7, 7), bool))
+
+
+@pytest.mark.parametrize('shape', [(6, 4), (4, 6), (5, 5)])
+def test_the_gradient_of_a_weight_is_the_outer_product(shape):
+  rng = np.random.default_rng(0)
+  x, y = (rng.normal(size=(7, n)).astype(np.float32) for n in shape)
+  found = jax.jit(places.outer, static_argnums=2)(x, y, '')
+  np.testing.assert_allclose(found, x.T @ y, atol=1e-6)
