@@ -184,6 +184,7 @@ def main(argv):
   """Runs the benchmark and prints a line a figure."""
   del argv
   logging.set_verbosity(logging.WARNING)
+  env.keep_memory()
   env.enable_compile_cache()
   found = run(FLAGS.model, FLAGS.pairs, FLAGS.dtype)
   for name, value in found.items():

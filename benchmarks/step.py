@@ -281,6 +281,7 @@ def main(argv):
   """Runs the benchmark and prints its figures as JSON."""
   del argv
   logging.set_verbosity(logging.WARNING)
+  env.keep_memory()
   env.enable_compile_cache()
   try:
     if FLAGS.growth:

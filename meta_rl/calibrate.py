@@ -238,6 +238,7 @@ def main(argv):
   """Runs the command."""
   command_line.refuse_arguments(argv)
   logging.set_verbosity(logging.WARNING)
+  env.keep_memory()
   env.enable_compile_cache()
   try:
     config, params = evaluate.policy(

@@ -306,6 +306,7 @@ def main(arguments: Sequence[str] | None = None, *, run: Callable = run) -> int:
   options = parser.parse_args(arguments)
   logging.set_verbosity(logging.WARNING)
   jax.config.update('jax_threefry_partitionable', True)
+  env.keep_memory()
   env.enable_compile_cache()
   end_with_parent()
   spec = json.loads(Path(options.spec).read_text(encoding='utf-8'))

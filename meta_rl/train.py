@@ -542,6 +542,7 @@ def main(argv):
   command_line.refuse_arguments(argv)
   logging.set_verbosity(logging.WARNING)
   jax.config.update('jax_threefry_partitionable', True)
+  env.keep_memory()
   env.enable_compile_cache()
   try:
     sharding.initialize_from_environment()

@@ -1,6 +1,9 @@
 """Versions, configs, the machine's description and the compile cache."""
 
+import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -158,3 +161,56 @@ sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '--co', sys.argv[1]]))
 def test_the_nearest_config_is_named():
   with pytest.raises(ValueError, match='did you mean mrt_countdown or'):
     env.resolve_config('mrt_countdwn')
+
+
+FAULTS = """
+import resource
+import jax, jax.numpy as jnp
+from meta_rl import env
+kept = {keep} and env.keep_memory()
+x, w = jnp.ones((1 << 18, 64)), jnp.ones((64, 64))  # 64 MB, 16384 pages
+turned = jax.jit(lambda x: (x.T.reshape(x.shape) @ w).sum())  # as much again
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
+  turned(x).block_until_ready()
+before = faults()
+for _ in range(3):
+  turned(x).block_until_ready()
+print(kept, faults() - before)
+"""
+
+
+@pytest.mark.full
+def test_memory_that_is_kept_is_not_touched_anew():
+  quiet = {k: v for k, v in os.environ.items() if k != 'GLIBC_TUNABLES'}
+
+  def run(keep):
+    done = subprocess.run(
+      [sys.executable, '-c', FAULTS.format(keep=keep)],
+      capture_output=True,
+      check=True,
+      env=quiet,
+      text=True,
+    )
+    kept, faults = done.stdout.split()
+    return kept == 'True', int(faults)
+
+  kept, faults = run(True)
+  if not kept:
+    pytest.skip('another C library than glibc, or an accelerator')
+  _, plain = run(False)
+  assert plain > 16384
+  assert faults < plain / 2
+
+
+@pytest.mark.parametrize(
+  'name', ['GLIBC_TUNABLES', 'MALLOC_ARENA_MAX', 'LD_PRELOAD']
+)
+def test_an_environment_that_speaks_of_malloc_is_left_alone(monkeypatch, name):
+  monkeypatch.setenv(name, '1')
+  assert not env.keep_memory()
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+  monkeypatch.setattr(env.platform, 'libc_ver', lambda: ('', ''))
+  assert not env.keep_memory()

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from toys import lively_params, tiny
 
-from meta_rl import models
+from meta_rl import models, places
 from meta_rl.models import attention, rope
 from meta_rl.scoring import positions_of
 
@@ -424,6 +424,27 @@ def test_num_params():
   assert models.num_params(params_of('llama')) == 4432
 
 
+def test_the_gradient_of_a_rotation_is_the_rotation_back():
+  x = jax.random.normal(jax.random.key(0), (2, 3, 5, 8))
+  cos, sin = rope.rope_angles(jnp.tile(jnp.arange(-1, 4), (2, 1)), 8, 100.0)
+
+  def plain(x):
+    first, second = jnp.split(x, 2, axis=-1)
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(turned, axis=-1)
+
+  found, pull = jax.vjp(lambda x: rope.rotate(x, cos, sin), x)
+  wanted, plain_pull = jax.vjp(plain, x)
+  np.testing.assert_allclose(found, wanted, atol=1e-6)
+  np.testing.assert_allclose(pull(x)[0], plain_pull(x)[0], atol=1e-6)
+
+
+def test_angles_of_nothing_but_padding_are_finite():
+  for x in rope.rope_angles(jnp.full((2, 3), -1), 8, 100.0):
+    assert x.shape == (2, 1, 3, 4)
+    assert np.isfinite(x).all()
+
+
 def test_rope_depends_on_the_difference_of_positions_alone():
   rng = np.random.default_rng(0)
   q, k = rng.standard_normal((2, 1, 1, 1, 8)).astype(np.float32)
@@ -486,3 +507,11 @@ def test_wrong_shapes_are_refused():
   cache = model.init_cache(4, 9)
   with pytest.raises(ValueError, match=r'expected \[B,Q,L\] = \(4, 7, 9\)'):
     model.apply_fn(params, TOKENS, POSITIONS, cache, np.ones((4, 7, 7), bool))
+
+
+@pytest.mark.parametrize('shape', [(6, 4), (4, 6), (5, 5)])
+def test_the_gradient_of_a_weight_is_the_outer_product(shape):
+  rng = np.random.default_rng(0)
+  x, y = (rng.normal(size=(7, n)).astype(np.float32) for n in shape)
+  found = jax.jit(places.outer, static_argnums=2)(x, y, '')
+  np.testing.assert_allclose(found, x.T @ y, atol=1e-6)

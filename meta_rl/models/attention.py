@@ -14,12 +14,11 @@ from jax.ad_checkpoint import checkpoint_name
 
 from meta_rl import places
 from meta_rl.models.config import TransformerConfig
+from meta_rl.models.dense import MASKED, dense_attend
 from meta_rl.models.flash import ATTENDED, flash_attend
 from meta_rl.models.layers import RMSNorm, make_linear
 from meta_rl.models.rope import rope_angles, rotate
 from meta_rl.types import Array, Cache
-
-MASKED = -1e30  # finite: a row without any key gives numbers, never NaN
 
 
 class View(NamedTuple):
@@ -68,12 +67,13 @@ class Attention(nn.Module):
       new = {'k': k * keep, 'v': v * keep}
       cache, k, v = _write(cache, new, index, layer)
     scale = c.dim**-0.5 if c.query_scale is None else c.query_scale
-    flash = cache is None and c.attention == 'flash'
     args, cap = (q * scale, k, v, view.mask), c.attention_softcap
-    if flash:
+    if cache is not None:
+      y = checkpoint_name(attend(*args, softcap=cap), ATTENDED)
+    elif c.attention == 'flash':
       y = flash_attend(attend, *args, view.valid, softcap=cap)
     else:
-      y = checkpoint_name(attend(*args, softcap=cap), ATTENDED)
+      y = dense_attend(*args, causal=view.valid is not None, softcap=cap)
     y = y.swapaxes(1, 2).reshape(batch, queries, c.num_heads * c.dim)
     y = make_linear(c, c.width, c.o_bias, 'o')(y)
     return checkpoint_name(y, 'o'), cache

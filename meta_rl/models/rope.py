@@ -6,6 +6,7 @@ Axes: B rows, Q query tokens, H heads, E head width.
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -156,13 +157,48 @@ def rope_angles(
 ) -> tuple[Array, Array]:
   """Returns cos and sin, f32[B,1,Q,dim/2], of positions i32[B,Q] (-1 as 0)."""
   inverse, factor = frequencies(dim, base, scaling)
-  angles = jnp.maximum(positions, 0)[:, None, :, None] * inverse
-  cos, sin = jnp.cos(angles), jnp.sin(angles)
-  return (cos, sin) if factor == 1.0 else (cos * factor, sin * factor)
+
+  def turn(positions):
+    angles = jnp.maximum(positions, 0)[:, None, :, None] * inverse
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return (cos, sin) if factor == 1.0 else (cos * factor, sin * factor)
+
+  def once(positions):
+    # XLA's CPU compiler fuses cos and sin into all that reads them, and works
+    # them out anew in every layer and for every head, forward and backward; it
+    # drops an optimization_barrier, but not a condition that it cannot know.
+    # Where all is padding, what is turned does not matter.
+    some = jnp.any(positions >= 0)
+    nothing = lambda p: jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(turn, p)
+    )
+    return jax.lax.cond(some, turn, nothing, positions)
+
+  return jax.lax.platform_dependent(positions, cpu=once, default=turn)
 
 
+@jax.custom_vjp
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
-  """Rotates the two halves of x [B,H,Q,E] (the half-split form of RoPE)."""
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  turned = [first * cos - second * sin, second * cos + first * sin]
-  return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+  """Rotates the two halves of x [B,H,Q,E] (the half-split form of RoPE).
+
+  Its gradient, of x alone, is the rotation back: one pass over x, where that
+  of two slices and a concatenation is several.
+  """
+  # [first, second] cos + [-second, first] sin, the halves as an axis of two.
+  # Unlike a concatenation, it is the same for every element, and vectorises.
+  halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
+  signed = jnp.stack([-sin, sin], axis=-2)
+  turned = halves * cos[..., None, :] + jnp.flip(halves, -2) * signed
+  return turned.reshape(x.shape).astype(x.dtype)
+
+
+def _rotate_forward(x, cos, sin):
+  return rotate(x, cos, sin), (cos, sin)
+
+
+def _rotate_backward(angles, cotangent):
+  cos, sin = angles
+  return rotate(cotangent, cos, -sin), None, None
+
+
+rotate.defvjp(_rotate_forward, _rotate_backward)

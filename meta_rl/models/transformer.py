@@ -62,10 +62,15 @@ class Block(nn.Module):
     gate = checkpoint_name(linear(c.ffn_width, 'gate')(y), 'gate')
     up = checkpoint_name(linear(c.ffn_width, 'up')(y), 'up')
     gate, up = _place(gate, 'ffn'), _place(up, 'ffn')
-    y = linear(c.width, 'down')(_GATES[c.activation](gate) * up)
+    y = linear(c.width, 'down')(_gated(c.activation, gate, up))
     if c.post_norms:
       y = norm(name='ffn_post_norm')(y)
     return _place(x + y, None), cache
+
+
+def _gated(activation, gate, up):
+  """Returns act(gate) * up, of which nothing else is kept for the gradient."""
+  return jax.checkpoint(lambda g, u: _GATES[activation](g) * u)(gate, up)
 
 
 def _as_stored(x):
