@@ -157,7 +157,7 @@ def row_keys(key: Array, rows: Array, step: int | Array) -> Array:
   Args:
     key: a PRNG key.
     rows: i32[B], global indices of the rows.
-    step: i32[], index of the token.
+    step: i32[], index of the token, or i32[B] where rows are at others.
 
   Returns:
     key[B].
@@ -175,10 +175,12 @@ def row_keys(key: Array, rows: Array, step: int | Array) -> Array:
     True
   """
   checks.check_key('key', key)
-  checks.check_counts('step', step)
   rows = checks.as_array('rows', rows, 'int[B]')
+  step = jnp.broadcast_to(
+    checks.check_counts('step', step, len(rows)), rows.shape
+  )
   fold_in = jax.random.fold_in
-  return jax.vmap(lambda row: fold_in(fold_in(key, row), step))(rows)
+  return jax.vmap(lambda row, t: fold_in(fold_in(key, row), t))(rows, step)
 
 
 def sample(key_per_row: Array, logits: Array) -> Array:

@@ -18,8 +18,8 @@ LAYERS = [
   'types checks masked env stops places aot',
   'episodes regret advantages shaping losses sampling costs curriculum '
   'stopping',
-  'models cache scoring decode rollout streaming probes prover prover_gradient '
-  'continuations algorithms lora update value looking anytime '
+  'models cache scoring decode refill rollout streaming probes prover '
+  'prover_gradient continuations algorithms lora update value looking anytime '
   'progress_head',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
   'answers text_tokenizer statistics token_curves votes eval_figures waste '
