@@ -75,6 +75,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'temperature': 1.0,
     'top_p': config_dict.placeholder(float),  # None: the whole support
     'top_k': config_dict.placeholder(int),
+    # Traces that decode at a time on a device: a row whose trace has ended
+    # takes the next one. Pays where lengths differ; samples are the same.
+    'slots': config_dict.placeholder(int),  # None: all of them at a time
     # Rounds of further prompts in place of groups whose rewards are all equal;
     # 0 is none.
     'dynamic_sampling': {'max_rounds': 0},

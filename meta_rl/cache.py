@@ -1,4 +1,4 @@
-"""Forking, growing and picking rows of any model's cache.
+"""Forking, growing, picking and moving rows of any model's cache.
 
 A cache is whatever pytree `model.init_cache(batch, length)` gives. Which axis
 of a leaf is the batch and which is the length is read off the shapes that
@@ -89,3 +89,77 @@ def behind(
     )
   ]
   return tree.unflatten(kept)
+
+
+def put_row(
+  model: Model, cache: Cache, row: Array, source: Cache, source_row: Array
+) -> Cache:
+  """Returns a cache whose row i32[] is one of another, shorter cache.
+
+  The slots behind those of `source` are empty. What has no row, such as the
+  index of the next slot, stays.
+  """
+  batch = _axes(model, (2, 4), (3, 4))
+  length = _axes(model, (2, 4), (2, 5))
+
+  def put(leaf, given, axis, long):
+    if not axis:
+      return leaf
+    (axis,) = axis
+    own = jax.lax.dynamic_slice_in_dim(given, source_row, 1, axis)
+    widths = [(0, 0)] * leaf.ndim
+    for i in long:
+      widths[i] = (0, leaf.shape[i] - given.shape[i])
+    own = jnp.pad(own, widths)
+    return jax.lax.dynamic_update_slice_in_dim(leaf, own, row, axis)
+
+  return _over(put, cache, source, batch, length)
+
+
+def put_unrolled(
+  model: Model,
+  cache: Cache,
+  row: Array,
+  source: Cache,
+  source_row: Array,
+  *,
+  fixed: int,
+  begin: Array,
+) -> Cache:
+  """Returns a cache whose row i32[] is one of another that is partly a ring.
+
+    fixed 2, begin 1      source  a b | 5 1 2 3 4      cache  a b 1 2 3 4 5
+
+  Args:
+    model: whose caches they are.
+    cache: in which a row is put; of at most as many slots as `source`.
+    row: i32[], which.
+    source: the first `fixed` slots stand, those behind them are a ring.
+    source_row: i32[].
+    fixed: slots.
+    begin: i32[], where in its ring the row begins.
+  """
+  batch = _axes(model, (2, 4), (3, 4))
+  length = _axes(model, (2, 4), (2, 5))
+
+  def put(leaf, given, axis, long):
+    if not axis:
+      return leaf
+    (axis,) = axis
+    own = jax.lax.dynamic_slice_in_dim(given, source_row, 1, axis)
+    for i in long:
+      head, ring = jnp.split(own, [fixed], axis=i)
+      twice = jnp.concatenate([ring, ring], axis=i)
+      ring = jax.lax.dynamic_slice_in_dim(twice, begin, ring.shape[i], i)
+      own = jnp.concatenate([head, ring], axis=i)
+      own = jax.lax.slice_in_dim(own, 0, leaf.shape[i], axis=i)
+    return jax.lax.dynamic_update_slice_in_dim(leaf, own, row, axis)
+
+  return _over(put, cache, source, batch, length)
+
+
+def _over(put, cache, source, batch, length) -> Cache:
+  """Returns `put(leaf, leaf of source, its batch axes, its length axes)`."""
+  leaves, tree = jax.tree.flatten(cache)
+  others = map(tree.flatten_up_to, (source, batch, length))
+  return tree.unflatten([put(*each) for each in zip(leaves, *others)])

@@ -25,7 +25,7 @@ from meta_rl import (
   steps,
   workdir,
 )
-from meta_rl.rollout import cache_rooms
+from meta_rl.rollout import cache_rooms, check_slots
 from meta_rl.types import Episodes
 
 # Keys whose value must be at least 1 wherever a config has them.
@@ -249,6 +249,7 @@ def check_buckets(config: ml_collections.ConfigDict):
   """Raises ValueError for buckets that no update or rollout can use."""
   caches = config.rollout.get('cache_buckets') or ()
   cache_rooms(caches, 1, name='rollout.cache_buckets')
+  check_slots(config.rollout.get('slots'), caches, prefix='rollout.')
   buckets = config.batching.length_buckets
   if not all(isinstance(size, int) and size > 0 for size in buckets):
     raise ValueError(

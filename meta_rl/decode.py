@@ -8,6 +8,7 @@ Axes: B traces, N new tokens, V vocabulary.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from meta_rl import cache as caches
 from meta_rl import sampling
 from meta_rl.scoring import log_softmax_at, positions_of
-from meta_rl.types import Array, Cache
+from meta_rl.types import Array, Cache, TraceCache
 
 
 @jax.tree_util.register_dataclass
@@ -24,7 +25,8 @@ class State:
   """The carry of the decode loop, before the token of step `step` is drawn.
 
   Attributes:
-    step: i32[], response tokens written so far (>= 1 inside the loop).
+    step: i32[], response tokens written so far (>= 1 inside the loop); where
+      rows come and go (meta_rl/refill.py), steps so far.
     cache: holds everything but the last token written.
     last: i32[B], the last token drawn, observed or forced, the prompt's last
       one at step 0; arbitrary in rows that are done.
@@ -36,6 +38,8 @@ class State:
     stop_state: i32[B], how much of a stop string the answer ends with.
     forced, done: bool[B].
     out: the response columns of `Rollout`, each [B,N].
+    begun: i32[B], the step of each row's first token, where rows come and go:
+      the columns of `out` are then a ring; None: all begin at step 0.
   """
 
   step: Array
@@ -50,6 +54,7 @@ class State:
   forced: Array
   done: Array
   out: dict[str, Array]
+  begun: Array | None = None
 
 
 def initial(cache, last, position, max_new_tokens) -> State:
@@ -150,9 +155,11 @@ def emit(
     tokens    c d m c d     mask     1 1 1 1 1     thinking 1 1 0 0 0, done
 
   `ends`, the tokens that end thinking or a trace, are read with `least` alone.
+  Stop tokens of which the last is EOS leave no answer: the trace ends there.
   """
   think_end_id = -1 if think_end_id is None else think_end_id
-  keys = sampling.row_keys(key, rows, s.step)
+  at = s.step if s.begun is None else s.step - s.begun
+  keys = sampling.row_keys(key, rows, at)
   early = None if least is None else s.thinking & (s.thoughts < least)
   left_out = None
   if early is not None and not wait:
@@ -164,9 +171,10 @@ def emit(
   alive = ~s.done
   free = alive  # to sample or to be forced
   if prefix is not None:
-    place = jnp.minimum(s.step, prefix.shape[1] - 1)
-    given = jax.lax.dynamic_index_in_dim(prefix, place, 1, keepdims=False)
-    free &= s.step >= prefix_length
+    place = jnp.minimum(at, prefix.shape[1] - 1)
+    place = jnp.broadcast_to(place, prefix_length.shape)
+    given = jnp.take_along_axis(prefix, place[:, None], axis=1)[:, 0]
+    free &= at >= prefix_length
     sampled = jnp.where(free, sampled, given)
   begins = s.thinking & (s.to_force < 0) & (s.thoughts >= budget) & free
   to_force = jnp.where(begins, 0, s.to_force) if stop else s.to_force
@@ -195,6 +203,8 @@ def emit(
     to_wait = jnp.where(goes_on, to_wait + 1, -1)
   marker = own & s.thinking & (token == think_end_id)
   ended = own & (token == eos_id)
+  if stop and stop[-1] == eos_id:
+    ended |= forcing & (to_force == len(stop) - 1)
   if stop_table is not None and stop_table.end_ids:
     others = jnp.asarray(stop_table.end_ids, jnp.int32)
     ended |= own & (token[:, None] == others).any(1)
@@ -216,8 +226,9 @@ def emit(
     'behavior_log_probs': jnp.where(action, behavior, 0.0),
     'raw_log_probs': jnp.where(action, raw, 0.0),
   }
+  column_of = s.step if s.begun is None else s.step % s.out['tokens'].shape[1]
   write = lambda buffer, x: jax.lax.dynamic_update_slice(
-    buffer, x.astype(buffer.dtype)[:, None], (0, s.step)
+    buffer, x.astype(buffer.dtype)[:, None], (0, column_of)
   )
   return dataclasses.replace(
     s,
@@ -233,6 +244,74 @@ def emit(
     done=s.done | ended,
     out={k: write(s.out[k], x) for k, x in column.items()},
   )
+
+
+def all_at_once(
+  model,
+  params,
+  prompts,
+  prompt_mask,
+  emit,
+  *,
+  rooms,
+  group_size,
+  check_every,
+  keep_cache,
+  feed_last,
+):
+  """Returns the traces, decoded together until the last one has ended.
+
+  Args:
+    model, params, prompts, prompt_mask, group_size, check_every: as in
+      `rollout.generate`.
+    emit: `(State, logits f32[B,V]) -> State`.
+    rooms: of `rollout.cache_rooms`; the last is N.
+    keep_cache: whether to return the KV cache.
+    feed_last: whether that is to hold the last column too.
+
+  Returns:
+    The response columns of `Rollout`, each [B,N]; truncated and forced bool[B];
+    a `TraceCache` or None.
+  """
+  logits, state = prefill(
+    model, params, prompts, prompt_mask, rooms[-1], group_size, rooms[0]
+  )
+  state = emit(state, logits)
+  some = functools.partial(
+    decode_some, model, params, emit=emit, most=check_every
+  )
+  begin = 0
+  for room in rooms:
+    if begin:
+      cache = caches.grow(model, state.cache, room - begin)
+      state = dataclasses.replace(state, cache=cache)
+    state = _decode_until(room, begin, state, some)
+    begin = room
+  cache, used = state.cache, prompts.shape[1] + state.step - 1
+  if keep_cache and feed_last:
+    cache, used = feed(model, params, state)[1], used + 1
+  cache = TraceCache(cache, used) if keep_cache else None
+  return state.out, ~state.done, state.forced, cache
+
+
+def _decode_until(room: int, begin: int, state, some):
+  """Returns the state when the cache is full, or all rows are done.
+
+  The steps are counted from the beginning of the bucket: the loop's bound is
+  then how often it can run, which is what a plan reads (meta_rl/aot/hlo.py).
+  """
+
+  def advance(carry):
+    count, old = carry
+    new = some(old, until=room)
+    return count + new.step - old.step, new
+
+  _, state = jax.lax.while_loop(
+    lambda carry: (carry[0] < room - begin) & ~carry[1].done.all(),
+    advance,
+    (state.step - begin, state),
+  )
+  return state
 
 
 def prefill(
@@ -253,13 +332,17 @@ def prefill(
   return fork(logits), initial(cache, *last, max_new_tokens)
 
 
-def feed(model, params, state):
-  """Returns the logits f32[B,1,V] after the last token, and the cache."""
+def feed(model, params, state, mask=None):
+  """Returns the logits f32[B,1,V] after the last token, and the cache.
+
+  mask: bool[B,1,L], as in `Model.apply_fn`.
+  """
   return model.apply_fn(
     params,
     state.last[:, None],
     jnp.where(state.done, -1, state.position)[:, None],
     state.cache,
+    mask,
   )
 
 

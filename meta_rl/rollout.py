@@ -5,13 +5,13 @@
 The decode loop is a `lax.while_loop` that never leaves the device: it samples a
 token, takes the environment's if that speaks next, or forces one when the
 thinking budget is spent, writes it behind the prompt, and every few steps asks
-whether all rows are done.
+whether all rows are done. With `slots` so many traces decode at a time, and a
+row that is done takes the next one (meta_rl/refill.py).
 
 Axes: P prompts, G group, B = P * G traces, Tp prompt columns, N new tokens,
 T = Tp + N, V vocabulary.
 """
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
@@ -19,8 +19,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from meta_rl import cache as caches
-from meta_rl import checks, decode, sampling
+from meta_rl import checks, decode, refill, sampling
 from meta_rl.stops import StopTable
 from meta_rl.types import Array, Model, Params, Rollout, TraceCache
 
@@ -51,6 +50,7 @@ def generate(
   row_offset: int | Array = 0,
   check_every: int = 8,
   cache_buckets: Sequence[int] = (),
+  slots: int | None = None,
   return_cache: bool = False,
 ) -> Rollout | tuple[Rollout, TraceCache]:
   """Returns `group_size` traces of every prompt.
@@ -62,6 +62,8 @@ def generate(
   Forced termination: a row whose thinking has used up `thinking_budget` tokens
   gets `stop_ids`, one a step, in place of samples, and answers from there. The
   forced tokens are no actions: their `mask` is False and their log-probs 0.
+  Stop tokens that end in `eos_id` end the trace: with a budget for each row,
+  and no marker, that is a length for each row.
 
   Forced prefix: the first `prefix_length[b]` response tokens of row b are
   `prefix[b]` in place of samples. They are no actions either, and in all else
@@ -128,6 +130,11 @@ def generate(
       at its end the cache is copied into the next one, so that for a moment
       both are held. Of those from `max_new_tokens` on only the first counts,
       and as `max_new_tokens`. (): room for all from the beginning.
+    slots: traces that decode at a time, on each device under `shard_map`: a row
+      whose trace has ended takes the next one, which is looked for every
+      `check_every` steps. It pays where lengths differ: the loop is as long as
+      the tokens of all traces, not as the longest trace. Samples are the same.
+      Not with `cache_buckets`. None: all traces at a time.
     return_cache: also return the KV cache of the traces, for the prover. It
       holds every column that a prefix of a thinking trace can end at.
 
@@ -176,33 +183,47 @@ def generate(
   )
   stop = stop_tokens(think_end_id, thinking_budget, stop_ids, max_new_tokens)
   rooms = cache_rooms(cache_buckets, max_new_tokens)
+  check_slots(slots, cache_buckets)
   ends = tuple(i for i in (think_end_id, eos_id) if i is not None)
   ends += () if stop_table is None else stop_table.end_ids
   check_waiting(min_thinking, wait_ids, ends, thinking_budget, max_new_tokens)
+  every = lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.int32), (rows,))
   budget = max_new_tokens if thinking_budget is None else thinking_budget
-  emit = functools.partial(
-    decode.emit,
-    key=key,
-    rows=row_offset + jnp.arange(rows),
-    temperature=temperature,
-    top_k=top_k,
-    top_p=top_p,
-    budget=jnp.broadcast_to(jnp.asarray(budget, jnp.int32), (rows,)),
-    stop=stop,
-    observe=_observer(observe_fn, rows),
-    least=min_thinking,
-    wait=tuple(wait_ids),
-    ends=ends,
-    eos_id=eos_id,
-    think_end_id=think_end_id,
-    pad_id=pad_id,
-    prefix=prefix,
-    prefix_length=prefix_length,
-    stop_table=stop_table,
-  )
+  of_traces = {
+    'rows': row_offset + jnp.arange(rows),
+    'budget': every(budget),
+    'least': None if min_thinking is None else every(min_thinking),
+    'prefix': prefix,
+    'prefix_length': prefix_length,
+  }
 
-  logits, state = decode.prefill(
-    model, params, prompts, prompt_mask, max_new_tokens, group_size, rooms[0]
+  def make_emit(traces=None):
+    """Returns `decode.emit` for the rows of these traces, None for all."""
+    own, indices = of_traces, jnp.arange(rows)
+    if traces is not None:
+      own = {k: None if x is None else x[traces] for k, x in own.items()}
+      indices = traces
+    return functools.partial(
+      decode.emit,
+      key=key,
+      temperature=temperature,
+      top_k=top_k,
+      top_p=top_p,
+      stop=stop,
+      observe=_observer(observe_fn, indices),
+      wait=tuple(wait_ids),
+      ends=ends,
+      eos_id=eos_id,
+      think_end_id=think_end_id,
+      pad_id=pad_id,
+      stop_table=stop_table,
+      **own,
+    )
+
+  logits = jax.eval_shape(
+    lambda: model.apply_fn(
+      params, prompts[:, :1], prompts[:, :1], model.init_cache(num_prompts, 1)
+    )[0]
   )
   for name, ids in (
     ('eos_id', eos_id),
@@ -212,54 +233,40 @@ def generate(
     ('pad_id', pad_id),
   ):
     checks.check_vocabulary(f'generate: {name}', ids, logits.shape[-1])
-  state = emit(state, logits)
-  some = functools.partial(
-    decode.decode_some, model, params, emit=emit, most=check_every
-  )
-  begin = 0
-  for room in rooms:
-    if begin:
-      cache = caches.grow(model, state.cache, room - begin)
-      state = dataclasses.replace(state, cache=cache)
-    state = _decode_until(room, begin, state, some)
-    begin = room
-
+  given = 0 if prefix is None else prefix.shape[1]
+  decoded = {
+    'group_size': group_size,
+    'check_every': check_every,
+    'keep_cache': return_cache,
+    # Where a budget leaves room for an answer, the last column is no thought,
+    # unless it is of a prefix.
+    'feed_last': not isinstance(thinking_budget, int)
+    or given >= max_new_tokens,
+  }
+  prompted = model, params, prompts, prompt_mask
+  if slots is None:
+    out, truncated, forced, cache = decode.all_at_once(
+      *prompted, make_emit(), rooms=rooms, **decoded
+    )
+  else:
+    refill.check_cache(model)
+    out, truncated, forced, cache = refill.in_slots(
+      *prompted,
+      make_emit,
+      slots=min(int(slots), rows),
+      max_new_tokens=max_new_tokens,
+      pad_id=pad_id,
+      **decoded,
+    )
   fork = lambda x: jnp.repeat(x, group_size, axis=0)
   before = lambda x: jnp.zeros((rows, prompt_length), x.dtype)
-  out = {k: jnp.concatenate([before(x), x], 1) for k, x in state.out.items()}
+  out = {k: jnp.concatenate([before(x), x], 1) for k, x in out.items()}
   out['tokens'] = out['tokens'].at[:, :prompt_length].set(fork(prompts))
   out['token_mask'] = (
     out['token_mask'].at[:, :prompt_length].set(fork(prompt_mask))
   )
-  rollout = Rollout(truncated=~state.done, forced=state.forced, **out)
-  if not return_cache:
-    return rollout
-  used = prompt_length + state.step - 1
-  given = 0 if prefix is None else prefix.shape[1]
-  if isinstance(thinking_budget, int) and given < max_new_tokens:
-    # The last column is no thought: the budget left room for an answer.
-    return rollout, TraceCache(state.cache, used)
-  return rollout, TraceCache(decode.feed(model, params, state)[1], used + 1)
-
-
-def _decode_until(room: int, begin: int, state, some):
-  """Returns the state when the cache is full, or all rows are done.
-
-  The steps are counted from the beginning of the bucket: the loop's bound is
-  then how often it can run, which is what a plan reads (meta_rl/aot/hlo.py).
-  """
-
-  def advance(carry):
-    count, old = carry
-    new = some(old, until=room)
-    return count + new.step - old.step, new
-
-  _, state = jax.lax.while_loop(
-    lambda carry: (carry[0] < room - begin) & ~carry[1].done.all(),
-    advance,
-    (state.step - begin, state),
-  )
-  return state
+  rollout = Rollout(truncated=truncated, forced=forced, **out)
+  return (rollout, cache) if return_cache else rollout
 
 
 def cache_rooms(
@@ -287,6 +294,25 @@ def cache_rooms(
       'tokens, each >= 1 and above the one before.'
     )
   return (*(n for n in sizes if n < max_new_tokens), max_new_tokens)
+
+
+def check_slots(slots, cache_buckets, *, prefix: str = 'generate: '):
+  """Raises ValueError unless so many traces can decode at a time.
+
+  Args:
+    slots: None, or a whole number.
+    cache_buckets: of the same rollout.
+    prefix: of the names of both.
+  """
+  if slots is None:
+    return
+  checks.check_count(f'{prefix}slots', slots)
+  if cache_buckets:
+    raise ValueError(
+      f'{prefix}slots={slots} and cache_buckets={tuple(cache_buckets)}: with '
+      'slots rows begin at any time, and the cache has room for all from the '
+      'beginning; give one of the two.'
+    )
 
 
 def answers_of(
@@ -364,13 +390,17 @@ def _check_prefix(prefix, prefix_length, rows, max_new_tokens):
   )
 
 
-def _observer(observe_fn, rows):
-  """Returns `(last, thinking) -> i32[B]`, checked; None where there is none."""
+def _observer(observe_fn, indices):
+  """Returns `(last, thinking) -> i32[B]`, checked; None where there is none.
+
+  indices: i32[B], of the traces in the call.
+  """
   if observe_fn is None:
     return None
+  rows = len(indices)
 
   def observe(last, thinking):
-    token = observe_fn(last, thinking, jnp.arange(rows))
+    token = observe_fn(last, thinking, indices)
     token = checks.to_array('generate: what observe_fn returned', token)
     if token.shape != (rows,) or not jnp.issubdtype(token.dtype, jnp.integer):
       raise ValueError(

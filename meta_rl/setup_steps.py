@@ -56,6 +56,7 @@ def make_calls(
     top_k=rollout.top_k,
     min_thinking=min_thinking,
     cache_buckets=_cache_buckets(config),
+    slots=rollout.get('slots'),
   )
   prove = steps.make_prove(
     model,
@@ -126,6 +127,7 @@ def make_training_calls(config, model: Model, task: Task):
     max_episodes=config.prover.max_episodes,
     boundaries=config.prover.boundaries,
     cache_buckets=_cache_buckets(config),
+    slots=rollout.get('slots'),
     prefix_policy=config.algorithm.prefix_policy,
     **shared,
   )

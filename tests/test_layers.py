@@ -18,7 +18,7 @@ LAYERS = [
   'types checks masked env stops places aot',
   'episodes regret advantages shaping losses sampling costs curriculum '
   'stopping',
-  'models cache scoring decode rollout streaming probes tries listed_answers '
+  'models cache scoring decode refill rollout streaming probes tries listed_answers '
   'prover prover_gradient continuations algorithms lora update value looking '
   'anytime progress_head',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '

@@ -208,3 +208,46 @@ def test_rejects_wrong_arguments():
     sampling.sample(keys, jnp.zeros((2, 4)))
   with pytest.raises(ValueError, match='rows must hold int'):
     sampling.row_keys(keys[0], jnp.zeros(3), 0)
+
+
+# --- the draw itself is jax's, bit for bit ---
+
+
+@pytest.mark.parametrize('size', [1, 7, 2048])
+def test_the_noise_and_the_token_are_those_of_jax(size):
+  keys = sampling.row_keys(jax.random.key(5), jnp.arange(40), 3)
+  logits = 3 * jax.random.normal(jax.random.key(1), (40, size))
+  noise = jax.vmap(lambda key: jax.random.gumbel(key, (size,)))(keys)
+  tokens = jax.vmap(jax.random.categorical)(keys, logits)
+  for own in (keys, jax.random.key_data(keys)):
+    np.testing.assert_array_equal(sampling._gumbel(own, logits), noise)
+    np.testing.assert_array_equal(sampling.sample(own, logits), tokens)
+
+
+def test_other_generators_draw_as_jax_does():
+  logits = jnp.zeros((4, 9))
+  keys = jax.random.split(jax.random.key(0, impl='rbg'), 4)
+  tokens = jax.vmap(jax.random.categorical)(keys, logits)
+  np.testing.assert_array_equal(sampling.sample(keys, logits), tokens)
+  with jax.threefry_partitionable(False):
+    keys = sampling.row_keys(jax.random.key(5), jnp.arange(4), 3)
+    tokens = jax.vmap(jax.random.categorical)(keys, logits)
+    np.testing.assert_array_equal(sampling.sample(keys, logits), tokens)
+
+
+def test_a_row_of_its_own_step():
+  rows, steps = jnp.array([3, 3, 9]), jnp.array([0, 4, 4])
+  keys = sampling.row_keys(jax.random.key(5), rows, steps)
+  for i, (row, step) in enumerate(zip(rows, steps)):
+    one = sampling.row_keys(jax.random.key(5), row[None], step)
+    assert keys[i] == one[0]
+
+
+def test_argmax_is_the_first_largest():
+  x = np.array([[1, 3, 3], [-np.inf] * 3, [np.inf, 0, np.inf], [0, -1, -2]])
+  found = sampling.argmax(jnp.asarray(x, jnp.float32))
+  np.testing.assert_array_equal(found, [1, 0, 0, 0])
+  assert found.dtype == jnp.int32
+  # Indices that float32 could not tell from their neighbours are not needed.
+  wide = jnp.zeros((2, 50_000)).at[0, 49_999].set(1).at[1, 49_998].set(1)
+  np.testing.assert_array_equal(sampling.argmax(wide), [49_999, 49_998])

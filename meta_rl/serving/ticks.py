@@ -136,7 +136,7 @@ def _decide(s, features, marks, head) -> _Decision:
 
 def _probe_answer(s, logits, says, marks) -> _Answer:
   """Returns the answers of probes with one more token in rows `says`."""
-  token = jnp.argmax(logits, -1).astype(jnp.int32)
+  token = sampling.argmax(logits)
   column = jnp.arange(marks.answer_length) == s.answered[:, None]
   tokens = jnp.where(says[:, None] & column, token[:, None], s.answer)
   gained = jax.lax.cond(
@@ -302,7 +302,7 @@ def _draw(s, logits, early, marks):
     )(s.key, s.step)
     return sampling.sample(keys, support)
 
-  likeliest = lambda logits: jnp.argmax(logits, -1).astype(jnp.int32)
+  likeliest = sampling.argmax
   some = (s.active & (temperature > 0)).any()
   return jax.lax.cond(some, warm, likeliest, logits)
 

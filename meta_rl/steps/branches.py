@@ -57,6 +57,7 @@ def make_branches(
   top_k: int | None = None,
   check_every: int = 8,
   cache_buckets: Sequence[int] = (),
+  slots: int | None = None,
 ) -> Callable:
   """Returns the function that samples prefixes, and rollouts from them.
 
@@ -76,7 +77,7 @@ def make_branches(
       else those of its delimiters, with 'budgets' too.
     prefix_policy: 'reference' (params is then the pair (policy, reference), and
       the reference writes the prefixes: the offline form) or 'current'.
-    temperature, top_p, top_k, check_every, cache_buckets: as in
+    temperature, top_p, top_k, check_every, cache_buckets, slots: as in
       `rollout.generate`, of both stages.
   """
   if prefix_policy not in PREFIX_POLICIES:
@@ -105,6 +106,7 @@ def make_branches(
     'pad_id': task.pad_id,
     'check_every': check_every,
     'cache_buckets': cache_buckets,
+    'slots': slots,
   }
 
   def sample_prefixes(params, batch, key, first_prompt):

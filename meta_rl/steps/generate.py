@@ -38,6 +38,7 @@ def make_generate(
   wait_ids: Sequence[int] = (),
   check_every: int = 8,
   cache_buckets: Sequence[int] = (),
+  slots: int | None = None,
 ) -> Callable:
   """Returns the function that samples the traces of a batch of problems.
 
@@ -48,7 +49,7 @@ def make_generate(
     group_size: G traces a prompt.
     thinking_budget: tokens before forced termination, at least one episode.
     temperature, top_p, top_k, min_thinking, wait_ids, check_every,
-      cache_buckets: as in `rollout.generate`.
+      cache_buckets, slots: as in `rollout.generate`.
   """
   if thinking_budget < task.episode_length:
     raise ValueError(
@@ -80,6 +81,7 @@ def make_generate(
       row_offset=row_offset,
       check_every=check_every,
       cache_buckets=cache_buckets,
+      slots=slots,
       return_cache=True,
     )
 
