@@ -194,10 +194,19 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
         f'nothing to do: {budget}={config[budget]:,g} was reached after step '
         f'{first}; raise it, with --allow_change={budget}, to go on'
       )
+    # Traces are sampled while metrics and checkpoints are written, but not
+    # beside an evaluation, whose memory they would need. (A resampled batch, or
+    # one of a file, is no matter of one call.)
+    overlaps = (
+      not config.parallel.fused_steps
+      and resample is None
+      and correct is None
+      and not profile_steps
+    )
     begun = {}  # what is known of the first step before it
     if plan.budget is None and first < stop_at:
       begun = choose_budget(plan, measure(at_budgets=True))
-    step = first
+    step, ahead = first, None  # the batch of the next step, and its traces
     while step < stop_at:
       began = time.perf_counter()
       count = train_blocks.block_length(config, step, stop_at)
@@ -209,14 +218,16 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
           summarize,
           state,
           base_params,
-          next_batch(),
+          ahead[0] if ahead else next_batch(),
           timer,
           resample,
           reward_fn,
           correct,
           # Else a phase is traced while the one before runs.
           step > first,
+          ahead and ahead[1],
         )
+        ahead = None
         rows = [row]
         data_state = problems.get_state()  # behind the step: it may draw more
       else:
@@ -254,7 +265,11 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
           row |= choose_budget(plan, measured, paid=paid)
         row |= meter.add(row)
         last = step == config.total_steps or bool(meter.reached)
-        if measured is None and (last or step % config.eval.every == 0):
+        due = measured is not None or last or step % config.eval.every == 0
+        if overlaps and not due:
+          batch = next_batch()
+          ahead = batch, begin_step(parallel, state, batch)
+        if measured is None and due:
           measured = measure()
         if measured is not None:
           row |= held_out.summary(measured, config.rollout.thinking_budget)
@@ -374,6 +389,32 @@ def choose_budget(plan, measured, *, paid: float = 0.0) -> dict[str, float]:
   return row | {costs.CURRICULUM: paid + held_out.budget_cost(measured)}
 
 
+def step_key(state) -> jax.Array:
+  """Returns the PRNG key of the step that a state is about to take."""
+  return jax.random.fold_in(state.key, state.step)
+
+
+def step_keys(key):
+  """Returns the PRNG keys of a step's sampling and of its prover."""
+  return jax.random.split(key)
+
+
+def begin_step(parallel, state, batch):
+  """Returns the traces of the step that a state is about to take, and cache.
+
+  They are dispatched and not waited for: the device samples them while the host
+  is busy with the step before. They are those that `rl_step` would sample: of
+  the same parameters, which sampling does not donate.
+
+  Args:
+    parallel: of `train_calls.make_parallel`.
+    state: before the step.
+    batch: its problems, placed.
+  """
+  sample_key, _ = step_keys(step_key(state))
+  return parallel.generate(state.params, batch, sample_key)
+
+
 def rl_step(
   parallel,
   summarize,
@@ -385,6 +426,7 @@ def rl_step(
   reward_fn=None,
   correct=None,
   timed=True,
+  begun=None,
 ):
   """Runs one step of the loop.
 
@@ -401,6 +443,8 @@ def rl_step(
     correct: of `setup_own.make_correct`, None for traces of the policy itself.
     timed: wait for each phase, so that its time is its own. Else each is
       dispatched, and where it is new traced, while the one before still runs.
+    begun: of `begin_step` on the same batch, where the traces of this step are
+      on their way; None: they are sampled here.
 
   Returns:
     The new state, a dict of float metrics, and (traces, measured) for the
@@ -411,9 +455,11 @@ def rl_step(
   ready = jax.block_until_ready if timed else lambda values: values
 
   def sample(batch, key):
-    sample_key, prove_key = jax.random.split(key)
+    sample_key, prove_key = step_keys(key)
     with timer('generate'):
-      traces, cache = parallel.generate(state.params, batch, sample_key)
+      traces, cache = begun or parallel.generate(
+        state.params, batch, sample_key
+      )
       ready(traces)
     with timer('prove'):
       measured = parallel.prove(state.params, batch, traces, cache, prove_key)
@@ -425,7 +471,7 @@ def rl_step(
         asked.append(found)
     return traces, measured  # not the cache: the update needs its memory
 
-  key = jax.random.fold_in(state.key, state.step)
+  key = step_key(state)
   if resample is None:
     traces, measured = sample(batch, key)
     row = summarize(traces, measured)
