@@ -160,6 +160,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     'kind': 'auto',
     # Devices along each axis, -1 the rest. Context cuts traces by their time.
     'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1, 'context': 1},
+    # Whole steps in one program, at most so many a dispatch; 0: a dispatch a
+    # phase (meta_rl/train_blocks.py).
+    'fused_steps': 0,
   }
   config.eval = {'every': 25, 'num_problems': 512, 'batch_size': 256}
   # Divides eval.every: only a step that is saved can be kept as the best.

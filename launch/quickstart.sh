@@ -6,6 +6,12 @@
 #   QUICKSTART_DIR=DIR bash launch/quickstart.sh
 #   QUICKSTART_TOKENS=40000 bash launch/quickstart.sh   a short try: learns less
 #   QUICKSTART_PROBLEMS=512 ...   fewer held-out problems: wider intervals
+#   QUICKSTART_AT_ONCE=1 ...      one run after the other, as on one core
+#
+# Runs go side by side where there are cores for it, each of which a small model
+# leaves half idle: as many as QUICKSTART_AT_ONCE says, by default 2 of training
+# and 3 of evaluation on CPUs, and 1 on a GPU or TPU, which one process owns.
+# What a run computes does not depend on it.
 #
 # Under 10 minutes on 2 cores, the installation included. It may be stopped at
 # any time: run again, training goes on from its last checkpoint.
@@ -16,16 +22,32 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 DIR=${QUICKSTART_DIR:-runs/quickstart}
 TOKENS=${QUICKSTART_TOKENS:-420000}
 PROBLEMS=${QUICKSTART_PROBLEMS:-2048}
+AT_ONCE=${QUICKSTART_AT_ONCE:-3}
 PHASE='setting up'
-CHILD=''
+BEGAN=0
+CHILDREN=() # process ids of the commands that run, and of their labels
+LABELS=()
 
-for number in "$TOKENS" "$PROBLEMS"; do
+for number in "$TOKENS" "$PROBLEMS" "$AT_ONCE"; do
   case $number in
   '' | *[!0-9]* | 0*)
-    fail "QUICKSTART_TOKENS=$TOKENS, QUICKSTART_PROBLEMS=$PROBLEMS: give whole numbers above 0."
+    fail "QUICKSTART_TOKENS=$TOKENS, QUICKSTART_PROBLEMS=$PROBLEMS," \
+      "QUICKSTART_AT_ONCE=$AT_ONCE: give whole numbers above 0."
     ;;
   esac
 done
+
+# Succeeds if a GPU or a TPU may be used.
+has_accelerator() {
+  local device
+  case ${JAX_PLATFORMS:-} in cpu) return 1 ;; esac
+  for device in /dev/nvidia[0-9]* /dev/accel[0-9]* /dev/vfio/[0-9]* /dev/kfd; do
+    [ -e "$device" ] && return 0
+  done
+  return 1
+}
+
+if [ -z "${QUICKSTART_AT_ONCE:-}" ] && has_accelerator; then AT_ONCE=1; fi
 
 # Says where it stopped and leaves with the code $1.
 stopped() {
@@ -36,13 +58,32 @@ stopped() {
   exit "$1"
 }
 
-# Ends the running command, which saves its checkpoint, and leaves with $1.
+# Waits for the last lines of commands that have ended.
+end_labels() {
+  local pipe
+  for pipe in "$DIR"/.lines.*; do
+    # Of a command that was ended before it opened its pipe: nothing comes.
+    [ ! -p "$pipe" ] || : <>"$pipe"
+  done
+  [ ${#LABELS[@]} -eq 0 ] || wait "${LABELS[@]}"
+  LABELS=()
+  rm -f "$DIR"/.lines.*
+}
+
+# Asks the commands that run to end, which saves their checkpoints, and waits.
+end_children() {
+  if [ ${#CHILDREN[@]} -gt 0 ]; then
+    kill -TERM "${CHILDREN[@]}" 2>/dev/null || true
+    wait "${CHILDREN[@]}" || true
+  fi
+  CHILDREN=()
+  end_labels
+}
+
+# Ends what runs, and leaves with the code $1.
 interrupted() {
   trap '' INT TERM
-  if [ -n "$CHILD" ]; then
-    kill -TERM "$CHILD" 2>/dev/null || true
-    wait "$CHILD" || true
-  fi
+  end_children
   stopped "$1"
 }
 
@@ -50,20 +91,69 @@ trap 'stopped $?' ERR
 trap 'interrupted 130' INT
 trap 'interrupted 143' TERM
 
-# Runs `python -m …` as the phase named $1 and says how long it took.
-phase() {
-  local began=$SECONDS
+# Begins the phase named $1.
+begin() {
   PHASE=$1
-  shift
+  BEGAN=$SECONDS
   echo
   echo "== $PHASE"
-  # In the background, since bash runs no trap while it waits for a command in
-  # the foreground: a SIGTERM to this script alone would not reach the command.
-  "$PY" -m "$@" &
-  CHILD=$!
-  wait "$CHILD"
-  CHILD=''
-  echo "== $PHASE: $((SECONDS - began)) s"
+}
+
+# Puts $1 in front of every line, to the last.
+label() {
+  local line
+  trap '' INT TERM
+  while IFS= read -r line || [ -n "$line" ]; do
+    printf '%s: %s\n' "$1" "$line"
+  done
+}
+
+# Starts `python -m …` of the phase. It is named $1 in front of its lines, unless
+# it runs alone, and beside what runs already, unless there are enough.
+#
+# In the background, since bash runs no trap while it waits for a command in the
+# foreground: a SIGTERM to this script alone would not reach the command.
+start() {
+  local name=$1 pipe="$DIR/.lines.$1"
+  shift
+  [ ${#CHILDREN[@]} -lt "$AT_ONCE" ] || finish
+  if [ "$AT_ONCE" -eq 1 ]; then
+    "$PY" -m "$@" &
+    CHILDREN+=($!)
+    return
+  fi
+  rm -f "$pipe"
+  mkfifo "$pipe"
+  label "$name" <"$pipe" &
+  LABELS+=($!)
+  "$PY" -m "$@" >"$pipe" 2>&1 &
+  CHILDREN+=($!)
+}
+
+# Waits for the commands that run. If one fails the others are ended, too.
+finish() {
+  local child code=0 left
+  while [ ${#CHILDREN[@]} -gt 0 ]; do
+    left=()
+    for child in "${CHILDREN[@]}"; do
+      if kill -0 "$child" 2>/dev/null; then
+        left+=("$child")
+      else
+        wait "$child" || code=$?
+      fi
+    done
+    CHILDREN=(${left[@]+"${left[@]}"})
+    [ "$code" -eq 0 ] || end_children
+    [ ${#CHILDREN[@]} -eq 0 ] || sleep 0.1
+  done
+  end_labels
+  [ "$code" -eq 0 ] || stopped "$code"
+}
+
+# Ends the phase, and says how long it took.
+end() {
+  finish
+  echo "== $PHASE: $((SECONDS - BEGAN)) s"
 }
 
 make_venv ''
@@ -72,17 +162,23 @@ mrt=configs/mrt_countdown.py
 # Both end when they have sampled as many tokens, about 50 steps.
 equal="--config.total_tokens=$TOKENS"
 equal+=' --config.total_steps=60'
-phase 'training MRT' meta_rl.train --config="$mrt" --workdir="$DIR/mrt" $equal
+begin 'training MRT and GRPO'
+start MRT meta_rl.train --config="$mrt" --workdir="$DIR/mrt" $equal
 # Each at the better one of the learning rates that were tried (LOG.md).
-phase 'training GRPO' meta_rl.train --config=configs/grpo_countdown.py \
+start GRPO meta_rl.train --config=configs/grpo_countdown.py \
   --workdir="$DIR/grpo" $equal --config.optimizer.learning_rate=5e-5
+end
 problems=--num_problems=$PROBLEMS
-phase 'evaluating MRT' meta_rl.evaluate "$problems" --workdir="$DIR/mrt"
-phase 'evaluating GRPO' meta_rl.evaluate "$problems" --workdir="$DIR/grpo"
-phase 'evaluating the base policy' meta_rl.evaluate "$problems" \
-  --config="$mrt" --base \
+begin 'evaluating MRT, GRPO and the base policy'
+start MRT meta_rl.evaluate "$problems" --workdir="$DIR/mrt"
+start GRPO meta_rl.evaluate "$problems" --workdir="$DIR/grpo"
+start base meta_rl.evaluate "$problems" --config="$mrt" --base \
   --workdir="$DIR/base"
-phase 'writing the report' meta_rl.report "$DIR/base" "$DIR/grpo" "$DIR/mrt" \
+end
+begin 'writing the report'
+AT_ONCE=1
+start report meta_rl.report "$DIR/base" "$DIR/grpo" "$DIR/mrt" \
   --out="$DIR/report.html"
+end
 echo
 echo "== done in $((SECONDS / 60)) min $((SECONDS % 60)) s: $DIR/report.html"

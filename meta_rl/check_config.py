@@ -23,6 +23,7 @@ from meta_rl import (
   setup_steps,
   sharding,
   steps,
+  train_blocks,
   workdir,
 )
 from meta_rl.rollout import cache_rooms, check_slots
@@ -144,6 +145,7 @@ def check(config: ml_collections.ConfigDict):
   check_lora(config)
   check_eval(config)
   check_curriculum(config)
+  train_blocks.check(config)
   for stage in setup_steps.stages(config).values():
     setup_own.make_training_calls(stage, model, task)
     if config.algorithm.name != 'sft':

@@ -67,6 +67,7 @@ TRAINING = {
   ),
   'curriculum': ('budgets', 'every', 'kappa'),
   'parallel': (
+    'fused_steps',
     'kind',
     'mesh.context',
     'mesh.data',

@@ -215,6 +215,15 @@ class Meter:
       'cost/cumulative': self.state['cumulative_cost'],
     }
 
+  def left(self, paid: float = 0.0) -> tuple[tuple[float | None, float], ...]:
+    """Returns (budget, spent) of the cost and of the tokens.
+
+    Args:
+      paid: cost that is not added yet.
+    """
+    spent = self.state.values()
+    return tuple(zip(self._budgets.values(), map(sum, zip(spent, (paid, 0.0)))))
+
   @property
   def reached(self) -> str:
     """The budget that is used up, such as 'total_cost', else ''.

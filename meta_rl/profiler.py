@@ -32,9 +32,15 @@ class Profiler(contextlib.AbstractContextManager):
     self._span = span
     self._first, self._last = parse_span(span)
 
-  def before(self, step: int):
-    """Starts the trace at its first step."""
-    if step == self._first and not jax.process_index():
+  def before(self, step: int, last: int | None = None):
+    """Starts the trace at its first step.
+
+    Args:
+      step: the step that is about to be taken.
+      last: of several that are dispatched at once, the last.
+    """
+    due = step <= self._first <= (last or step)
+    if due and not jax.process_index():
       jax.profiler.start_trace(self._folder)
       self._on, self._span = True, ''
 

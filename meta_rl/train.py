@@ -34,6 +34,7 @@ from meta_rl import (
   check_config,
   checkpoint,
   command_line,
+  compiled,
   config_keys,
   costs,
   data,
@@ -52,6 +53,7 @@ from meta_rl import (
   sharding,
   signals,
   trace_text,
+  train_blocks,
   train_calls,
   update,
   weights,
@@ -108,14 +110,14 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
   # ---- the jitted calls, each traced once a shape: once a thinking budget, of
   # which there is one but under a curriculum
   plan = setup_steps.make_curriculum(config)
-  calls = {
-    budget: (
-      train_calls.make_parallel(stage, model, task, optimizer),
-      train_calls.make_summarize(stage, task),
-    )
-    for budget, stage in setup_steps.stages(config).items()
-  }
-  parallel, _ = calls[plan.budgets[-1]]
+  watch = compiled.CompileWatch()
+  calls = {}
+  for budget, stage in setup_steps.stages(config).items():
+    parallel = train_calls.make_parallel(stage, model, task, optimizer)
+    summarize = train_calls.make_summarize(stage, task)
+    block = train_blocks.make_block(stage, parallel, summarize)
+    calls[budget] = parallel, summarize, block
+  parallel, *_ = calls[plan.budgets[-1]]
   problems = make_batches(config, task, parallel.mesh)
   eval_batches = held_out.validation_batches(config, mesh=parallel.mesh)
   reward_fn = setup_own.make_reward_fn(
@@ -151,8 +153,8 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       base_params = parallel.put_params(base_params)
     if config.algorithm.get('prefix_policy') == 'reference':
       calls = {
-        budget: (train_calls.with_reference(call, base_params), summarize)
-        for budget, (call, summarize) in calls.items()
+        budget: (train_calls.with_reference(call, base_params), *others)
+        for budget, (call, *others) in calls.items()
       }
     stop = stack.enter_context(preemption.graceful_exit())
     writer = stack.enter_context(
@@ -173,6 +175,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
       with timer('data'):
         return parallel.put_batch(next(problems))
 
+    feed = train_blocks.Feed(next_batch, problems.get_state)
     resample = train_calls.make_resample(config, parallel, next_batch)
 
     def measure(at_budgets=False):
@@ -192,58 +195,96 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
         f'nothing to do: {budget}={config[budget]:,g} was reached after step '
         f'{first}; raise it, with --allow_change={budget}, to go on'
       )
+    # Traces are sampled while metrics and checkpoints are written, but not
+    # beside an evaluation, whose memory they would need. (A resampled batch, or
+    # one of a file, is no matter of one call.)
+    overlaps = (
+      not config.parallel.fused_steps
+      and resample is None
+      and correct is None
+      and not profile_steps
+    )
     begun = {}  # what is known of the first step before it
     if plan.budget is None and first < stop_at:
       begun = choose_budget(plan, measure(at_budgets=True))
-    for step in range(first + 1, stop_at + 1):
+    step, ahead = first, None  # the batch of the next step, and its traces
+    while step < stop_at:
       began = time.perf_counter()
-      tracer.before(step)
-      parallel, summarize = calls[plan.budget]
-      state, row, samples = rl_step(
-        parallel,
-        summarize,
-        state,
-        base_params,
-        next_batch(),
-        timer,
-        resample,
-        reward_fn,
-        correct,
-      )
-      data_state = problems.get_state()  # behind the step: it may draw more
-      tracer.after(step)
-      row['time/step_s'] = time.perf_counter() - began
-      row['time/tokens_per_s'] = row['rollout/tokens_sum'] / row['time/step_s']
-      row |= metrics.phase_speeds(timer.metrics(), row)
-      guards.check_finite(step, row, saver.latest_step())
-      guards.check_gap(step, row, config.max_log_prob_gap)
-      if correct is not None:
-        guards.check_mismatch(step, row, config.external.max_mismatch)
+      count = train_blocks.block_length(config, step, stop_at)
+      tracer.before(step + 1, step + count)
+      parallel, summarize, block = calls[plan.budget]
+      if block is None:
+        state, row, samples = rl_step(
+          parallel,
+          summarize,
+          state,
+          base_params,
+          ahead[0] if ahead else next_batch(),
+          timer,
+          resample,
+          reward_fn,
+          correct,
+          # Else a phase is traced while the one before runs.
+          step > first,
+          ahead and ahead[1],
+        )
+        ahead = None
+        rows = [row]
+        data_state = problems.get_state()  # behind the step: it may draw more
+      else:
+        state, rows, data_state, samples = train_blocks.run(
+          block,
+          state,
+          base_params,
+          feed,
+          timer,
+          count=count,
+          size=config.parallel.fused_steps,
+          meter=meter,
+          paid=begun.get(costs.CURRICULUM, 0.0),
+        )
+      tracer.after(step + len(rows))
+      seconds = (time.perf_counter() - began) / len(rows)
+      phases = {k: v / len(rows) for k, v in timer.metrics().items()}
+      for row in rows:
+        step += 1
+        row['time/step_s'] = seconds
+        row['time/tokens_per_s'] = row['rollout/tokens_sum'] / seconds
+        row |= metrics.phase_speeds(phases, row)
+        guards.check_finite(step, row, saver.latest_step())
+        guards.check_gap(step, row, config.max_log_prob_gap)
+        if correct is not None:
+          guards.check_mismatch(step, row, config.external.max_mismatch)
 
-      measured = None
-      if plan.points:
-        row |= {'curriculum/budget': float(plan.budget)} | begun
-        begun = {}
-      if plan.due(step):
-        measured = measure(at_budgets=True)
-        paid = row.get(costs.CURRICULUM, 0.0)
-        row |= choose_budget(plan, measured, paid=paid)
-      row |= meter.add(row)
-      last = step == config.total_steps or bool(meter.reached)
-      if measured is None and (last or step % config.eval.every == 0):
-        measured = measure()
-      if measured is not None:
-        row |= held_out.summary(measured, config.rollout.thinking_budget)
-        row |= held_out.episode_shares(measured, config)
-      if kit.metrics is not None:
-        row |= kit.metrics(sharding.add_up)
-      row['compile/count'] = train_calls.count_traces(
-        calls.values(), eval_calls, resample, correct
-      )
-      writer.write(step, row)
-      bar.update(step, row)
-      for warning in watchdog.update(step, row):
-        bar.say(warning)
+        measured = None
+        if plan.points:
+          row |= {'curriculum/budget': float(plan.budget)} | begun
+          begun = {}
+        if plan.due(step):
+          measured = measure(at_budgets=True)
+          paid = row.get(costs.CURRICULUM, 0.0)
+          row |= choose_budget(plan, measured, paid=paid)
+        row |= meter.add(row)
+        last = step == config.total_steps or bool(meter.reached)
+        due = measured is not None or last or step % config.eval.every == 0
+        if overlaps and not due:
+          batch = next_batch()
+          ahead = batch, begin_step(parallel, state, batch)
+        if measured is None and due:
+          measured = measure()
+        if measured is not None:
+          row |= held_out.summary(measured, config.rollout.thinking_budget)
+          row |= held_out.episode_shares(measured, config)
+        if kit.metrics is not None:
+          row |= kit.metrics(sharding.add_up)
+        row['compile/count'] = train_calls.count_traces(
+          calls.values(), eval_calls, resample, correct
+        )
+        row |= watch.metrics()
+        writer.write(step, row)
+        bar.update(step, row)
+        for warning in watchdog.update(step, row):
+          bar.say(warning)
       if last or step % config.log.samples_every == 0:
         writer.write_text_rows(
           'samples',
@@ -349,6 +390,32 @@ def choose_budget(plan, measured, *, paid: float = 0.0) -> dict[str, float]:
   return row | {costs.CURRICULUM: paid + held_out.budget_cost(measured)}
 
 
+def step_key(state) -> jax.Array:
+  """Returns the PRNG key of the step that a state is about to take."""
+  return jax.random.fold_in(state.key, state.step)
+
+
+def step_keys(key):
+  """Returns the PRNG keys of a step's sampling and of its prover."""
+  return jax.random.split(key)
+
+
+def begin_step(parallel, state, batch):
+  """Returns the traces of the step that a state is about to take, and cache.
+
+  They are dispatched and not waited for: the device samples them while the host
+  is busy with the step before. They are those that `rl_step` would sample: of
+  the same parameters, which sampling does not donate.
+
+  Args:
+    parallel: of `train_calls.make_parallel`.
+    state: before the step.
+    batch: its problems, placed.
+  """
+  sample_key, _ = step_keys(step_key(state))
+  return parallel.generate(state.params, batch, sample_key)
+
+
 def rl_step(
   parallel,
   summarize,
@@ -359,6 +426,8 @@ def rl_step(
   resample=None,
   reward_fn=None,
   correct=None,
+  timed=True,
+  begun=None,
 ):
   """Runs one step of the loop.
 
@@ -373,6 +442,10 @@ def rl_step(
     resample: of `train_calls.make_resample`.
     reward_fn: of `setup_own.make_reward_fn`, None for the outcome alone.
     correct: of `setup_own.make_correct`, None for traces of the policy itself.
+    timed: wait for each phase, so that its time is its own. Else each is
+      dispatched, and where it is new traced, while the one before still runs.
+    begun: of `begin_step` on the same batch, where the traces of this step are
+      on their way; None: they are sampled here.
 
   Returns:
     The new state, a dict of float metrics, and (traces, measured) for the
@@ -380,15 +453,18 @@ def rl_step(
   """
 
   asked = []  # what a round's own rewards were
+  ready = jax.block_until_ready if timed else lambda values: values
 
   def sample(batch, key):
-    sample_key, prove_key = jax.random.split(key)
+    sample_key, prove_key = step_keys(key)
     with timer('generate'):
-      traces, cache = parallel.generate(state.params, batch, sample_key)
-      jax.block_until_ready(traces)
+      traces, cache = begun or parallel.generate(
+        state.params, batch, sample_key
+      )
+      ready(traces)
     with timer('prove'):
       measured = parallel.prove(state.params, batch, traces, cache, prove_key)
-      jax.block_until_ready(measured)
+      ready(measured)
     if reward_fn is not None:
       del cache  # its memory is not needed while a user's function runs
       with timer('reward'):
@@ -396,7 +472,7 @@ def rl_step(
         asked.append(found)
     return traces, measured  # not the cache: the update needs its memory
 
-  key = jax.random.fold_in(state.key, state.step)
+  key = step_key(state)
   if resample is None:
     traces, measured = sample(batch, key)
     row = summarize(traces, measured)
@@ -407,16 +483,16 @@ def rl_step(
     with timer('score'):
       base = base_params(state.params) if callable(base_params) else base_params
       reference = parallel.score(base, traces)
-      jax.block_until_ready(reference)
+      ready(reference)
   distance = {}
   if correct is not None:
     with timer('score'):
       log_probs = parallel.score(state.params, traces)
-      traces, distance = jax.block_until_ready(correct(traces, log_probs))
+      traces, distance = ready(correct(traces, log_probs))
   if parallel.value is not None:
     with timer('value'):
       critic = parallel.value(state.params, traces)
-      jax.block_until_ready(critic)
+      ready(critic)
     measured = dataclasses.replace(measured, critic=critic)
   with timer('update'):
     state, sums = parallel.update(state, traces, measured, reference)

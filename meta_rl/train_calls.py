@@ -181,7 +181,7 @@ def count_traces(calls, eval_calls, resample=None, correct=None) -> int:
   """Returns how often the run's jitted calls were traced, evaluation's too.
 
   Args:
-    calls: (parallel, summarize) of each thinking budget.
+    calls: (parallel, summarize, block) of each thinking budget.
     eval_calls: of `held_out.make_calls`.
     resample: of `make_resample`.
     correct: of `setup_own.make_correct`.
@@ -192,6 +192,7 @@ def count_traces(calls, eval_calls, resample=None, correct=None) -> int:
   if correct is not None:
     counted.append(correct)
   total = sum(call.traces for call in counted)
-  for parallel, summarize in calls:
+  for parallel, summarize, block in calls:
     total += sum(parallel.traces.values()) + summarize.traces
+    total += 0 if block is None else block.traces
   return total

@@ -1,9 +1,10 @@
-"""CountedJit counts traces, not calls."""
+"""CountedJit counts traces, not calls; a watch counts what is compiled."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from meta_rl import compiled
 from meta_rl.compiled import CountedJit
 
 
@@ -51,3 +52,20 @@ def test_lowered_without_allocating():
   lowered = call.lower(jax.ShapeDtypeStruct((3, 3), jnp.float32))
   assert call.traces == 1
   assert lowered.compile()(jnp.eye(3)).shape == (3, 3)
+
+
+def test_what_is_compiled_is_counted():
+  before, watch = compiled.CompileWatch(), compiled.CompileWatch()
+  call = compiled.CountedJit(lambda x: x * 3.5 + 17)
+  call(jnp.ones(11))
+  first = watch.metrics()
+  assert first['compile/cache_misses'] + first['compile/cache_hits'] > 0
+  assert first['compile/backend_s'] > 0
+  call(jnp.ones(11))
+  assert watch.metrics() == first == before.metrics()
+  # From where a watch begins.
+  assert compiled.CompileWatch().metrics() == {
+    'compile/cache_misses': 0.0,
+    'compile/cache_hits': 0.0,
+    'compile/backend_s': 0.0,
+  }

@@ -29,7 +29,7 @@ LAYERS = [
   'verifiers segments chat_template',
   'steps compiled dynamic_sampling',
   'setup_run setup_steps setup_own setup_devices preemption train_calls '
-  'check_config command_line config_keys trace_text held_out stop_traces '
+  'train_blocks check_config command_line config_keys trace_text held_out stop_traces '
   'stop_evaluation '
   'evaluation evaluate eval_problems eval_samples eval_policies eval_compare '
   'eval_headline protocol plot_style plot_labels plots '
@@ -51,6 +51,7 @@ COMMANDS += [
   'setup_own',
   'setup_devices',
   'train_calls',
+  'train_blocks',
   'held_out',
   'stop_traces',
   'eval_policies',

@@ -203,9 +203,10 @@ def quickstart(tmp_path):
   python = tmp_path / 'python'
   (launch / 'venv.sh').write_text(f'make_venv() {{ PY={python}; }}\n')
 
-  def start(body):
+  def start(body, **variables):
+    variables = {'JAX_PLATFORMS': 'cpu'} | variables
     write_script(python, f'echo "$@" >>{tmp_path}/calls\n{body}')
-    options = command(tmp_path, QUICKSTART_DIR='D')
+    options = command(tmp_path, QUICKSTART_DIR='D', **variables)
     script = launch / 'quickstart.sh'
     # Tests that were started in the background inherit an ignored SIGINT,
     # which bash cannot trap: hand it the default one.
@@ -234,22 +235,69 @@ def test_quickstart_refuses_tokens_at_once(tokens, tmp_path):
   assert errors.count('\n') == 1
 
 
-def test_quickstart_runs_the_phases_in_order(quickstart, tmp_path):
-  process = quickstart('exit 0')
+@pytest.mark.parametrize('at_once', [1, 2, 3])
+def test_quickstart_runs_the_phases_in_order(at_once, quickstart, tmp_path):
+  process = quickstart('exit 0', QUICKSTART_AT_ONCE=str(at_once))
   output, errors = process.communicate(timeout=60)
   assert process.returncode == 0
   assert errors == ''
-  assert (tmp_path / 'calls').read_text() == PHASES
-  assert output.count('\n== ') == 6 * 2 + 1
+  phases, found = PHASES.splitlines(), (tmp_path / 'calls').read_text()
+  # Within a phase the order is that of the processes.
+  parts = [slice(0, 2), slice(2, 5), slice(5, 6)]
+  if at_once == 1:
+    parts = [slice(0, 6)]
+    assert found == PHASES
+  for part in parts:
+    assert sorted(found.splitlines()[part]) == sorted(phases[part])
+  assert output.count('\n== ') == 3 * 2 + 1
   last = output.splitlines()[-1]
   assert re.fullmatch(r'== done in 0 min \d+ s: D/report\.html', last)
+  assert not list((tmp_path / 'D').iterdir())
+
+
+def test_quickstart_runs_side_by_side(quickstart, tmp_path):
+  """Each of the first two waits for the other, and all lines are named."""
+  here = f'touch {tmp_path}/$$; '
+  wait = f'while [ $(ls {tmp_path}/[0-9]* | wc -l) -lt 2 ]; do sleep 0.05; done'
+  process = quickstart(
+    f'case "$2" in *report) exit ;; esac\n{here} {wait}\n'
+    'echo "ran $2"; printf "no newline" >&2'
+  )
+  output, errors = process.communicate(timeout=60)
+  assert (process.returncode, errors) == (0, '')
+  for name in ('MRT', 'GRPO'):
+    assert f'{name}: ran meta_rl.train\n' in output
+    assert f'{name}: ran meta_rl.evaluate\n' in output
+    assert f'{name}: no newline\n' in output
+  assert 'base: ran meta_rl.evaluate\n' in output
+  assert output.index('GRPO: ran meta_rl.train') < output.index('evaluating')
+
+
+def test_quickstart_ends_what_runs_beside_a_failed_run(quickstart, tmp_path):
+  """GRPO fails: MRT saves and ends, and nothing is evaluated."""
+  saved = tmp_path / 'saved'
+  process = quickstart(
+    'case "$*" in *grpo*) sleep 0.5; echo no room >&2; exit 9 ;; esac\n'
+    f"trap 'sleep 0.3; touch {saved}; exit 75' TERM\n"
+    'for i in {1..300}; do sleep 0.1; done'
+  )
+  output, errors = process.communicate(timeout=60)
+  assert process.returncode == 9
+  assert saved.exists()
+  assert 'GRPO: no room\n' in output
+  assert 'stopped while training MRT and GRPO (exit code 9). Run the' in errors
+  assert (tmp_path / 'calls').read_text().count('\n') == 2
 
 
 def test_quickstart_stops_at_a_failed_phase(quickstart, tmp_path):
-  process = quickstart('case "$*" in *evaluate*grpo) exit 7 ;; esac')
+  process = quickstart(
+    'case "$*" in *evaluate*grpo) exit 7 ;; esac', QUICKSTART_AT_ONCE='1'
+  )
   _, errors = process.communicate(timeout=60)
   assert process.returncode == 7
-  assert 'stopped while evaluating GRPO (exit code 7). Run the same' in errors
+  assert (
+    'stopped while evaluating MRT, GRPO and the base policy (exit' in errors
+  )
   assert (tmp_path / 'calls').read_text().count('\n') == 4
 
 
@@ -257,22 +305,22 @@ def test_quickstart_stops_at_a_failed_phase(quickstart, tmp_path):
   'sent, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 )
 def test_quickstart_lets_the_command_save(quickstart, tmp_path, sent, code):
-  """The command gets a SIGTERM, and the script waits until it is done."""
+  """The commands get a SIGTERM, and the script waits until they are done."""
   saved = tmp_path / 'saved'
   process = quickstart(
-    f"trap 'sleep 0.3; touch {saved}; exit 3' TERM\n"
-    f'touch {tmp_path}/begun\n'
+    f"trap 'sleep 0.3; touch {saved}.$$; exit 3' TERM\n"
+    f'touch {tmp_path}/begun.$$\n'
     'for i in {1..300}; do sleep 0.1; done'
   )
   for _ in range(200):
-    if (tmp_path / 'begun').exists():
+    if len(list(tmp_path.glob('begun.*'))) == 2:
       break
     time.sleep(0.05)
   process.send_signal(sent)
   _, errors = process.communicate(timeout=60)
   assert process.returncode == code
-  assert saved.exists()
-  assert f'stopped while training MRT (exit code {code})' in errors
+  assert len(list(tmp_path.glob('saved.*'))) == 2
+  assert f'stopped while training MRT and GRPO (exit code {code})' in errors
 
 
 @pytest.mark.full

@@ -435,6 +435,44 @@ def test_sigterm_ends_the_command_with_75(small, small_data, tmp_path):
   assert steps_of(folder)[-1] == last
 
 
+@pytest.mark.full
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+  'fused_steps', [0, pytest.param(2, marks=pytest.mark.soak)]
+)
+def test_the_second_start_compiles_nothing(fused_steps, small_data, tmp_path):
+  """Another process, in another folder, with the cache of the first."""
+
+  def start(folder):
+    result = subprocess.run(
+      [
+        *(sys.executable, '-m', 'meta_rl.train'),
+        '--config=mrt_countdown:tiny',
+        f'--workdir={tmp_path / folder}',
+        '--config.task.high=8',
+        '--config.total_steps=2',
+        f'--config.parallel.fused_steps={fused_steps}',
+      ],
+      env=os.environ
+      | {'META_RL_DATA': str(small_data), 'PYTHONPATH': str(ROOT)}
+      | {'META_RL_CACHE': str(tmp_path / 'cache')}
+      | {'JAX_NUM_CPU_DEVICES': '1', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
+      cwd=tmp_path,
+      stdin=subprocess.DEVNULL,
+      capture_output=True,
+      text=True,
+      timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    return metrics.read_metrics(tmp_path / folder / 'metrics.jsonl')[-1]
+
+  first, second = start('one'), start('two')
+  assert first['compile/cache_misses'] > 10
+  assert second['compile/cache_misses'] == 0
+  # Other folders, other processes: the same programs.
+  assert second['compile/cache_hits'] == first['compile/cache_misses']
+
+
 # ---- guards
 
 

@@ -8,12 +8,14 @@
     update     traces and what was measured -> new parameters
 
 Each `make_*` binds what is static and returns a pure function of arrays;
-`fused` is their composition, one program for tasks that verify on the device.
+`fused` is their composition, one program for tasks that verify on the device,
+and `make_block` several of these in one dispatch.
 Sharding, pmap and the host loop live with the callers.
 """
 
 from meta_rl.rollout import answers_of
 from meta_rl.steps.answers import make_answers
+from meta_rl.steps.block import Block, Limits, left_of, make_block
 from meta_rl.steps.boundaries import BOUNDARIES, find_boundaries
 from meta_rl.steps.branches import (
   PREFIX_POLICIES,
@@ -62,8 +64,10 @@ from meta_rl.steps.value import make_value, make_value_term
 __all__ = [
   'BLOCK_ROWS',
   'BOUNDARIES',
+  'Block',
   'CORRECTIONS',
   'KINDS',
+  'Limits',
   'PATHWISE',
   'PREFIX_POLICIES',
   'PREFIX_SUCCESS',
@@ -73,8 +77,10 @@ __all__ = [
   'find_boundaries',
   'fused',
   'join_rows',
+  'left_of',
   'make_advantages',
   'make_answers',
+  'make_block',
   'make_branch_prove',
   'make_branches',
   'make_correction',
