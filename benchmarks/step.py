@@ -18,10 +18,10 @@ import json
 import resource
 import statistics
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
+import limits
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -40,13 +40,6 @@ from meta_rl import (
 FLAGS = flags.FLAGS
 
 
-def seconds(fn) -> float:
-  """Returns the wall-clock seconds of one call, its result waited for."""
-  began = time.perf_counter()
-  jax.block_until_ready(fn())
-  return time.perf_counter() - began
-
-
 def alternate(calls: dict, pairs: int) -> dict[str, list[float]]:
   """Returns the seconds of each call, run in turn after a warm-up."""
   for fn in calls.values():
@@ -54,46 +47,8 @@ def alternate(calls: dict, pairs: int) -> dict[str, list[float]]:
   times = {name: [] for name in calls}
   for _ in range(pairs):
     for name, fn in calls.items():
-      times[name].append(seconds(fn))
+      times[name].append(limits.seconds(fn))
   return times
-
-
-def machine_limits(config, rows: int, pairs: int) -> dict[str, float]:
-  """Returns GFLOP/s at the update's shapes and GB/s of a copy.
-
-  The rate is that of the model's linear layers, forward and backward, as bare
-  matrix multiplies: [rows, D] x [D, N], and the two products of its gradient,
-  each weighted by how often the model does it.
-  """
-  shape = models.config_from_dict(config.model.to_dict())
-  width, ffn = shape.width, shape.ffn_width
-  inner = shape.num_heads * shape.dim
-  kinds = [(width, inner, 1), (width, shape.kv_heads * shape.dim, 2)]
-  kinds += [(inner, width, 1), (width, ffn, 2), (ffn, width, 1)]
-  flops, spent = 0.0, 0.0
-  for fan_in, fan_out, number in kinds:
-    x, y = jnp.ones((rows, fan_in)), jnp.ones((rows, fan_out))
-    w = jnp.ones((fan_in, fan_out))
-    products = {
-      'x @ w': (jax.jit(lambda a, b: a @ b), x, w),
-      'y @ w.T': (jax.jit(lambda a, b: a @ b.T), y, w),
-      'x.T @ y': (jax.jit(lambda a, b: a.T @ b), x, y),
-    }
-    calls = {
-      k: lambda f=f, a=a, b=b: f(a, b) for k, (f, a, b) in products.items()
-    }
-    times = alternate(calls, 8 * pairs)
-    spent += number * sum(statistics.median(t) for t in times.values())
-    flops += number * 3 * 2 * rows * fan_in * fan_out
-  block = jnp.ones(1 << 26, jnp.float32)
-  copy = jax.jit(lambda a: a + 1)
-  took = statistics.median(
-    alternate({'copy': lambda: copy(block)}, pairs)['copy']
-  )
-  return {
-    'matmul_gflops': flops / spent / 1e9,
-    'copy_gb_s': 2 * block.nbytes / took / 1e9,
-  }
 
 
 def update_flops(config, params, token_mask, buckets, rows: int) -> dict:
@@ -169,7 +124,13 @@ def run(config, pairs: int) -> dict:
   measured = calls.prove(params, batch, traces, cache, key)
   rows = config.rollout.num_prompts * group
   rows //= config.batching.mini_batches * config.batching.micro_batches
-  limits = machine_limits(config, rows * traces.tokens.shape[1], pairs)
+  shape = models.config_from_dict(config.model.to_dict())
+  processed = rows * traces.tokens.shape[1]
+  bare = limits.matmuls(shape, processed, 8 * pairs, backward=True)
+  machine = {
+    'matmul_gflops': bare['gflops'],
+    'read_gb_s': limits.bandwidth(pairs),
+  }
 
   make = lambda kind: jax.jit(
     steps.make_prove(
@@ -208,17 +169,17 @@ def run(config, pairs: int) -> dict:
   rate = flops['processed'] / median['update'] / 1e9
   return {
     'machine': env.machine_description(),
-    'limits': limits,
+    'limits': machine,
     'seconds': median,
     'spread': {k: [min(v), max(v)] for k, v in times.items()},
     'generate_tokens_s': float(traces.mask.sum()) / median['generate'],
     'update_tokens_s': flops['tokens'] / median['update'],
     'update_gflops': rate,
-    'update_share_of_matmul': rate / limits['matmul_gflops'],
+    'update_share_of_matmul': rate / machine['matmul_gflops'],
     'update_useful_share_of_matmul': flops['useful']
     / median['update']
     / 1e9
-    / limits['matmul_gflops'],
+    / machine['matmul_gflops'],
     'prover_share': {
       'own answers': share('prove'),
       '2 answers': share('prove, 2 answers'),

@@ -21,6 +21,7 @@ pytest_plugins = ['small_runs']
 def test_configs_of_other_steps_are_refused(
   name, changes, given, small, monkeypatch
 ):
+  monkeypatch.syspath_prepend(ROOT / 'benchmarks')
   spec = importlib.util.spec_from_file_location(
     'step', ROOT / 'benchmarks' / 'step.py'
   )
