@@ -30,6 +30,12 @@ def python_of(name: str) -> pathlib.Path:
   return pathlib.Path(folder).absolute() / 'bin' / 'python'
 
 
+def command_of(name: str) -> list[str]:
+  """Returns how the worker of an engine is started."""
+  script = pathlib.Path(__file__).parent / f'with_{name}.py'
+  return [str(python_of(name)), str(script)]
+
+
 def present(names) -> list[str]:
   """Returns the engines that have an environment; says which have not."""
   found = []
@@ -53,22 +59,13 @@ class Engine:
   otherwise take the cores from the engine that is being timed.
   """
 
-  def __init__(self, name: str, folder: pathlib.Path, command=None):
-    """Starts the worker, and stops it until it is asked.
-
-    Args:
-      name: of the engine.
-      folder: for its log.
-      command: what to run; None: the worker in the engine's environment.
-    """
+  def __init__(self, name: str, folder: pathlib.Path):
+    """Starts the worker, whose log goes to the folder."""
     self.name = name
     self.log = folder / f'{name}.log'
-    if command is None:
-      script = pathlib.Path(__file__).parent / f'with_{name}.py'
-      command = [str(python_of(name)), str(script)]
     with self.log.open('ab') as log:
       self._process = subprocess.Popen(
-        command,
+        command_of(name),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
@@ -113,12 +110,12 @@ class Engine:
 
 
 @contextlib.contextmanager
-def started(names, folder: pathlib.Path, start=Engine):
+def started(names, folder: pathlib.Path):
   """Gives the engines of these names, and ends them."""
   engines = {}
   try:
     for name in names:
-      engines[name] = start(name, folder)
+      engines[name] = Engine(name, folder)
     yield engines
   finally:
     for engine in engines.values():
