@@ -2,7 +2,7 @@
 
     bash benchmarks/peers.sh          (once: makes .venv-tunix and .venv-trl)
     python benchmarks/update.py [--sizes=0.5M,10M,135M] [--peers=tunix,trl]
-      [--cases=long-tailed,equal] [--rounds=5] [--json=update.json]
+      [--cases=long-tailed,equal] [--rounds=5] [--json=update.json] [--add]
 
 Forward, backward, clipping by the global norm and AdamW, in float32, on traces
 with the lengths of benchmarks/rollout.py: prompt of 16 tokens, 256 at most
@@ -28,33 +28,34 @@ FLAGS = flags.FLAGS
 _MOST_ROWS = 4096
 
 
-def measure(size: str, names: list[str], folder: pathlib.Path) -> dict:
-  """Returns all figures of one size."""
+def measure(size: str, names: list[str], folder, before: dict) -> dict:
+  """Returns all figures of one size, those of `before` among them."""
   folder = folder / size
   folder.mkdir(parents=True, exist_ok=True)
   shape = workload.SIZES[size]
   paths = workload.write(folder, workload.update_cases(shape))
+  measured = {}
   with engines.started(names, folder) as workers:
     found = common.load(workers, size, folder)
-    found['cases'] = {}
     for case in FLAGS.cases:
       workers[engines.OURS].ask('score', path=paths[case])
-      rows = measure_case(workers, paths[case])
+      measured[case] = rows = measure_case(workers, paths[case])
       mask = np.load(paths[case])['mask']
       bound = limit(workers, shape, found['parameters'], mask)
       for row in rows.values():
         row |= bound
-        row['share_of_limit'] = row['tokens_per_s'] / row['limit_tokens_per_s']
-      found['cases'][case] = rows
-  for case, rows in found['cases'].items():
+  found['cases'] = dict(before.get('cases', {}))
+  for case, rows in measured.items():
     for name, row in rows.items():
       # The mode of the table: what is fast and what is small are one program.
       row['peak_mb'] = memory(name, row.pop('mode'), paths[case], folder)
+    rows = compare.joined(rows, found['cases'].get(case, {}))
+    found['cases'][case] = compare.with_rates(rows)
   return found
 
 
 def measure_case(workers: dict, path: str) -> dict[str, dict]:
-  """Returns the rates of each engine at its best, the ratios and the losses.
+  """Returns the seconds of each engine at its best, and its loss.
 
   Raises:
     EngineError: a loss that is not ours.
@@ -62,7 +63,7 @@ def measure_case(workers: dict, path: str) -> dict[str, dict]:
   count = len(np.load(path)['tokens'])
   calls, more = {}, {}
   for name, worker in workers.items():
-    modes = worker.ask('update_modes', rows=count)['modes']
+    offered = worker.ask('update_modes', rows=count)
     losses = []
 
     def once(mode, fresh=False, worker=worker, losses=losses):
@@ -71,10 +72,11 @@ def measure_case(workers: dict, path: str) -> dict[str, dict]:
         losses.append(answer['loss'])
       return answer
 
-    best, tried = common.best_of(name, modes, once)
-    # The one that was tried last is loaded.
-    once(best, True)
-    once(best)
+    best, tried = common.best_of(name, offered, once)
+    if len(tried) > 1:
+      # The one that was tried last is loaded.
+      for i in range(offered['warm']):
+        once(best, i == 0)
     calls[name] = lambda once=once, best=best: once(best)
     loss = losses[-1]
     more[name] = {'way': best['name'], 'mode': best, 'loss': loss}
@@ -145,7 +147,7 @@ def lines(found: dict) -> str:
       for name, row in rows.items():
         rate = compare.spread(row['tokens_per_s'], row['quartiles'])
         limit_ = f'{row["limit_tokens_per_s"]:,.0f}'
-        share = f'{row["share_of_limit"]:.0%}'
+        share = f'{row["tokens_per_s"] / row["limit_tokens_per_s"]:.0%}'
         known = (size, case, name, row['way'], rate, limit_, share)
         held, loss = f'{row["peak_mb"]:,.0f}', f'{row["loss"]:.6f}'
         table.append((*known, held, loss, common.ratio_cell(row)))

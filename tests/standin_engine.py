@@ -44,11 +44,12 @@ class Engine:
 
   def modes(self, rows, batch):
     """Returns the ways of the table."""
-    return {'modes': [{'name': n, 'batch': batch} for n in self._seconds]}
+    modes = [{'name': n, 'batch': batch} for n in self._seconds]
+    return {'modes': modes, 'warm': 1}
 
   def update_modes(self, rows):
     """Returns the ways of the table."""
-    return {'modes': [{'name': n} for n in self._seconds]}
+    return {'modes': [{'name': n} for n in self._seconds], 'warm': 2}
 
   @property
   def _seconds(self):

@@ -5,6 +5,7 @@ The engines of tests/standin_engine.py take 1, 4 and, in the better of two ways,
 """
 
 import importlib
+import json
 import pathlib
 import subprocess
 import sys
@@ -43,6 +44,7 @@ def started(module, monkeypatch, tmp_path):
     sizes=['micro'],
     folder=str(tmp_path),
     json='',
+    add=False,
   )
   found = module('rollout'), module('update')
   for one in (*found, module('peers.common')):
@@ -126,7 +128,7 @@ def test_flops_by_hand(module):
 
 def test_a_rollout_beside_two_peers(started, tmp_path):
   rollout, _ = started
-  found = rollout.measure('micro', ALL, tmp_path)
+  found = rollout.measure('micro', ALL, tmp_path, {})
   assert found['logits_apart'] == {'tunix': 0, 'trl': 0}
   rows = found['cases']['long-tailed']
   tokens = np.load(tmp_path / 'micro' / 'long-tailed.npz')['lengths'].sum()
@@ -142,8 +144,8 @@ def test_a_rollout_beside_two_peers(started, tmp_path):
   assert rows['trl']['tried']['broken'].endswith('RuntimeError: cannot do this')
   # 8 rows a step of 1 ms, the faster of two bare products.
   assert rows['meta_rl']['limit_tokens_per_s'] == pytest.approx(8000)
-  assert rows['meta_rl']['share_of_limit'] == pytest.approx(tokens / 8000)
   table = rollout.lines({'micro': found}).splitlines()
+  assert f' {tokens / 8000:.0%} ' in table[1]
   assert len(table) == 1 + 2 * 3
   assert table[2].split()[:4] == ['micro', 'long-tailed', 'tunix', 'a']
   assert table[2].endswith('4.00 (4.00-4.00)')
@@ -152,7 +154,7 @@ def test_a_rollout_beside_two_peers(started, tmp_path):
 def test_an_update_beside_two_peers(started, tmp_path):
   _, update = started
   update.FLAGS.cases = ['equal']
-  found = update.measure('micro', ALL, tmp_path)
+  found = update.measure('micro', ALL, tmp_path, {})
   rows = found['cases']['equal']
   assert rows['meta_rl']['tokens_per_s'] == 96
   assert rows['tunix']['ours_faster']['ratio'] == 4
@@ -167,17 +169,51 @@ def test_an_update_beside_two_peers(started, tmp_path):
 def test_ways_and_peers_that_are_asked_for(started, module, tmp_path, capsys):
   rollout, _ = started
   rollout.FLAGS.ways, rollout.FLAGS.cases = ['slow'], ['equal']
-  rows = rollout.measure('micro', ['meta_rl', 'trl'], tmp_path)['cases']
+  rows = rollout.measure('micro', ['meta_rl', 'trl'], tmp_path, {})['cases']
   assert rows['equal']['trl']['ours_faster']['ratio'] == 3
   # Without torch the bare products are XLA's alone.
-  rows = rollout.measure('micro', ['meta_rl'], tmp_path)['cases']
+  rows = rollout.measure('micro', ['meta_rl'], tmp_path, {})['cases']
   assert list(rows['equal']) == ['meta_rl']
   assert rows['equal']['meta_rl']['limit_tokens_per_s'] == pytest.approx(8000)
   rollout.FLAGS.only_ours = True
   rollout.FLAGS.json = str(tmp_path / 'found.json')
   module('peers.common').run(rollout.measure, rollout.lines)
   assert capsys.readouterr().out.splitlines()[1].endswith('-')
-  assert '"equal"' in (tmp_path / 'found.json').read_text()
+  read = lambda: json.loads((tmp_path / 'found.json').read_text())
+  assert read()['micro']['cases']['equal']['meta_rl']['seconds'] == [1, 1]
+  rollout.FLAGS.add = True
+  module('peers.common').run(rollout.measure, rollout.lines)
+  assert read()['micro']['cases']['equal']['meta_rl']['seconds'] == [1] * 4
+
+
+def test_rounds_are_added_to_those_of_a_file(module):
+  compare = module('peers.compare')
+  now = lambda ours, theirs, name='tunix': compare.side_by_side(
+    {
+      'meta_rl': [{'seconds': s, 'tokens': 6} for s in ours],
+      name: [{'seconds': s, 'tokens': 6} for s in theirs],
+    }
+  )
+  way = lambda rows, **ways: {
+    name: row | {'way': ways.get(name, 'a')} for name, row in rows.items()
+  }
+  first = way(now([1, 2], [4, 4]))
+  assert compare.joined(first, {}) == first
+  both = compare.joined(way(now([3], [6], 'trl')), first)
+  assert both['meta_rl']['seconds'] == [1, 2, 3]
+  assert both['tunix'] == first['tunix']
+  assert both['trl']['ours_seconds'] == [3]
+  again = compare.joined(way(now([1], [5])), both)
+  rates = compare.with_rates(again)
+  # Medians 1 and 4, of the pairs 4 by 1, 4 by 2 and 5 by 1.
+  assert rates['tunix']['ours_faster'] == {
+    'ratio': 4,
+    'quartiles': [3, 4.5],
+    'pairs': 3,
+  }
+  assert rates['meta_rl']['tokens_per_s'] == 6 / 1.5
+  other = compare.joined(way(now([1], [5]), tunix='b'), both)
+  assert other['tunix']['seconds'] == [5]
 
 
 def test_an_engine_of_another_model_is_refused(started, module, tmp_path):
@@ -185,7 +221,7 @@ def test_an_engine_of_another_model_is_refused(started, module, tmp_path):
   error = module('peers.engines').EngineError
   names = ['meta_rl', 'other']
   with pytest.raises(error, match='other: its logits are 1 from ours'):
-    rollout.measure('micro', names, tmp_path)
+    rollout.measure('micro', names, tmp_path, {})
   with pytest.raises(error, match='other: its loss is 0.5.*ours 0.25'):
     update.check_losses({'meta_rl': 0.25, 'other': 0.5})
   update.check_losses({'meta_rl': 0.25, 'other': 0.2501})

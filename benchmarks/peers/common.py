@@ -28,6 +28,7 @@ def define_flags():
   flags.DEFINE_integer('threads', 2, 'Of torch.', lower_bound=1)
   flags.DEFINE_string('folder', '', 'Keeps checkpoints and logs here.')
   flags.DEFINE_string('json', '', 'File for the figures.')
+  flags.DEFINE_bool('add', False, 'Adds rounds to those that are in the file.')
   for name, allowed in (
     ('sizes', workload.SIZES),
     ('peers', engines.PEERS),
@@ -44,24 +45,27 @@ def run(measure: Callable[..., dict], lines: Callable[[dict], str]):
   """Measures size after size and prints a table of each.
 
   Args:
-    measure: `(size, names, folder) -> figures`.
+    measure: `(size, names, folder, before) -> figures`; before: those of the
+      file, {} for none.
     lines: the table of `{size: figures}`.
   """
   names = [engines.OURS]
   if not FLAGS.only_ours:
     names += engines.present(FLAGS.peers)
-  found = {}
+  found, file = {}, pathlib.Path(FLAGS.json or '/dev/null')
+  if FLAGS.add and file.is_file():
+    found = json.loads(file.read_text('utf-8'))
   with tempfile.TemporaryDirectory() as scratch:
     folder = pathlib.Path(FLAGS.folder or scratch).absolute()
     for size in FLAGS.sizes:
       try:
-        found[size] = measure(size, names, folder)
+        before = found.get(size, {})
+        found[size] = measure(size, names, folder, before)
       except engines.EngineError as error:
         raise SystemExit(f'error: {error}') from None
       print(lines({size: found[size]}), flush=True)
-  if FLAGS.json:
-    text = json.dumps(found, indent=2) + '\n'
-    pathlib.Path(FLAGS.json).write_text(text, 'utf-8')
+      if FLAGS.json:
+        file.write_text(json.dumps(found, indent=2) + '\n', 'utf-8')
 
 
 def load(workers: dict, size: str, folder: pathlib.Path) -> dict:
@@ -105,23 +109,25 @@ def logits_apart(workers: dict, folder: pathlib.Path) -> dict[str, float]:
   return found
 
 
-def best_of(name: str, modes: list[dict], once: Callable) -> tuple:
+def best_of(name: str, offered: dict, once: Callable) -> tuple:
   """Returns the mode of an engine that took least, and what each took.
 
   Args:
     name: of the engine.
-    modes: its ways; --ways leaves some of a peer's out.
+    offered: `modes`, its ways (--ways leaves some of a peer's out), and `warm`,
+      how many runs it takes until all is compiled.
     once: `(mode, fresh) -> answer` of one run; fresh: nothing before it.
   """
+  modes, warm = offered['modes'], offered['warm']
   if name != engines.OURS and FLAGS.ways:
     kept = [m for m in modes if any(way in m['name'] for way in FLAGS.ways)]
     modes = kept or modes
 
   def seconds(mode):
-    # Programs are compiled, some of them for what the first call gives back.
-    once(mode, True)
-    once(mode, False)
-    return once(mode, False)['seconds']
+    for i in range(warm):
+      once(mode, i == 0)
+    # Where there is nothing to choose, what is compiled is all that is needed.
+    return once(mode, not warm)['seconds'] if len(modes) > 1 else 0.0
 
   return compare.best_mode(modes, seconds)
 

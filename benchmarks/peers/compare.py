@@ -89,7 +89,7 @@ def alternate(calls: dict[str, Callable], rounds: int) -> dict[str, list]:
 
 
 def side_by_side(found: dict[str, list[dict]]) -> dict[str, dict]:
-  """Returns for every engine its rate, and for peers how often ours is faster.
+  """Returns the seconds of each engine, and those of ours in the same rounds.
 
   Args:
     found: answers with `seconds` and `tokens` of each engine, in turn.
@@ -97,10 +97,44 @@ def side_by_side(found: dict[str, list[dict]]) -> dict[str, dict]:
   seconds = {k: [x['seconds'] for x in v] for k, v in found.items()}
   rows = {}
   for name, spent in seconds.items():
-    rows[name] = rate(spent, found[name][0]['tokens']) | {'seconds': spent}
-    if name != engines.OURS and engines.OURS in seconds:
-      rows[name]['ours_faster'] = ratio(seconds[engines.OURS], spent)
+    rows[name] = {'tokens': found[name][0]['tokens'], 'seconds': spent}
+    if name != engines.OURS:
+      rows[name]['ours_seconds'] = seconds[engines.OURS]
   return rows
+
+
+def joined(rows: dict[str, dict], before: dict[str, dict]) -> dict[str, dict]:
+  """Returns rows with the rounds of earlier ones that did the same.
+
+  Engines that were not measured now are as they were. One that went another
+  way, or did other work, begins anew.
+
+  Args:
+    rows: of `side_by_side`, with the `way` of each engine.
+    before: the same of an earlier run.
+  """
+  found = {name: before[name] for name in before if name not in rows}
+  for name, row in rows.items():
+    old = before.get(name, {})
+    if all(old.get(key) == row[key] for key in ('way', 'tokens')):
+      row = row | {
+        key: old[key] + row[key]
+        for key in ('seconds', 'ours_seconds')
+        if key in row
+      }
+    found[name] = row
+  return found
+
+
+def with_rates(rows: dict[str, dict]) -> dict[str, dict]:
+  """Returns rows with the rate of each, and how often faster ours is."""
+  found = {}
+  for name, row in rows.items():
+    found[name] = row | rate(row['seconds'], row['tokens'])
+    if 'ours_seconds' in row:
+      faster = ratio(row['ours_seconds'], row['seconds'])
+      found[name]['ours_faster'] = faster
+  return found
 
 
 def table(rows: Iterable[tuple], words: int) -> str:

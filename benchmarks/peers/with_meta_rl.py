@@ -113,9 +113,9 @@ class Engine:
     """Returns the ways to sample so many rows."""
     found = [{'name': f'{batch} rows', 'batch': batch}]
     if 'slots' in inspect.signature(rollout.generate).parameters:
-      if rows > batch:
-        found += [{'name': f'{batch} slots', 'batch': rows, 'slots': batch}]
-    return {'modes': found}
+      for slots in sorted({batch, 2 * batch} & set(range(rows))):
+        found.append({'name': f'{slots} slots', 'batch': rows, 'slots': slots})
+    return {'modes': found, 'warm': 1}
 
   def rollout(self, path: str, mode: dict, seed: int) -> dict:
     """Samples all rows of a case once; returns seconds and useful tokens."""
@@ -173,7 +173,7 @@ class Engine:
     if rows > 8:
       buckets = {'buckets': [48, 80, 144], 'parts': rows // 8}
       found.append({'name': 'micro-batches of 8, by length', **buckets})
-    return {'modes': found}
+    return {'modes': found, 'warm': 1}
 
   def update(self, path: str, mode: dict, fresh: bool) -> dict:
     """Takes one optimizer step on a case; returns seconds, loss and tokens."""

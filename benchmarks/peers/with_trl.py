@@ -74,7 +74,7 @@ class Engine:
       {'name': f'continuous batching, {n} rows', 'batch': n, 'paged': True}
       for n in sizes
     ]
-    return {'modes': found}
+    return {'modes': found, 'warm': 0}
 
   @torch.no_grad()
   def rollout(self, path: str, mode: dict, seed: int) -> dict:
@@ -153,7 +153,7 @@ class Engine:
     del rows
     plain = {'name': 'whole batch', 'checkpointing': False}
     saving = {'name': 'gradient checkpointing', 'checkpointing': True}
-    return {'modes': [plain, saving]}
+    return {'modes': [plain, saving], 'warm': 1}
 
   def update(self, path: str, mode: dict, fresh: bool) -> dict:
     """Takes one optimizer step on a case; returns seconds, loss and tokens."""

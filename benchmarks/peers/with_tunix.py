@@ -94,7 +94,8 @@ class Engine:
   def modes(self, rows: int, batch: int) -> dict:
     """Returns the ways to sample so many rows."""
     sizes = sorted({batch, rows})
-    return {'modes': [{'name': f'{n} rows', 'batch': n} for n in sizes]}
+    modes = [{'name': f'{n} rows', 'batch': n} for n in sizes]
+    return {'modes': modes, 'warm': 1}
 
   def rollout(self, path: str, mode: dict, seed: int) -> dict:
     """Samples all rows of a case once; returns seconds and useful tokens.
@@ -139,7 +140,8 @@ class Engine:
     del rows
     plain = {'name': 'whole batch', 'remat': 'NONE'}
     saving = {'name': 'remat of layers', 'remat': 'DECODER'}
-    return {'modes': [plain, saving]}
+    # Compiled again for the types that the first step gives back.
+    return {'modes': [plain, saving], 'warm': 2}
 
   def update(self, path: str, mode: dict, fresh: bool) -> dict:
     """Takes one optimizer step on a case; returns seconds, loss and tokens."""

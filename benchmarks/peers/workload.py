@@ -52,8 +52,8 @@ SIZES = {
   '10M': Size(6, 384, 6, 6, 1024, 1024, prompts=32),
   '135M': Size(
     *(30, 576, 9, 3, 1536, 49152),
-    prompts=8,
-    batch=16,
+    prompts=16,
+    batch=32,
     update_prompts=1,
   ),
   # For a look at the commands: no figure of it means anything.
