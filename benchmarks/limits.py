@@ -65,11 +65,11 @@ def _multiply(times, a, b):
     left, _ = carry
     found = product(left, b)
     # One number of what comes out, so that nothing is left out or moved.
-    return jax.lax.dynamic_update_slice(
-      left, 1e-9 * found[:1, :1], (0, 0)
-    ), found
+    one = (1e-9 * found[:1, :1]).astype(left.dtype)
+    return jax.lax.dynamic_update_slice(left, one, (0, 0)), found
 
-  empty = jnp.zeros((a.shape[0], b.shape[1]), a.dtype)
+  shape = jax.eval_shape(product, a, b)
+  empty = jnp.zeros(shape.shape, shape.dtype)
   return jax.lax.fori_loop(0, times, again, (a, empty))[1]
 
 
