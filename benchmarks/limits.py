@@ -12,6 +12,8 @@ import jax.numpy as jnp
 
 from meta_rl.models.layers import product
 
+_LEAST_FLOPS = 2e8  # of one timed program
+
 
 def seconds(fn) -> float:
   """Returns the wall-clock seconds of one call, its result waited for."""
@@ -41,13 +43,34 @@ def products(config) -> list[tuple[int, int, int]]:
 
 
 def matmul_seconds(shapes, rounds: int, dtype='float32') -> list[float]:
-  """Returns the median seconds of [m,k] x [k,n] for every (m, k, n)."""
-  multiply = jax.jit(product)
+  """Returns the median seconds of [m,k] x [k,n] for every (m, k, n).
+
+  Small products are repeated in one program: a call's own time, some 10 us,
+  would be most of theirs.
+  """
   found = []
   for m, k, n in shapes:
+    times = max(1, round(_LEAST_FLOPS / (2 * m * k * n)))
     a, b = jnp.ones((m, k), dtype), jnp.ones((k, n), dtype)
-    found.append(median(functools.partial(multiply, a, b), rounds))
+    many = functools.partial(_multiply, times)
+    found.append(median(functools.partial(many, a, b), rounds) / times)
   return found
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _multiply(times, a, b):
+  """Returns a product, taken so many times, each waiting for the one before."""
+
+  def again(_, carry):
+    left, _ = carry
+    found = product(left, b)
+    # One number of what comes out, so that nothing is left out or moved.
+    one = (1e-9 * found[:1, :1]).astype(left.dtype)
+    return jax.lax.dynamic_update_slice(left, one, (0, 0)), found
+
+  shape = jax.eval_shape(product, a, b)
+  empty = jnp.zeros(shape.shape, shape.dtype)
+  return jax.lax.fori_loop(0, times, again, (a, empty))[1]
 
 
 def shapes_of(config, rows: int, *, backward: bool) -> list[tuple]:

@@ -14,84 +14,23 @@ Prints, as medians over rounds in one run:
   - peak memory.
 """
 
-import functools
 import json
 import pathlib
 import resource
-import statistics
 import sys
 import tempfile
 import time
 
 import jax
 import jax.numpy as jnp
+import limits
 from absl import app, flags, logging
 
 from meta_rl import env, hf, models, rollout, scoring
-from meta_rl.models.layers import product
 
 FLAGS = flags.FLAGS
 BATCH, PROMPT, NEW = 16, 32, 128
 ROWS, LENGTH = 2, 128
-
-
-def seconds(fn) -> float:
-  """Returns the wall-clock seconds of one call, its result waited for."""
-  began = time.perf_counter()
-  jax.block_until_ready(fn())
-  return time.perf_counter() - began
-
-
-def median(fn, rounds: int) -> float:
-  """Returns the median seconds of a call, after one that is not counted."""
-  jax.block_until_ready(fn())
-  return statistics.median(seconds(fn) for _ in range(rounds))
-
-
-def products(config) -> list[tuple[int, int, int]]:
-  """Returns (inputs, outputs, how often) of every matrix that a token meets."""
-  inner, keys = config.num_heads * config.dim, config.kv_heads * config.dim
-  width, ffn, layers = config.width, config.ffn_width, config.num_layers
-  return [
-    (width, inner, layers),
-    (width, keys, 2 * layers),
-    (inner, width, layers),
-    (width, ffn, 2 * layers),
-    (ffn, width, layers),
-    (width, config.vocab_size, 1),
-  ]
-
-
-def limits(config, rows: int, rounds: int, *, backward: bool) -> dict:
-  """Returns GFLOP/s of the model's products on so many rows, bare.
-
-  Args:
-    config: of the model.
-    rows: of activations.
-    rounds: that the median is over.
-    backward: the two products of the gradient as well.
-  """
-  flops = spent = 0.0
-  dtype = config.dtype
-  for fan_in, fan_out, number in products(config):
-    x, y = jnp.ones((rows, fan_in), dtype), jnp.ones((rows, fan_out), dtype)
-    w = jnp.ones((fan_in, fan_out), dtype)
-    calls = [(jax.jit(product), x, w)]
-    if backward:
-      calls += [
-        (jax.jit(lambda a, b: product(a, b.T)), y, w),
-        (jax.jit(lambda a, b: product(a.T, b)), x, y),
-      ]
-    for fn, a, b in calls:
-      spent += number * median(functools.partial(fn, a, b), rounds)
-      flops += number * 2 * rows * fan_in * fan_out
-  return {'gflops': flops / spent / 1e9, 'seconds': spent}
-
-
-def bandwidth(rounds: int) -> float:
-  """Returns GB/s at which memory is read, of a sum over 512 MB."""
-  x = jnp.ones((1 << 27,), jnp.float32)
-  return x.nbytes / median(lambda: jax.jit(jnp.sum)(x), rounds) / 1e9
 
 
 def run(path: str, rounds: int, dtype: str) -> dict:
@@ -139,9 +78,9 @@ def run(path: str, rounds: int, dtype: str) -> dict:
     )
   )
   key = jax.random.key(1)
-  spent = median(lambda: generate(params, key), rounds)
-  rate = bandwidth(rounds)
-  bare = limits(config, BATCH, rounds, backward=False)
+  spent = limits.median(lambda: generate(params, key), rounds)
+  rate = limits.bandwidth(rounds)
+  bare = limits.matmuls(config, BATCH, rounds, backward=False)
   read = count * jnp.dtype(dtype).itemsize / rate / 1e9
   step = max(read, bare['seconds'])
   found['decode'] = {
@@ -162,8 +101,8 @@ def run(path: str, rounds: int, dtype: str) -> dict:
     return -log_probs.mean()
 
   gradient = jax.jit(jax.grad(loss))
-  spent = median(lambda: gradient(params), rounds)
-  bare = limits(config, ROWS * LENGTH, rounds, backward=True)
+  spent = limits.median(lambda: gradient(params), rounds)
+  bare = limits.matmuls(config, ROWS * LENGTH, rounds, backward=True)
   found['gradient'] = {
     'seconds': spent,
     'matmul_gflops': bare['gflops'],

@@ -183,8 +183,9 @@ make_venv() {
 }
 
 # Makes the folder $1 hold the packages $2 ... ('torch==2.13.0'), installed one
-# after the other, without meta_rl: for what its tests compare it with. Sets
-# PINNED_PY to the folder's interpreter and leaves $PY alone.
+# after the other, without meta_rl: for what it is compared with. Sets PINNED_PY
+# to the folder's interpreter and leaves $PY alone. $PINNED_NAME is the variable
+# that names the folder, for a message (default TRL_VENV).
 make_pinned_venv() {
   local VENV=$1 MIN_FREE_GB=8 PY package log
   shift
@@ -192,7 +193,7 @@ make_pinned_venv() {
   exec 9<.
   ! command -v flock >/dev/null || flock 9
   if ! ready || [ "$(cat "$VENV/stamps/packages" 2>&1)" != "$*" ]; then
-    refuse_foreign TRL_VENV
+    refuse_foreign "${PINNED_NAME:-TRL_VENV}"
     check_disk
     create_venv
     for package; do

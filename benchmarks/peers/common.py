@@ -1,0 +1,156 @@
+"""What `rollout` and `update` do alike: flags, loading, limits, the end."""
+
+import json
+import pathlib
+import tempfile
+from collections.abc import Callable
+
+import numpy as np
+from absl import flags
+
+from peers import compare, engines, workload
+
+FLAGS = flags.FLAGS
+# Sizes of a real comparison; the others are for a look at the commands.
+SIZES = [name for name in workload.SIZES if name != 'micro']
+CASES = ['long-tailed', 'equal']
+_ROUNDS = 9  # that the median of a bare product is over
+
+
+def define_flags():
+  """Defines the flags of both benchmarks."""
+  flags.DEFINE_list('sizes', SIZES, f'Of {list(workload.SIZES)}.')
+  flags.DEFINE_list('peers', list(engines.PEERS), 'Peers to compare with.')
+  flags.DEFINE_bool('only_ours', False, 'No peer at all.')
+  flags.DEFINE_list('cases', CASES, f'Of {CASES}.')
+  flags.DEFINE_list('ways', [], "Parts of the names of peers' ways to try.")
+  flags.DEFINE_integer('rounds', 5, 'Times that each is timed.', lower_bound=1)
+  flags.DEFINE_integer('threads', 2, 'Of torch.', lower_bound=1)
+  flags.DEFINE_string('folder', '', 'Keeps checkpoints and logs here.')
+  flags.DEFINE_string('json', '', 'File for the figures.')
+  flags.DEFINE_bool('add', False, 'Adds rounds to those that are in the file.')
+  for name, allowed in (
+    ('sizes', workload.SIZES),
+    ('peers', engines.PEERS),
+    ('cases', CASES),
+  ):
+    flags.register_validator(
+      name,
+      lambda given, allowed=allowed: set(given) <= set(allowed),
+      f'--{name}: allowed are {list(allowed)}, with commas between',
+    )
+
+
+def run(measure: Callable[..., dict], lines: Callable[[dict], str]):
+  """Measures size after size and prints a table of each.
+
+  Args:
+    measure: `(size, names, folder, before) -> figures`; before: those of the
+      file, {} for none.
+    lines: the table of `{size: figures}`.
+  """
+  names = [engines.OURS]
+  if not FLAGS.only_ours:
+    names += engines.present(FLAGS.peers)
+  found, file = {}, pathlib.Path(FLAGS.json or '/dev/null')
+  if FLAGS.add and file.is_file():
+    found = json.loads(file.read_text('utf-8'))
+  with tempfile.TemporaryDirectory() as scratch:
+    folder = pathlib.Path(FLAGS.folder or scratch).absolute()
+    for size in FLAGS.sizes:
+      try:
+        before = found.get(size, {})
+        found[size] = measure(size, names, folder, before)
+      except engines.EngineError as error:
+        raise SystemExit(f'error: {error}') from None
+      print(lines({size: found[size]}), flush=True)
+      if FLAGS.json:
+        file.write_text(json.dumps(found, indent=2) + '\n', 'utf-8')
+
+
+def load(workers: dict, size: str, folder: pathlib.Path) -> dict:
+  """Gives every worker the checkpoint; returns what they say of themselves."""
+  ours = workers[engines.OURS]
+  checkpoint = str(folder / 'checkpoint')
+  ours.ask('write', size=size, folder=checkpoint)
+  loaded = {
+    name: worker.ask('load', folder=checkpoint, threads=FLAGS.threads)
+    for name, worker in workers.items()
+  }
+  own = loaded[engines.OURS]
+  return {
+    'machine': own['machine'],
+    'parameters': own['parameters'],
+    'versions': {name: x['versions'] for name, x in loaded.items()},
+    'logits_apart': logits_apart(workers, folder),
+  }
+
+
+def logits_apart(workers: dict, folder: pathlib.Path) -> dict[str, float]:
+  """Returns how far each engine's logits of one prompt are from ours, at most.
+
+  Raises:
+    EngineError: further than rounding: it is not the same model.
+  """
+  tokens = list(range(workload.FIRST, workload.FIRST + workload.PROMPT))
+  logits = {}
+  for name, worker in workers.items():
+    path = folder / f'{name}.npy'
+    worker.ask('logits', tokens=tokens, path=str(path))
+    logits[name] = np.load(path)
+  ours = logits.pop(engines.OURS)
+  found = {k: float(abs(x - ours).max()) for k, x in logits.items()}
+  for name, gap in found.items():
+    if not gap < 1e-3 * ours.std():
+      raise engines.EngineError(
+        f'{name}: its logits are {gap:.3g} from ours, of standard deviation '
+        f'{ours.std():.3g}: it does not compute the same model'
+      )
+  return found
+
+
+def best_of(name: str, offered: dict, once: Callable) -> tuple:
+  """Returns the mode of an engine that took least, and what each took.
+
+  Args:
+    name: of the engine.
+    offered: `modes`, its ways (--ways leaves some of a peer's out), and `warm`,
+      how many runs it takes until all is compiled.
+    once: `(mode, fresh) -> answer` of one run; fresh: nothing before it.
+  """
+  modes, warm = offered['modes'], offered['warm']
+  if name != engines.OURS and FLAGS.ways:
+    kept = [m for m in modes if any(way in m['name'] for way in FLAGS.ways)]
+    modes = kept or modes
+
+  def seconds(mode):
+    for i in range(warm):
+      once(mode, i == 0)
+    # Where there is nothing to choose, what is compiled is all that is needed.
+    return once(mode, not warm)['seconds'] if len(modes) > 1 else 0.0
+
+  return compare.best_mode(modes, seconds)
+
+
+def bare_products(workers: dict, rows: int, *, backward: bool) -> dict:
+  """Returns GFLOP/s and seconds of the model's matrix products on `rows` rows.
+
+  Of each the faster: XLA's, or torch's where its worker is there. With it,
+  `read_gb_s`, the rate at which memory is read.
+  """
+  ours = workers[engines.OURS]
+  given = {'rows': rows, 'backward': backward}
+  others = []
+  if 'trl' in workers:
+    shapes = ours.ask('shapes', **given)['shapes']
+    answer = workers['trl'].ask('matmuls', shapes=shapes, rounds=_ROUNDS)
+    others = [answer['seconds']]
+  return ours.ask('limits', rounds=_ROUNDS, others=others, **given)
+
+
+def ratio_cell(row: dict) -> str:
+  """Returns how often faster ours is, as the table has it."""
+  faster = row.get('ours_faster')
+  if faster is None:
+    return '-'
+  return compare.spread(faster['ratio'], faster['quartiles'], 2)
