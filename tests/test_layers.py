@@ -18,8 +18,8 @@ LAYERS = [
   'types checks masked env stops places aot',
   'episodes regret advantages shaping losses sampling costs curriculum '
   'stopping',
-  'models cache scoring decode refill rollout streaming probes tries listed_answers '
-  'prover prover_gradient continuations algorithms lora update value looking '
+  'models cache scoring decode refill rollout streaming probes tries '
+  'listed_answers prover prover_gradient continuations algorithms lora update value looking '
   'anytime progress_head',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
   'answers text_tokenizer statistics token_curves votes eval_figures waste '
@@ -29,8 +29,8 @@ LAYERS = [
   'verifiers segments chat_template',
   'steps compiled dynamic_sampling',
   'setup_run setup_steps setup_own setup_devices preemption train_calls '
-  'train_blocks check_config command_line config_keys trace_text held_out stop_traces '
-  'stop_evaluation '
+  'train_blocks check_config command_line config_keys trace_text held_out '
+  'stop_traces stop_evaluation '
   'evaluation evaluate eval_problems eval_samples eval_policies eval_compare '
   'eval_headline protocol plot_style plot_labels plots '
   'headline runs report report_page report_charts report_style report_traces '
