@@ -19,8 +19,8 @@ LAYERS = [
   'episodes regret advantages shaping losses sampling costs curriculum '
   'stopping',
   'models cache scoring decode refill rollout streaming probes tries '
-  'listed_answers prover prover_gradient continuations algorithms lora update value looking '
-  'anytime progress_head',
+  'listed_answers prover prover_gradient continuations algorithms lora update '
+  'value looking anytime progress_head',
   'tasks tokenizer data sharding checkpoint weights metrics optimizers '
   'answers text_tokenizer statistics token_curves votes eval_figures waste '
   'eval_regrets eval_difficulty eval_partial batchwise study_statistics '
