@@ -188,5 +188,6 @@ def running_mean(values: Sequence[float], window: int) -> np.ndarray:
   return (sums[high] - sums[low]) / (high - low)
 
 
-def plain(text):
+def plain(text: str) -> str:
+  """Returns a name with `?` for what cannot be printed."""
   return ''.join(c if c.isprintable() else '?' for c in text)
