@@ -270,4 +270,6 @@ def _config(shape: workload.Size) -> models.TransformerConfig:
 
 
 if __name__ == '__main__':
+  if hasattr(env, 'keep_memory'):
+    env.keep_memory()  # as the commands do
   worker.serve(Engine())
