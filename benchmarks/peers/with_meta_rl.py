@@ -31,6 +31,10 @@ _LAST_NORM = 'final_norm/scale'
 _READ = ('attention_norm/scale', 'ffn_norm/scale')
 _WRITTEN = ('attention/o/kernel', 'down/kernel')
 
+_SMALL_VOCABULARY = 8192
+# Columns that micro-batches are cut to, prompts of 16 tokens included.
+_BUCKETS = [48, 80, 144]
+
 
 class Engine:
   """meta_rl, with a checkpoint loaded."""
@@ -168,11 +172,11 @@ class Engine:
 
   def update_modes(self, rows: int) -> dict:
     """Returns the ways to train on so many rows."""
-    plain = {'name': 'whole batch', 'buckets': [], 'parts': 1}
-    found = [plain]
-    if rows > 8:
-      buckets = {'buckets': [48, 80, 144], 'parts': rows // 8}
-      found.append({'name': 'micro-batches of 8, by length', **buckets})
+    found = [{'name': 'whole batch', 'buckets': [], 'parts': 1}]
+    for parts in (rows // 16, rows // 8, rows // 4, rows // 2):
+      if 1 < parts <= 8:
+        name = f'micro-batches of {rows // parts}, by length'
+        found.append({'name': name, 'buckets': _BUCKETS, 'parts': parts})
     return {'modes': found, 'warm': 1}
 
   def update(self, path: str, mode: dict, fresh: bool) -> dict:
@@ -212,9 +216,11 @@ class Engine:
     _, params, _ = hf.load_model(self.folder, tokenizer=False)
     self.params = None  # the step gives its own away
     self.state = update.init_state(params, optimizer, 0)
+    # Logits of a small vocabulary are not worth computing twice.
+    chunk = 64 if self.config.vocab_size > _SMALL_VOCABULARY else None
     step = functools.partial(
       update.update,
-      loss_fn=steps.make_loss(self.model),
+      loss_fn=steps.make_loss(self.model, chunk=chunk),
       optimizer=optimizer,
       micro_batches=mode['parts'],
       length_buckets=mode['buckets'],
@@ -270,4 +276,6 @@ def _config(shape: workload.Size) -> models.TransformerConfig:
 
 
 if __name__ == '__main__':
+  if hasattr(env, 'keep_memory'):
+    env.keep_memory()  # as the commands do
   worker.serve(Engine())
