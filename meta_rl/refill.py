@@ -37,8 +37,9 @@ from meta_rl import decode
 from meta_rl.scoring import positions_of
 from meta_rl.types import Array, Cache, Model, Params, TraceCache
 
-# Where the loop goes on with half of the rows: not below so many.
-_FEWEST = 8
+# Into how few rows the loop goes on, and how often it halves them at most: a
+# third time would bring 3% of the time at best, and each is compiled.
+_FEWEST, _HALVINGS = 8, 2
 
 
 @jax.tree_util.register_dataclass
@@ -155,7 +156,7 @@ def in_slots(
 
   carry = turn(carry)
   sizes = [slots]
-  while sizes[-1] // 2 >= _FEWEST:
+  while sizes[-1] // 2 >= _FEWEST and len(sizes) <= _HALVINGS:
     sizes.append(sizes[-1] // 2)
   for size, less in zip(sizes, [*sizes[1:], 0]):
     if size < slots:

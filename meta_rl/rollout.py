@@ -48,7 +48,7 @@ def generate(
   stop_table: StopTable | None = None,
   pad_id: int = 0,
   row_offset: int | Array = 0,
-  check_every: int = 8,
+  check_every: int | None = None,
   cache_buckets: Sequence[int] = (),
   slots: int | None = None,
   return_cache: bool = False,
@@ -124,17 +124,17 @@ def generate(
       in its thought too (meta_rl/stops.py); None: EOS alone ends one.
     pad_id: fills the columns after the end of a trace.
     row_offset: global index of the first trace, under `shard_map` and `pmap`.
-    check_every: decode steps between two tests whether all rows are done.
+    check_every: decode steps between two tests whether all rows are done, or
+      with `slots` whether one is. None: 8, with slots 2.
     cache_buckets: response tokens, increasing, for which the cache has room
       one after the other: a step attends to the slots of its bucket alone, and
       at its end the cache is copied into the next one, so that for a moment
       both are held. Of those from `max_new_tokens` on only the first counts,
       and as `max_new_tokens`. (): room for all from the beginning.
     slots: traces that decode at a time, on each device under `shard_map`: a row
-      whose trace has ended takes the next one, which is looked for every
-      `check_every` steps. It pays where lengths differ: the loop is as long as
-      the tokens of all traces, not as the longest trace. Samples are the same.
-      Not with `cache_buckets`. None: all traces at a time.
+      whose trace has ended takes the next one. It pays where lengths differ:
+      the loop is as long as the tokens of all traces take, not as the longest
+      trace. Samples are the same. Not with `cache_buckets`. None: all traces.
     return_cache: also return the KV cache of the traces, for the prover. It
       holds every column that a prefix of a thinking trace can end at.
 
@@ -153,6 +153,9 @@ def generate(
   prompt_mask = checks.as_array(
     'generate: prompt_mask', prompt_mask, 'bool[P,Tp]', dims
   )
+  check_slots(slots, cache_buckets)
+  if check_every is None:
+    check_every = 8 if slots is None else 2
   check(
     temperature=temperature,
     top_k=top_k,
@@ -183,7 +186,6 @@ def generate(
   )
   stop = stop_tokens(think_end_id, thinking_budget, stop_ids, max_new_tokens)
   rooms = cache_rooms(cache_buckets, max_new_tokens)
-  check_slots(slots, cache_buckets)
   ends = tuple(i for i in (think_end_id, eos_id) if i is not None)
   ends += () if stop_table is None else stop_table.end_ids
   check_waiting(min_thinking, wait_ids, ends, thinking_budget, max_new_tokens)

@@ -19,7 +19,8 @@ from toys import (
   tiny,
 )
 
-from meta_rl import models, probes, refill, stops
+from meta_rl import check_config, models, probes, refill, stops
+from meta_rl.configs import mrt_countdown
 from meta_rl.rollout import generate
 
 MODEL = models.make_model(tiny())
@@ -367,6 +368,15 @@ def test_the_cache_is_that_of_a_prefill(params, options):
 def test_bad_slots_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
     follow(SCRIPT[:1], 3, **options)
+
+
+def test_slots_of_a_config_are_checked():
+  config = mrt_countdown.get_config('tiny')
+  config.rollout.slots = 4
+  check_config.check(config)
+  config.rollout.slots = 0
+  with pytest.raises(ValueError, match=r'rollout\.slots must be a whole numb'):
+    check_config.check(config)
 
 
 def test_a_cache_without_an_index_is_refused(params):

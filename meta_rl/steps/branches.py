@@ -55,7 +55,7 @@ def make_branches(
   temperature: float = 1.0,
   top_p: float | None = None,
   top_k: int | None = None,
-  check_every: int = 8,
+  check_every: int | None = None,
   cache_buckets: Sequence[int] = (),
   slots: int | None = None,
 ) -> Callable:

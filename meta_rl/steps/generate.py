@@ -36,7 +36,7 @@ def make_generate(
   top_k: int | None = None,
   min_thinking: int | None = None,
   wait_ids: Sequence[int] = (),
-  check_every: int = 8,
+  check_every: int | None = None,
   cache_buckets: Sequence[int] = (),
   slots: int | None = None,
 ) -> Callable:
