@@ -98,6 +98,20 @@ def new_rows(path: Path, is_alive) -> Iterator[tuple[float, dict]]:
     time.sleep(POLL_S)
 
 
+def package_of(checkout: Path, folder: Path) -> Path:
+  """Returns a folder with the package of a checkout, its configs included.
+
+  `meta_rl.configs` would else be that of the environment: in a checkout it lies
+  beside the package, not in it.
+  """
+  package = folder / 'meta_rl'
+  package.mkdir(parents=True)
+  for path in (checkout / 'meta_rl').iterdir():
+    (package / path.name).symlink_to(path)
+  (package / 'configs').symlink_to(checkout / 'configs')
+  return folder
+
+
 def run(checkout: Path, own: list[str], cache: str, *, steps: int) -> dict:
   """Trains once and returns what was seen.
 
@@ -108,8 +122,9 @@ def run(checkout: Path, own: list[str], cache: str, *, steps: int) -> dict:
     steps: after which it is stopped; it is also stopped at the target.
   """
   with tempfile.TemporaryDirectory() as folder:
+    tree = package_of(checkout, Path(folder) / 'tree')
     environment = os.environ | {
-      'PYTHONPATH': str(checkout),
+      'PYTHONPATH': str(tree),
       'META_RL_CACHE': cache,
     }
     log = Path(folder) / 'log'
@@ -117,7 +132,7 @@ def run(checkout: Path, own: list[str], cache: str, *, steps: int) -> dict:
     with open(log, 'w', encoding='utf-8') as output:
       process = subprocess.Popen(
         command(checkout, f'{folder}/run', own),
-        cwd=checkout,
+        cwd=tree,
         env=environment,
         stdout=output,
         stderr=subprocess.STDOUT,

@@ -10,8 +10,9 @@
 #
 # Runs go side by side where there are cores for it, each of which a small model
 # leaves half idle: as many as QUICKSTART_AT_ONCE says, by default 2 of training
-# and 3 of evaluation on CPUs, and 1 on a GPU or TPU, which one process owns.
-# What a run computes does not depend on it.
+# and 3 of evaluation on CPUs; 1 on one core, with less than 5 GB of free memory
+# (a run takes 1.3), and on a GPU or TPU, which one process owns. What a run
+# computes does not depend on it.
 #
 # Under 10 minutes on 2 cores, the installation included. It may be stopped at
 # any time: run again, training goes on from its last checkpoint.
@@ -47,27 +48,43 @@ has_accelerator() {
   return 1
 }
 
-if [ -z "${QUICKSTART_AT_ONCE:-}" ] && has_accelerator; then AT_ONCE=1; fi
+# Succeeds if several runs fit the cores and the memory; where Linux does not
+# say, they are taken to.
+has_room() {
+  local cores free
+  cores=$(nproc 2>/dev/null || echo 2)
+  free=$(awk '/^MemAvailable/ { print int($2 / 1048576) }' \
+    "${MEMINFO:-/proc/meminfo}" 2>/dev/null) || free=''
+  [ "$cores" -ge 2 ] && [ "${free:-5}" -ge 5 ]
+}
+
+if [ -z "${QUICKSTART_AT_ONCE:-}" ]; then
+  if has_accelerator || ! has_room; then AT_ONCE=1; fi
+fi
 
 # Says where it stopped and leaves with the code $1.
 stopped() {
+  local again='Run the same command again to go on from there'
   trap - ERR INT TERM
+  if [ "$1" -eq 137 ] && [ "$AT_ONCE" -gt 1 ]; then
+    again="A command was killed, as for want of memory: one after the other they"
+    again+=" need less. Go on with QUICKSTART_AT_ONCE=1"
+  fi
   echo >&2
-  echo "quickstart.sh: stopped while $PHASE (exit code $1)." \
-    'Run the same command again to go on from there' >&2
+  echo "quickstart.sh: stopped while $PHASE (exit code $1). $again" >&2
   exit "$1"
 }
 
 # Waits for the last lines of commands that have ended.
 end_labels() {
   local pipe
-  for pipe in "$DIR"/.lines.*; do
+  for pipe in "$PIPES"/*; do
     # Of a command that was ended before it opened its pipe: nothing comes.
     [ ! -p "$pipe" ] || : <>"$pipe"
   done
   [ ${#LABELS[@]} -eq 0 ] || wait "${LABELS[@]}"
   LABELS=()
-  rm -f "$DIR"/.lines.*
+  rm -f "$PIPES"/*
 }
 
 # Asks the commands that run to end, which saves their checkpoints, and waits.
@@ -114,7 +131,7 @@ label() {
 # In the background, since bash runs no trap while it waits for a command in the
 # foreground: a SIGTERM to this script alone would not reach the command.
 start() {
-  local name=$1 pipe="$DIR/.lines.$1"
+  local name=$1 pipe="$PIPES/$1"
   shift
   [ ${#CHILDREN[@]} -lt "$AT_ONCE" ] || finish
   if [ "$AT_ONCE" -eq 1 ]; then
@@ -158,6 +175,8 @@ end() {
 
 make_venv ''
 mkdir -p "$DIR"
+PIPES=$(mktemp -d) # not in $DIR, which may be on a drive that has none
+trap 'rm -rf "$PIPES"' EXIT
 mrt=configs/mrt_countdown.py
 # Both end when they have sampled as many tokens, about 50 steps.
 equal="--config.total_tokens=$TOKENS"

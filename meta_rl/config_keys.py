@@ -67,7 +67,6 @@ TRAINING = {
   ),
   'curriculum': ('budgets', 'every', 'kappa'),
   'parallel': (
-    'fused_steps',
     'kind',
     'mesh.context',
     'mesh.data',
@@ -88,6 +87,7 @@ PLACES = (
   'batching.rows_per_device',
   'model.attention',
   'model.remat',
+  'rollout.slots',
 )
 
 # What is read of a run that was recorded, also by an older version.

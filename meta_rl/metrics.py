@@ -231,9 +231,12 @@ class Timer:
     self._seconds = defaultdict(float)
 
   @contextlib.contextmanager
-  def __call__(self, phase: str):
-    """Adds the time spent inside to `phase`, also when an error leaves it."""
-    start = self._clock()
+  def __call__(self, phase: str, since: float | None = None):
+    """Adds the time spent inside to `phase`, also when an error leaves it.
+
+    since: when it began, of the same clock, if that was before; None: now.
+    """
+    start = self._clock() if since is None else since
     try:
       yield
     finally:

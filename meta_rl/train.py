@@ -199,7 +199,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
     # beside an evaluation, whose memory they would need. (A resampled batch, or
     # one of a file, is no matter of one call.)
     overlaps = (
-      not config.parallel.fused_steps
+      not config.parallel.get('fused_steps', 0)
       and resample is None
       and correct is None
       and not profile_steps
@@ -207,9 +207,9 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
     begun = {}  # what is known of the first step before it
     if plan.budget is None and first < stop_at:
       begun = choose_budget(plan, measure(at_budgets=True))
-    step, ahead = first, None  # the batch of the next step, and its traces
+    step, ahead = first, None  # the next step's batch, and its `Begun`
     while step < stop_at:
-      began = time.perf_counter()
+      began = time.perf_counter() if ahead is None else ahead[1].since
       count = train_blocks.block_length(config, step, stop_at)
       tracer.before(step + 1, step + count)
       parallel, summarize, block = calls[plan.budget]
@@ -219,14 +219,13 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
           summarize,
           state,
           base_params,
-          ahead[0] if ahead else next_batch(),
+          *(ahead or (next_batch(), None)),
           timer,
           resample,
           reward_fn,
           correct,
           # Else a phase is traced while the one before runs.
           step > first,
-          ahead and ahead[1],
         )
         ahead = None
         rows = [row]
@@ -400,8 +399,27 @@ def step_keys(key):
   return jax.random.split(key)
 
 
-def begin_step(parallel, state, batch):
-  """Returns the traces of the step that a state is about to take, and cache.
+class Begun:
+  """The traces of a step and their cache, on their way; handed over once.
+
+  Whoever takes them holds them alone: the cache's memory is free as soon as the
+  prover is done with it.
+
+  Attributes:
+    since: when they were dispatched, of `time.perf_counter`.
+  """
+
+  def __init__(self, sampled, since: float):
+    self.since = since
+    self._sampled = [sampled]
+
+  def take(self):
+    """Returns (traces, cache), and forgets them."""
+    return self._sampled.pop()
+
+
+def begin_step(parallel, state, batch) -> Begun:
+  """Returns the traces of the step that a state is about to take.
 
   They are dispatched and not waited for: the device samples them while the host
   is busy with the step before. They are those that `rl_step` would sample: of
@@ -412,8 +430,9 @@ def begin_step(parallel, state, batch):
     state: before the step.
     batch: its problems, placed.
   """
+  since = time.perf_counter()
   sample_key, _ = step_keys(step_key(state))
-  return parallel.generate(state.params, batch, sample_key)
+  return Begun(parallel.generate(state.params, batch, sample_key), since)
 
 
 def rl_step(
@@ -422,12 +441,12 @@ def rl_step(
   state,
   base_params,
   batch,
+  begun,
   timer,
   resample=None,
   reward_fn=None,
   correct=None,
   timed=True,
-  begun=None,
 ):
   """Runs one step of the loop.
 
@@ -438,14 +457,14 @@ def rl_step(
     base_params: what the reference log-probs are of, or a function that gives
       it of the policy's; None: there are none.
     batch: problems, placed.
+    begun: of `begin_step` on the same batch, where the traces of this step are
+      on their way; None: they are sampled here.
     timer: phases are added to it.
     resample: of `train_calls.make_resample`.
     reward_fn: of `setup_own.make_reward_fn`, None for the outcome alone.
     correct: of `setup_own.make_correct`, None for traces of the policy itself.
     timed: wait for each phase, so that its time is its own. Else each is
       dispatched, and where it is new traced, while the one before still runs.
-    begun: of `begin_step` on the same batch, where the traces of this step are
-      on their way; None: they are sampled here.
 
   Returns:
     The new state, a dict of float metrics, and (traces, measured) for the
@@ -457,10 +476,11 @@ def rl_step(
 
   def sample(batch, key):
     sample_key, prove_key = step_keys(key)
-    with timer('generate'):
-      traces, cache = begun or parallel.generate(
-        state.params, batch, sample_key
-      )
+    with timer('generate', since=begun and begun.since):
+      if begun is None:
+        traces, cache = parallel.generate(state.params, batch, sample_key)
+      else:
+        traces, cache = begun.take()
       ready(traces)
     with timer('prove'):
       measured = parallel.prove(state.params, batch, traces, cache, prove_key)

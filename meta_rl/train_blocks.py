@@ -24,7 +24,7 @@ def check(config):
   Args:
     config: a training config.
   """
-  count = config.parallel.fused_steps
+  count = config.parallel.get('fused_steps', 0)
   name = f'parallel.fused_steps={count!r}'
   if isinstance(count, bool) or not isinstance(count, int) or count < 0:
     raise ValueError(f'{name} is given; allowed is a number >= 0, 0 for none.')
@@ -69,7 +69,7 @@ def make_block(config, parallel: sharding.Parallel, summarize):
     parallel: of `train_calls.make_parallel`.
     summarize: of `train_calls.make_summarize`.
   """
-  if not config.parallel.fused_steps:
+  if not config.parallel.get('fused_steps', 0):
     return None
   step = steps.fused(
     parallel.generate,
@@ -91,7 +91,7 @@ def block_length(config, step: int, stop_at: int) -> int:
   """
   dues = (config.eval.every, config.checkpoint.every, config.log.samples_every)
   ends = [stop_at - step, *(every - step % every for every in dues)]
-  return min(max(1, config.parallel.fused_steps), *ends)
+  return min(max(1, config.parallel.get('fused_steps', 0)), *ends)
 
 
 class Feed:

@@ -91,7 +91,9 @@ def test_training_finds_the_optimum(outcome_mass):
   before = areas(state.params).mean()
   batch, timer = problems(16), metrics.Timer()
   for _ in range(config.total_steps):
-    state, _, _ = train.rl_step(parallel, summarize, state, None, batch, timer)
+    state, _, _ = train.rl_step(
+      parallel, summarize, state, None, batch, None, timer
+    )
   after = areas(state.params)
   error = after.std() / np.sqrt(len(after))
   # .759 of the optimum's area before; .997 is what was found.

@@ -261,7 +261,8 @@ def test_quickstart_runs_side_by_side(quickstart, tmp_path):
   wait = f'while [ $(ls {tmp_path}/[0-9]* | wc -l) -lt 2 ]; do sleep 0.05; done'
   process = quickstart(
     f'case "$2" in *report) exit ;; esac\n{here} {wait}\n'
-    'echo "ran $2"; printf "no newline" >&2'
+    'echo "ran $2"; printf "no newline" >&2',
+    QUICKSTART_AT_ONCE='3',
   )
   output, errors = process.communicate(timeout=60)
   assert (process.returncode, errors) == (0, '')
@@ -273,13 +274,34 @@ def test_quickstart_runs_side_by_side(quickstart, tmp_path):
   assert output.index('GRPO: ran meta_rl.train') < output.index('evaluating')
 
 
+@pytest.mark.parametrize('free, at_once', [(4.9, 1), (5.1, 3)])
+def test_quickstart_with_little_memory(free, at_once, quickstart, tmp_path):
+  """One run after the other, which needs no names in front of lines."""
+  memory = tmp_path / 'meminfo'
+  memory.write_text(f'MemFree: 9 kB\nMemAvailable: {free * 2**20:.0f} kB\n')
+  process = quickstart('echo "ran $2"', MEMINFO=str(memory))
+  output, errors = process.communicate(timeout=60)
+  assert (process.returncode, errors) == (0, '')
+  alone = at_once == 1 or len(os.sched_getaffinity(0)) == 1
+  assert ('\nran meta_rl.train' in output) == alone
+
+
+def test_quickstart_says_what_helps_where_memory_was_short(quickstart):
+  kill = 'case "$*" in *grpo*) kill -9 $$ ;; esac'
+  process = quickstart(kill, QUICKSTART_AT_ONCE='2')
+  _, errors = process.communicate(timeout=60)
+  assert process.returncode == 137
+  assert errors.endswith('need less. Go on with QUICKSTART_AT_ONCE=1\n')
+
+
 def test_quickstart_ends_what_runs_beside_a_failed_run(quickstart, tmp_path):
   """GRPO fails: MRT saves and ends, and nothing is evaluated."""
   saved = tmp_path / 'saved'
   process = quickstart(
     'case "$*" in *grpo*) sleep 0.5; echo no room >&2; exit 9 ;; esac\n'
     f"trap 'sleep 0.3; touch {saved}; exit 75' TERM\n"
-    'for i in {1..300}; do sleep 0.1; done'
+    'for i in {1..300}; do sleep 0.1; done',
+    QUICKSTART_AT_ONCE='2',
   )
   output, errors = process.communicate(timeout=60)
   assert process.returncode == 9
@@ -310,7 +332,8 @@ def test_quickstart_lets_the_command_save(quickstart, tmp_path, sent, code):
   process = quickstart(
     f"trap 'sleep 0.3; touch {saved}.$$; exit 3' TERM\n"
     f'touch {tmp_path}/begun.$$\n'
-    'for i in {1..300}; do sleep 0.1; done'
+    'for i in {1..300}; do sleep 0.1; done',
+    QUICKSTART_AT_ONCE='2',
   )
   for _ in range(200):
     if len(list(tmp_path.glob('begun.*'))) == 2:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -197,6 +198,35 @@ def test_one_state_is_alive(small, tmp_path, monkeypatch):
   assert resumed.code == signals.EXIT_OK, resumed.err
   # Parameters, and Adam's two means of them; the first step, then the others.
   assert found == [3] + [3] * 3
+
+
+def test_no_cache_is_alive_in_the_update(small, trained, tmp_path, monkeypatch):
+  """Neither of the traces that were sampled ahead, nor of others."""
+  real, alive, steps = train_calls.make_parallel, [], []
+
+  def make(*args, **options):
+    parallel = real(*args, **options)
+
+    def generate(*given):
+      traces, cache = parallel.generate(*given)
+      leaves = [x for x in jax.tree.leaves(cache) if x.ndim > 1]
+      assert leaves
+      alive.extend(map(weakref.ref, leaves))
+      return traces, cache
+
+    def step(*given):
+      steps.append(sum(leaf() is not None for leaf in alive))
+      return parallel.update(*given)
+
+    return dataclasses.replace(parallel, generate=generate, update=step)
+
+  monkeypatch.setattr(train_calls, 'make_parallel', make)
+  result = small.run(trained.config, tmp_path / 'run')
+  assert result.code == signals.EXIT_OK, result.err
+  assert steps == [0] * 4
+  # A step's time holds its sampling, which began beside the step before.
+  for row in result.rows[1:]:
+    assert 0 < row['time/generate_s'] <= row['time/step_s']
 
 
 @pytest.mark.full
@@ -649,14 +679,14 @@ def test_thirty_steps_raise_the_reward_of_a_bandit(name, small):
   batch, pairs = parallel.put_batch(bandit_batch(rng, 16)), []
   for _ in range(2):
     state, _, (traces, _) = train.rl_step(
-      parallel, summarize, state, None, batch, metrics.Timer()
+      parallel, summarize, state, None, batch, None, metrics.Timer()
     )
     pairs.append(np.where(traces.mask, traces.tokens, -1)[:, 2:])
   assert np.any(pairs[0] != pairs[1], axis=1).mean() > 0.8
   for _ in range(30):
     batch = parallel.put_batch(bandit_batch(rng, 16))
     state, row, _ = train.rl_step(
-      parallel, summarize, state, None, batch, metrics.Timer()
+      parallel, summarize, state, None, batch, None, metrics.Timer()
     )
     rewards.append(row['rollout/reward_mean'])
   assert np.mean(rewards[:3]) < 0.3

@@ -1,6 +1,7 @@
 """What `rollout` and `update` do alike: flags, loading, limits, the end."""
 
 import json
+import os
 import pathlib
 import tempfile
 from collections.abc import Callable
@@ -17,6 +18,13 @@ CASES = ['long-tailed', 'equal']
 _ROUNDS = 9  # that the median of a bare product is over
 
 
+def cores() -> int:
+  """Returns how many cores this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
 def define_flags():
   """Defines the flags of both benchmarks."""
   flags.DEFINE_list('sizes', SIZES, f'Of {list(workload.SIZES)}.')
@@ -25,7 +33,9 @@ def define_flags():
   flags.DEFINE_list('cases', CASES, f'Of {CASES}.')
   flags.DEFINE_list('ways', [], "Parts of the names of peers' ways to try.")
   flags.DEFINE_integer('rounds', 5, 'Times that each is timed.', lower_bound=1)
-  flags.DEFINE_integer('threads', 2, 'Of torch.', lower_bound=1)
+  flags.DEFINE_integer(
+    'threads', cores(), 'Of torch; XLA takes all cores.', lower_bound=1
+  )
   flags.DEFINE_string('folder', '', 'Keeps checkpoints and logs here.')
   flags.DEFINE_string('json', '', 'File for the figures.')
   flags.DEFINE_bool('add', False, 'Adds rounds to those that are in the file.')

@@ -102,7 +102,8 @@ class Engine:
     self._signal('SIGCONT')
     self._process.kill()
     self._process.wait()
-    self._process.stdin.close()
+    with contextlib.suppress(BrokenPipeError):  # of a line not yet sent
+      self._process.stdin.close()
     self._process.stdout.close()
 
   def _signal(self, name):
