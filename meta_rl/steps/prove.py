@@ -214,18 +214,16 @@ def _none(asked):
 
 
 def _exact(asked):
-  answers, mask = asked.rows['answers'], asked.rows['answer_mask']
-  stop_ids = asked.task.stop_ids
-  success = prover.exact(
+  success, fed = prover.exact(
     *asked.given,
-    answers,
-    mask,
-    stop_ids=stop_ids,
+    asked.rows['answers'],
+    asked.rows['answer_mask'],
+    stop_ids=asked.task.stop_ids,
     cache=asked.cache,
     group_size=asked.group_size,
+    return_tokens=True,
     **asked.support,
   )
-  fed = costs.exact_tokens(asked.found.count, mask, len(stop_ids))
   return {'success': success, 'prover_tokens': fed}
 
 
@@ -243,7 +241,7 @@ def _sampled(asked):
 
 
 def _control_variate(asked):
-  success, mask = prover.control_variate(
+  success, mask, fed = prover.control_variate(
     *asked.given,
     asked.rows['answers'],
     asked.rows['answer_mask'],
@@ -251,13 +249,11 @@ def _control_variate(asked):
     asked.key,
     num_enumerated=asked.num_enumerated,
     return_mask=True,
+    return_tokens=True,
     block_rows=asked.block_rows,
     **asked.sampling,
   )
-  stop = len(asked.task.stop_ids)
-  listed = asked.rows['answer_mask'][:, : asked.num_enumerated]
-  fed = costs.sampled_tokens(mask, stop)
-  fed += costs.exact_tokens(asked.found.count, listed, stop)
+  fed += costs.sampled_tokens(mask, len(asked.task.stop_ids))
   return {'success': success, 'prover_tokens': fed}
 
 
