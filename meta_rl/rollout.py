@@ -199,13 +199,21 @@ def generate(
     'prefix_length': prefix_length,
   }
 
+  special = {
+    'eos_id': eos_id,
+    'think_end_id': think_end_id,
+    'stop_ids': stop,
+    'wait_ids': wait_ids,
+    'pad_id': pad_id,
+  }
+
   def make_emit(traces=None):
     """Returns `decode.emit` for the rows of these traces, None for all."""
     own, indices = of_traces, jnp.arange(rows)
     if traces is not None:
       own = {k: None if x is None else x[traces] for k, x in own.items()}
       indices = traces
-    return functools.partial(
+    emit = functools.partial(
       decode.emit,
       key=key,
       temperature=temperature,
@@ -222,19 +230,13 @@ def generate(
       **own,
     )
 
-  logits = jax.eval_shape(
-    lambda: model.apply_fn(
-      params, prompts[:, :1], prompts[:, :1], model.init_cache(num_prompts, 1)
-    )[0]
-  )
-  for name, ids in (
-    ('eos_id', eos_id),
-    ('think_end_id', think_end_id),
-    ('stop_ids', stop),
-    ('wait_ids', wait_ids),
-    ('pad_id', pad_id),
-  ):
-    checks.check_vocabulary(f'generate: {name}', ids, logits.shape[-1])
+    def checked(state, logits):
+      for name, ids in special.items():
+        checks.check_vocabulary(f'generate: {name}', ids, logits.shape[-1])
+      return emit(state, logits)
+
+    return checked
+
   given = 0 if prefix is None else prefix.shape[1]
   decoded = {
     'group_size': group_size,
