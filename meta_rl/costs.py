@@ -5,10 +5,8 @@
               for stale traces that groups branch off
               (a prefix that is given is forced token by token in every row:
               each of MRT-RL's rollouts pays for that of its group)
-    prove     1 a token fed for a probe (tokens that several accepted answers
-              begin with are fed once a boundary, and a boundary that a group
-              shares once), and 1 a token of a given trace, which has no cache
-              of its rollout to probe
+    prove     1 a token fed for a probe, and 1 a token of a given trace, which
+              has no cache of its rollout to probe
     train     3 a token fed, prompts included, in every epoch (the backward pass
               is twice the forward one), and 1 for each scoring pass before it
               (of a reference, of a critic); nothing for traces that a method
@@ -53,12 +51,13 @@ METER_STATE = ('cumulative_cost', 'cumulative_tokens')
 
 
 def exact_tokens(count: Array, answer_mask: Array, stop_length: int) -> Array:
-  """Returns the tokens of every accepted answer at every boundary of a trace.
+  """Returns the tokens that the exact prover feeds for each trace.
 
     (count + 1) * sum_s (m + |a_s| - 1) over the answers that exist
 
-  Each answer by itself, as `prover_gradient` feeds them; `prover.exact` feeds
-  what several begin with once, and returns what it fed.
+  Each answer is counted by itself, as a probe that is sampled is, although
+  `prover.exact` feeds what several begin with once: the cost of a method does
+  not depend on how well its batches are packed.
 
   Args:
     count: i32[B], episodes; a trace has count + 1 boundaries.

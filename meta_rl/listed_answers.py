@@ -120,10 +120,8 @@ def chances(
   block_rows: int,
   answers_each: int,
   cache_parts: int,
-) -> tuple[Array, Array]:
-  """Returns the chances of all answers, summed, and the tokens that were fed.
-
-  f32[B,K+1], 0 where it is not `real`, and i32[B].
+) -> Array:
+  """Returns f32[B,K+1], the chances of all answers, summed; 0 if not `real`.
 
   Args:
     cache: of the traces.
@@ -175,8 +173,7 @@ def chances(
   value = found[jnp.minimum(item, len(found) - 1), nth % queue.per[:, None]]
   value = jnp.where((nth < count[:, None]) & (trie.size > 0)[:, None], value, 0)
   value = value.reshape(rows, each, width).sum(1)
-  fed = real.sum(1) * trie.size.reshape(rows, each).sum(1)
-  return jnp.take_along_axis(value, jnp.argsort(order, axis=1), axis=1), fed
+  return jnp.take_along_axis(value, jnp.argsort(order, axis=1), axis=1)
 
 
 def run(model, params, cache, work, each, *, lengths, block_rows, **options):

@@ -50,8 +50,7 @@ def exact(
   block_rows: int = 16,
   block_pairs: int = 8,
   cache_parts: int | None = None,
-  return_tokens: bool = False,
-) -> Array | tuple[Array, Array]:
+) -> Array:
   """Returns J f32[B,K+1]: the probability of the accepted answers, summed.
 
     J_j = sum_s prod_i mu(a_s,i | c_j, stop, a_s,<i)
@@ -85,7 +84,6 @@ def exact(
     cache_parts: a block reads the first of so many parts of the cache, as many
       as its prefixes need; each is one more program to compile. None: two, and
       one of a cache of less than 64 slots.
-    return_tokens: also return i32[B], the tokens that were fed for each trace.
 
   Raises:
     ValueError: shapes or dtypes, a number outside its range, or a token that
@@ -121,7 +119,6 @@ def exact(
     cache_parts = 2 if tokens.shape[1] >= 64 else 1
   checks.check_count('prover: cache_parts', cache_parts)
   checks.check_count('prover: group_size', group_size)
-  checks.check_flag('prover: return_tokens', return_tokens)
   if len(tokens) % group_size:
     raise ValueError(
       f'prover: group_size={group_size} does not divide {len(tokens)} traces: '
@@ -135,7 +132,7 @@ def exact(
     head, tokens, token_mask, ends, answers, answer_mask
   )
   real = probes.is_boundary(ends)
-  success, fed = listed_answers.chances(
+  success = listed_answers.chances(
     model,
     params,
     cache.cache,
@@ -156,8 +153,7 @@ def exact(
   )
   first = jnp.where(shared, success[head, 0], success[:, 0])
   success = success.at[:, 0].set(first)
-  success = probes.repeat_past_count(success, ends)
-  return (success, fed.astype(jnp.int32)) if return_tokens else success
+  return probes.repeat_past_count(success, ends)
 
 
 def sampled(
@@ -271,8 +267,7 @@ def control_variate(
   row_offset: int | Array = 0,
   block_rows: int = 16,
   return_mask: bool = False,
-  return_tokens: bool = False,
-) -> Array | tuple[Array, ...]:
+) -> Array | tuple[Array, Array]:
   """Returns J f32[B,K+1]: listed answers exactly, the others by sampling.
 
     J_j = sum_{s<n} mu(a_s | c_j)
@@ -289,8 +284,6 @@ def control_variate(
       ones; None for all.
     max_answer_len: at least A, so that whatever is listed can be sampled.
     return_mask: also return bool[B,K+1,M,A], the tokens that were drawn.
-    return_tokens: after that, also return i32[B], the tokens that were fed for
-      the listed answers of each trace.
     Others: as in `exact` and `sample_answers`.
 
   Raises:
@@ -301,7 +294,6 @@ def control_variate(
   )
   checks.check_callable('prover: verify_fn', verify_fn)
   checks.check_flag('prover: return_mask', return_mask)
-  checks.check_flag('prover: return_tokens', return_tokens)
   number, length = answers.shape[1:]
   listed = number
   if num_enumerated is not None:
@@ -357,14 +349,10 @@ def control_variate(
     return_mask=True,
     **shared,
   )
-  success, fed = others, jnp.zeros(len(tokens), jnp.int32)
+  success = others
   if listed:
-    of_listed, fed = exact(
-      *given, answers, answer_mask, return_tokens=True, **shared
-    )
-    success += of_listed
-  found = success, *(mask,) * return_mask, *(fed,) * return_tokens
-  return found if len(found) > 1 else success
+    success += exact(*given, answers, answer_mask, **shared)
+  return (success, mask) if return_mask else success
 
 
 def sample_answers(

@@ -214,16 +214,18 @@ def _none(asked):
 
 
 def _exact(asked):
-  success, fed = prover.exact(
+  answers, mask = asked.rows['answers'], asked.rows['answer_mask']
+  stop_ids = asked.task.stop_ids
+  success = prover.exact(
     *asked.given,
-    asked.rows['answers'],
-    asked.rows['answer_mask'],
-    stop_ids=asked.task.stop_ids,
+    answers,
+    mask,
+    stop_ids=stop_ids,
     cache=asked.cache,
     group_size=asked.group_size,
-    return_tokens=True,
     **asked.support,
   )
+  fed = costs.exact_tokens(asked.found.count, mask, len(stop_ids))
   return {'success': success, 'prover_tokens': fed}
 
 
@@ -241,7 +243,7 @@ def _sampled(asked):
 
 
 def _control_variate(asked):
-  success, mask, fed = prover.control_variate(
+  success, mask = prover.control_variate(
     *asked.given,
     asked.rows['answers'],
     asked.rows['answer_mask'],
@@ -249,11 +251,13 @@ def _control_variate(asked):
     asked.key,
     num_enumerated=asked.num_enumerated,
     return_mask=True,
-    return_tokens=True,
     block_rows=asked.block_rows,
     **asked.sampling,
   )
-  fed += costs.sampled_tokens(mask, len(asked.task.stop_ids))
+  stop = len(asked.task.stop_ids)
+  listed = asked.rows['answer_mask'][:, : asked.num_enumerated]
+  fed = costs.sampled_tokens(mask, stop)
+  fed += costs.exact_tokens(asked.found.count, listed, stop)
   return {'success': success, 'prover_tokens': fed}
 
 
