@@ -131,9 +131,7 @@ def test_a_meter_says_what_is_left():
 
 @pytest.mark.parametrize('count', [-1, 1.5, True])
 def test_a_number_of_steps_that_is_none(count, small):
-  config = types.SimpleNamespace(
-    parallel=types.SimpleNamespace(fused_steps=count)
-  )
+  config = types.SimpleNamespace(parallel={'fused_steps': count})
   with pytest.raises(ValueError, match=f'fused_steps={count} is given; allow'):
     train_blocks.check(config)
 

@@ -1,7 +1,6 @@
 """The workers as their parent sees them: processes that are asked in turn."""
 
 import contextlib
-import ctypes
 import json
 import os
 import pathlib
@@ -12,7 +11,6 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 OURS = 'meta_rl'
 PEERS = ('tunix', 'trl')
-_PR_SET_PDEATHSIG = 1
 
 
 class EngineError(Exception):
@@ -71,7 +69,6 @@ class Engine:
         stderr=log,
         text=True,
         env=_environment(name),
-        preexec_fn=_die_with_parent,
       )
     self._signal('SIGSTOP')
 
@@ -138,9 +135,3 @@ def _environment(name) -> dict:
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     'TF_CPP_MIN_LOG_LEVEL': '2',
   }
-
-
-def _die_with_parent():
-  """Kills a worker whose parent is killed: stopped, it would stay for good."""
-  if sys.platform == 'linux':
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -9,16 +9,21 @@ here: peers run this in environments that do not have it.
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import pathlib
+import signal
 import sys
 import time
 import traceback
 
+_PR_SET_PDEATHSIG = 1
+
 
 def serve(engine):
   """Answers requests with the engine's method of that name, to the last."""
+  _die_with_parent()
   answers = os.fdopen(os.dup(1), 'w', encoding='utf-8')
   os.dup2(2, 1)  # whatever a library prints is no answer
   for line in sys.stdin:
@@ -32,6 +37,12 @@ def serve(engine):
       answer = {'error': f'{type(error).__name__}: {first}'}
     answers.write(json.dumps({} if answer is None else answer) + '\n')
     answers.flush()
+
+
+def _die_with_parent():
+  """Has this process killed with its parent; stopped, it would stay."""
+  if sys.platform == 'linux':
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextlib.contextmanager
