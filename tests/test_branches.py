@@ -388,6 +388,7 @@ def test_the_reference_goes_into_generate_alone():
   assert given.prove == 'prove'
 
 
+@pytest.mark.soak
 @pytest.mark.full
 def test_one_and_one_steps_are_two(small, tmp_path):
   """A resumed run has the reference of its start, not of its checkpoint."""

@@ -119,6 +119,7 @@ def test_so_is_whatever_it_trains_on(tmp_path, monkeypatch, way):
   assert_same_run(tmp_path / '2', tmp_path / '1')
 
 
+@pytest.mark.soak
 @pytest.mark.full
 def test_preempted_and_resumed_by_others(tmp_path, one):
   """SIGTERM to one process saves one step on all; others go on from there."""
@@ -207,6 +208,7 @@ def test_an_error_of_process_1_ends_all(tmp_path):
   assert not folder.exists()
 
 
+@pytest.mark.soak
 @pytest.mark.full
 def test_a_signal_before_a_resumed_run_has_taken_a_step(tmp_path):
   folder = tmp_path / 'run'

@@ -412,6 +412,7 @@ def test_rollouts_that_are_too_far_stop_the_run(small, file, tmp_path):
   assert result.rows == []
 
 
+@pytest.mark.soak
 @pytest.mark.full
 @pytest.mark.parametrize('kind', ['jit'])  # all kinds: tests/test_sharding.py
 def test_on_devices_as_on_one(kind, run_python, small_data, file, tmp_path):

@@ -476,6 +476,7 @@ def test_mrt_credits_a_reward_on_the_thought(small, tmp_path):
   assert result.rows[0]['optimizer/grad_norm'] > 0
 
 
+@pytest.mark.soak
 @pytest.mark.full
 @pytest.mark.parametrize('kind', ['pmap'])  # all kinds: tests/test_sharding.py
 def test_on_devices_as_on_one(kind, run_python, small_data, tmp_path):
