@@ -11,16 +11,19 @@ tokens, in the equal one all are 128. Tokens behind the end of a trace are not
 counted. Before anything is timed, the logits of all engines are compared.
 
 Each engine is a process in an environment of its own, stopped while another is
-timed. Each way that it offers is tried once, and the fastest of an engine is
-run in turn with the others': A B C A B C. What is printed are medians, with
-quartiles; a ratio is ours by theirs, with the quartiles of its single pairs. A
-comparison may be made in pieces: --add keeps what is in the file of --json and
-adds the rounds to it.
+timed. Each way that it offers is tried, three times if that is short, and the
+fastest of an engine is run in turn with the others, A B C A B C, a short run
+behind one that does not count. What is printed are medians, with quartiles; a
+ratio is ours by theirs, with the quartiles of its single pairs. A comparison
+may be made in pieces: --add keeps what is in the file of --json, where it is of
+the same commit and machine, and adds the rounds to it.
 
 The limit is what the machine itself can do at the model's own shapes: a step
 takes at least as long as its bare matrix products on so many rows, the faster
 of XLA's and torch's, and as reading the weights once.
 """
+
+import functools
 
 import numpy as np
 from absl import app, flags
@@ -36,6 +39,7 @@ def measure(size: str, names: list[str], folder, before: dict) -> dict:
   paths = workload.write(folder, workload.rollout_cases(workload.SIZES[size]))
   with engines.started(names, folder) as workers:
     found = common.load(workers, size, folder)
+    before = common.comparable(before, found)
     found['cases'] = dict(before.get('cases', {}))
     for case in FLAGS.cases:
       rows = measure_case(workers, paths[case])
@@ -50,16 +54,20 @@ def measure_case(workers: dict, path: str) -> dict[str, dict]:
   case = np.load(path)
   count, batch = len(case['lengths']), int(case['batch'])
   calls, more = {}, {}
-  for name, worker in workers.items():
-    offered = worker.ask('modes', rows=count, batch=batch)
 
-    def once(mode, fresh=False, worker=worker):
-      del fresh  # a rollout leaves nothing behind
-      return worker.ask('rollout', path=path, mode=mode, seed=0)
+  def run(name, mode, fresh=False):
+    del fresh  # a rollout leaves nothing behind
+    return workers[name].ask('rollout', path=path, mode=mode, seed=0)
 
-    best, tried = common.best_of(name, offered, once)
-    calls[name] = lambda once=once, best=best: once(best)
-    at_once = min(best.get('slots') or best['batch'], count)
+  def choose(name):
+    offered = workers[name].ask('modes', rows=count, batch=batch)
+    return common.best_of(name, offered, functools.partial(run, name))
+
+  for name, (best, tried) in common.best_ways(workers, choose).items():
+    seconds = tried[best['name']]
+    calls[name] = common.turn(functools.partial(run, name), best, seconds)
+    slots = best.get('more', {}).get('slots')
+    at_once = min(slots or best['batch'], count)
     more[name] = {'way': best['name'], 'rows_at_once': at_once, 'tried': tried}
   found = compare.side_by_side(compare.alternate(calls, FLAGS.rounds))
   return {name: row | more[name] for name, row in found.items()}

@@ -17,6 +17,7 @@ rate of the model's bare matrix products at so many tokens, forward and
 backward, for the arithmetic of real tokens alone.
 """
 
+import functools
 import pathlib
 
 import numpy as np
@@ -44,6 +45,7 @@ def measure(size: str, names: list[str], folder, before: dict) -> dict:
       bound = limit(workers, shape, found['parameters'], mask)
       for row in rows.values():
         row |= bound
+  before = common.comparable(before, found)
   found['cases'] = dict(before.get('cases', {}))
   for case, rows in measured.items():
     for name, row in rows.items():
@@ -62,24 +64,28 @@ def measure_case(workers: dict, path: str) -> dict[str, dict]:
   """
   count = len(np.load(path)['tokens'])
   calls, more = {}, {}
-  for name, worker in workers.items():
-    offered = worker.ask('update_modes', rows=count)
-    losses = []
+  losses = {}
 
-    def once(mode, fresh=False, worker=worker, losses=losses):
-      answer = worker.ask('update', path=path, mode=mode, fresh=fresh)
-      if fresh:
-        losses.append(answer['loss'])
-      return answer
+  def run(name, mode, fresh=False):
+    answer = workers[name].ask('update', path=path, mode=mode, fresh=fresh)
+    if fresh:
+      losses[name] = answer['loss']
+    return answer
 
+  def choose(name):
+    once = functools.partial(run, name)
+    offered = workers[name].ask('update_modes', rows=count)
     best, tried = common.best_of(name, offered, once)
     if len(tried) > 1:
       # The one that was tried last is loaded.
       for i in range(offered['warm']):
         once(best, i == 0)
-    calls[name] = lambda once=once, best=best: once(best)
-    loss = losses[-1]
-    more[name] = {'way': best['name'], 'mode': best, 'loss': loss}
+    return best, tried
+
+  for name, (best, tried) in common.best_ways(workers, choose).items():
+    once = functools.partial(run, name)
+    calls[name] = common.turn(once, best, tried[best['name']])
+    more[name] = {'way': best['name'], 'mode': best, 'loss': losses[name]}
     more[name]['tried'] = tried
   check_losses({name: row['loss'] for name, row in more.items()})
   found = compare.side_by_side(compare.alternate(calls, FLAGS.rounds))

@@ -216,6 +216,63 @@ def test_rounds_are_added_to_those_of_a_file(module):
   assert other['tunix']['seconds'] == [5]
 
 
+def test_rounds_of_something_else_are_dropped(
+  started, module, tmp_path, capsys
+):
+  rollout, update = started
+  common = module('peers.common')
+  for benchmark in (rollout, update):
+    first = benchmark.measure('micro', ALL, tmp_path, {})
+    again = benchmark.measure('micro', ALL, tmp_path, first)
+    assert len(again['cases']['equal']['trl']['seconds']) == 4
+    for key in ('revision', 'machine', 'parameters'):
+      capsys.readouterr()
+      other = first | {key: 'other'}
+      alone = benchmark.measure('micro', ALL, tmp_path, other)
+      assert len(alone['cases']['equal']['trl']['seconds']) == 2
+      (line,) = capsys.readouterr().err.splitlines()
+      assert f'are of {key} other, not' in line
+  assert common.comparable({}, {}) == {}
+
+
+def test_a_peer_that_can_do_nothing_is_left_out(
+  started, module, tmp_path, capsys
+):
+  rollout, update = started
+  rollout.FLAGS.ways = ['broken']
+  for benchmark in (rollout, update):
+    cases = benchmark.measure('micro', ALL, tmp_path, {})['cases']
+    assert list(cases['equal']) == ['meta_rl', 'tunix']
+    assert 'trl is left out: trl: ' in capsys.readouterr().err
+
+
+def test_a_way_is_tried_three_times_where_that_is_short(module, monkeypatch):
+  common = module('peers.common')
+  monkeypatch.setattr(common, 'FLAGS', types.SimpleNamespace(ways=[]))
+  took = {'a': iter([9, 2, 3, 4]), 'b': iter([9, 5, 2.5]), 'c': iter([9, 7])}
+  once = lambda mode, fresh=False: {'seconds': next(took[mode['name']])}
+  offered = {'modes': [{'name': n} for n in 'abc'], 'warm': 1}
+  # The third run of b would come after more than 6 seconds.
+  best, tried = common.best_of('trl', offered, once)
+  assert tried == {'a': 2, 'b': 2.5, 'c': 7}
+  assert best == {'name': 'a'}
+  assert [next(left, None) for left in took.values()] == [None] * 3
+
+
+def test_a_short_run_comes_behind_one_that_does_not_count(module):
+  turn, calls = module('peers.common').turn, []
+  once = lambda mode: calls.append(mode) or len(calls)
+  assert turn(once, 'way', 1.0)() == 2
+  assert turn(once, 'way', 3.0)() == 3
+
+
+def test_rows_at_a_time(module):
+  at_once = module('peers.workload').at_once
+  assert at_once(512, 64) == [16, 32, 64, 128, 512]
+  assert at_once(128, 32) == [16, 32, 64, 128]
+  assert at_once(16, 32) == [16]
+
+
 def test_an_engine_of_another_model_is_refused(started, module, tmp_path):
   rollout, update = started
   error = module('peers.engines').EngineError

@@ -1,7 +1,6 @@
 """Worker of meta_rl, which also writes the checkpoint that all engines load."""
 
 import functools
-import inspect
 import pathlib
 
 import jax
@@ -34,6 +33,8 @@ _WRITTEN = ('attention/o/kernel', 'down/kernel')
 _SMALL_VOCABULARY = 8192
 # Columns that micro-batches are cut to, prompts of 16 tokens included.
 _BUCKETS = [48, 80, 144]
+# New tokens that the cache has room for, one after the other.
+_ROOMS = [32, 64, 96, 128, 160, 192, 224]
 
 
 class Engine:
@@ -116,9 +117,14 @@ class Engine:
   def modes(self, rows: int, batch: int) -> dict:
     """Returns the ways to sample so many rows."""
     found = [{'name': f'{batch} rows', 'batch': batch}]
-    if 'slots' in inspect.signature(rollout.generate).parameters:
-      for slots in sorted({batch, 2 * batch} & set(range(rows))):
-        found.append({'name': f'{slots} slots', 'batch': rows, 'slots': slots})
+    if rows > batch:
+      for slots in workload.at_once(rows, batch)[:-1]:
+        more = {'slots': slots}
+        found.append({'name': f'{slots} slots', 'batch': rows, 'more': more})
+    else:
+      more = {'cache_buckets': _ROOMS}
+      name = f'{batch} rows, cache by {_ROOMS[0]}'
+      found.append({'name': name, 'batch': batch, 'more': more})
     return {'modes': found, 'warm': 1}
 
   def rollout(self, path: str, mode: dict, seed: int) -> dict:
@@ -229,10 +235,9 @@ class Engine:
 
   def _program(self, group, longest, mode):
     """Returns the jitted `generate` of a mode."""
-    slots = mode.get('slots')
-    known = group, longest, slots
+    known = group, longest, mode['name']
     if known not in self.programs:
-      more = {} if slots is None else {'slots': slots}
+      more = mode.get('more', {})
       self.programs[known] = jax.jit(
         functools.partial(_generate, self.model, group, longest, more)
       )
@@ -276,6 +281,5 @@ def _config(shape: workload.Size) -> models.TransformerConfig:
 
 
 if __name__ == '__main__':
-  if hasattr(env, 'keep_memory'):
-    env.keep_memory()  # as the commands do
+  env.keep_memory()  # as the commands do
   worker.serve(Engine())

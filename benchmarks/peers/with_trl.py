@@ -8,6 +8,7 @@ continuous batching is asked for, what `model.generate_batch` consists of.
 import os
 import statistics
 import tempfile
+import time
 
 import datasets
 import numpy as np
@@ -16,10 +17,12 @@ import torch
 import transformers
 import trl
 import worker
+import workload
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 # Tokens of the KV cache that continuous batching gives out at a time.
 PAGE = 32
+SILENCE_S = 120  # without a row that is finished: it hangs
 _LEAST_FLOPS = 2e8  # of bare products that are timed together
 
 
@@ -66,10 +69,12 @@ class Engine:
 
   def modes(self, rows: int, batch: int) -> dict:
     """Returns the ways to sample so many rows."""
-    sizes = sorted({batch, rows})
+    sizes = workload.at_once(rows, batch)
     static = {'cache_implementation': 'static'}
     found = [{'name': f'generate, {n} rows', 'batch': n} for n in sizes]
-    found += [{'name': f'static cache, {batch} rows', 'batch': batch, **static}]
+    found += [
+      {'name': f'static cache, {n} rows', 'batch': n, **static} for n in sizes
+    ]
     found += [
       {'name': f'continuous batching, {n} rows', 'batch': n, 'paged': True}
       for n in sizes
@@ -137,6 +142,7 @@ class Engine:
       timeout=5,
     )
     counts = {}
+    heard = time.monotonic()
     with manager as running:
       for i, row in enumerate(rows.tolist()):
         running.add_request(row, str(i), max_new_tokens=int(lengths[i]))
@@ -144,8 +150,11 @@ class Engine:
         result = running.get_result(timeout=1)
         if result is not None and result.is_finished():
           counts[int(result.request_id)] = len(result.generated_tokens)
+          heard = time.monotonic()
         elif result is None and not running.is_running():
           raise RuntimeError('continuous batching stopped')
+        elif time.monotonic() - heard > SILENCE_S:
+          raise RuntimeError(f'nothing was finished in {SILENCE_S} s')
     return np.array([counts[i] for i in range(len(rows))])
 
   def update_modes(self, rows: int) -> dict:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import worker
+import workload
 from flax import nnx
 from tunix.generate.sampler import CacheConfig, Sampler
 from tunix.models.llama3 import model as llama
@@ -93,7 +94,7 @@ class Engine:
 
   def modes(self, rows: int, batch: int) -> dict:
     """Returns the ways to sample so many rows."""
-    sizes = sorted({batch, rows})
+    sizes = workload.at_once(rows, batch)
     modes = [{'name': f'{n} rows', 'batch': n} for n in sizes]
     return {'modes': modes, 'warm': 1}
 

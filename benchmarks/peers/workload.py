@@ -91,6 +91,19 @@ def rollout_cases(size: Size) -> dict[str, dict]:
   }
 
 
+def at_once(rows: int, batch: int) -> list[int]:
+  """Returns how many rows at a time are tried, of so many.
+
+  Few rows leave their keys and values in a processor's cache, many share the
+  reading of the weights: which is faster depends on model and machine.
+
+  Example:
+    >>> at_once(512, 64)
+    [16, 32, 64, 128, 512]
+  """
+  return sorted({n for n in (16, 32, batch, 2 * batch) if n < rows} | {rows})
+
+
 def update_cases(size: Size) -> dict[str, dict]:
   """Returns the traces of each case, the same for all engines.
 
