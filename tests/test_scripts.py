@@ -180,7 +180,8 @@ def test_a_folder_of_someone_else_is_not_pinned(tmp_path):
   assert 'Move it away' in refusal(pinned(tmp_path, 'a==1', free_gb=9))
 
 
-EQUAL = '--config.total_tokens=420000 --config.total_steps=60'
+SLOTS = '--config.rollout.slots=24'
+EQUAL = f'--config.total_tokens=420000 --config.total_steps=60 {SLOTS}'
 PHASES = f"""\
 -m meta_rl.train --config=configs/mrt_countdown.py --workdir=D/mrt {EQUAL}
 -m meta_rl.train --config=configs/grpo_countdown.py --workdir=D/grpo {EQUAL} \
@@ -188,7 +189,7 @@ PHASES = f"""\
 -m meta_rl.evaluate --num_problems=2048 --workdir=D/mrt
 -m meta_rl.evaluate --num_problems=2048 --workdir=D/grpo
 -m meta_rl.evaluate --num_problems=2048 --config=configs/mrt_countdown.py \
---base --workdir=D/base
+{SLOTS} --base --workdir=D/base
 -m meta_rl.report D/base D/grpo D/mrt --out=D/report.html
 """
 
