@@ -19,6 +19,7 @@ of a tree, N = B * S / U trees, M nodes of a tree at most, I items, R items of a
 block, Q tokens of an item, C boundaries of an item at most.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -183,30 +184,36 @@ def run(model, params, cache, work, each, *, lengths, block_rows, **options):
   most = min(work.ends.shape[1], tokens // fewest)
   found = jnp.zeros((len(queue.tree), most), jnp.float32)
   block_rows = min(block_rows, len(queue.tree))
+  most_blocks = -(-len(queue.tree) // block_rows)
+  begin = jnp.arange(most_blocks) * block_rows
+  final = jnp.minimum(begin + block_rows, queue.total) - 1
 
-  def block(length, index, found):
+  def advance(length, carry):
+    nth, found = carry
     # The last block is filled up with items that were done.
-    at = jnp.minimum(index, len(queue.tree) - block_rows)
+    at = jnp.minimum(nth * block_rows, len(queue.tree) - block_rows)
     items = jnp.arange(block_rows) + at
     tree = queue.tree[items]
     own = caches.behind(model, cache, tree // each, length, tokens)
     new = probe(model, params, own, work, items, most, length=length, **options)
-    return found.at[queue.place[items]].set(new)
+    return nth + 1, found.at[queue.place[items]].set(new)
 
-  index = jnp.zeros((), jnp.int32)
+  carry = jnp.zeros((), jnp.int32), found
   for length in lengths:
-
-    def more(carry, length=length):
-      index, _ = carry
-      final = jnp.minimum(index + block_rows, queue.total) - 1
-      return (index < queue.total) & (queue.last[final] < length)
-
-    def step(carry, length=length):
-      index, found = carry
-      return index + block_rows, block(length, index, found)
-
-    index, found = jax.lax.while_loop(more, step, (index, found))
-  return found
+    # The blocks that read no more than this part, or a shorter one.
+    within = (begin < queue.total) & (queue.last[final] < length)
+    until = within.sum(dtype=jnp.int32)
+    more = lambda carry, until=until: carry[0] < until
+    if length == lengths[-1]:
+      # That all blocks read the whole cache is the worst case. A plan takes a
+      # constant for how often a loop runs, and one without for once
+      # (meta_rl/aot/hlo.py): so the blocks are counted once, not once a part.
+      more = lambda carry, until=until: (
+        (carry[0] < until) & (carry[0] < most_blocks)
+      )
+    advance_in = functools.partial(advance, length)
+    carry = jax.lax.while_loop(more, advance_in, carry)
+  return carry[1]
 
 
 def probe(

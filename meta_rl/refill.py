@@ -155,6 +155,9 @@ def in_slots(
     return turn(dataclasses.replace(c, state=state, full=full))
 
   carry = turn(carry)
+  # In as many blocks as the longest trace needs, each row is done with one: so
+  # S more traces have ended, whichever took how long.
+  most_blocks = -(-total // slots) * -(-max_new_tokens // check_every)
   sizes = [slots]
   while sizes[-1] // 2 >= _FEWEST and len(sizes) <= _HALVINGS:
     sizes.append(sizes[-1] // 2)
@@ -164,7 +167,20 @@ def in_slots(
     goes_on = lambda c, less=less: (
       (c.next < total) | ((c.trace >= 0).sum() > less)
     )
-    carry = jax.lax.while_loop(goes_on, advance, carry)
+
+    def one_more(carry, goes_on=goes_on):
+      nth, _, c = carry
+      c = advance(c)
+      return nth + 1, goes_on(c), c
+
+    # A plan takes the largest constant here for how often a loop runs, and one
+    # without for once (meta_rl/aot/hlo.py). That all blocks are of S rows is
+    # the worst case: the blocks of fewer rows have no bound of their own.
+    more = lambda carry: carry[1]
+    if size == slots:
+      more = lambda carry: carry[1] & (carry[0] < most_blocks)
+    first = jnp.zeros((), jnp.int32), goes_on(carry), carry
+    _, _, carry = jax.lax.while_loop(more, one_more, first)
   found = carry.out, carry.truncated, carry.forced
   if not keep_cache:
     return *found, None

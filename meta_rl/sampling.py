@@ -355,6 +355,7 @@ def _gumbel(keys: Array, logits: Array) -> Array:
   known = (
     (str(jax.random.key_impl(keys)) == 'threefry2x32')
     and jax.config.jax_threefry_partitionable
+    and not getattr(jax.config, 'jax_high_dynamic_range_gumbel', False)
     and logits.dtype == jnp.float32
   )
   if not known:

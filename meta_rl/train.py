@@ -238,7 +238,7 @@ def train(config, folder: str, *, profile_steps: str = '') -> int:
           feed,
           timer,
           count=count,
-          size=config.parallel.fused_steps,
+          size=train_blocks.most_steps(config),
           meter=meter,
           paid=begun.get(costs.CURRICULUM, 0.0),
         )

@@ -89,9 +89,22 @@ def block_length(config, step: int, stop_at: int) -> int:
     step: steps done.
     stop_at: the last step of the run.
   """
-  dues = (config.eval.every, config.checkpoint.every, config.log.samples_every)
-  ends = [stop_at - step, *(every - step % every for every in dues)]
-  return min(max(1, config.parallel.get('fused_steps', 0)), *ends)
+  ends = [stop_at - step, *(every - step % every for every in _dues(config))]
+  return min(most_steps(config), *ends)
+
+
+def most_steps(config) -> int:
+  """Returns how many steps a block takes at most, >= 1.
+
+  That is `parallel.fused_steps` unless something is due more often: a larger
+  program would be handed batches that no block looks at.
+  """
+  asked = max(1, config.parallel.get('fused_steps', 0))
+  return min(asked, config.total_steps, *_dues(config))
+
+
+def _dues(config) -> tuple[int, ...]:
+  return config.eval.every, config.checkpoint.every, config.log.samples_every
 
 
 class Feed:
@@ -131,7 +144,7 @@ def run(
     feed: a `Feed`.
     timer: the phase 'fused' is added to it.
     count: steps that it may take, of `block_length`.
-    size: N of the program, >= count: `parallel.fused_steps`.
+    size: N of the program, >= count: `most_steps`.
     meter: of the run; a step that reaches one of its budgets is the last.
     paid: what the first step pays beside its own parts.
 

@@ -264,6 +264,7 @@ def test_a_short_run_comes_behind_one_that_does_not_count(module):
   once = lambda mode: calls.append(mode) or len(calls)
   assert turn(once, 'way', 1.0)() == 2
   assert turn(once, 'way', 3.0)() == 3
+  assert turn(once, 'way', 0.0)() == 4
 
 
 def test_rows_at_a_time(module):

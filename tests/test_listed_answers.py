@@ -9,6 +9,7 @@ import pytest
 from toys import lively_params, tiny
 
 from meta_rl import listed_answers, models, prover
+from meta_rl.aot import hlo
 from meta_rl.scoring import score
 
 EOS = 2
@@ -124,6 +125,24 @@ def test_a_tree_gives_what_each_answer_by_itself_does(
   np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-9)
   assert (expected[[0, 1, 2, 4]] > 1e-7).any(1).all()
   assert not found[5].any()
+
+
+@pytest.mark.parametrize('parts', [1, 3])
+def test_a_plan_counts_the_blocks_of_a_queue_once(params, given, parts):
+  # 6 traces of 4 boundaries, rows of 1: 24 items, 5 blocks of 5.
+  options = {'block_pairs': 1, 'block_rows': 5, 'cache_parts': parts}
+  tokens, token_mask, ends, answers, mask = given
+  args = params, tokens, token_mask, ends, answers[:, :1], mask[:, :1]
+  run = functools.partial(prover.exact, MODEL, stop_ids=(4,), **options)
+  lowered = jax.jit(run).lower(*args)
+  module = lowered.compiler_ir('hlo').as_hlo_module()
+  program = hlo.parse(module.to_string())
+  trips = [
+    program.trips(each)
+    for each in program.computations[program.entry].values()
+    if each.opcode == 'while'
+  ]
+  assert sorted(trips) == [1] * (parts - 1) + [5]
 
 
 def test_a_group_shares_its_first_boundary(params, given):

@@ -20,6 +20,7 @@ from toys import (
 )
 
 from meta_rl import check_config, models, probes, refill, stops
+from meta_rl.aot import hlo
 from meta_rl.configs import mrt_countdown
 from meta_rl.rollout import generate
 
@@ -298,6 +299,35 @@ def test_the_order_of_traces_is_theirs(lengths):
       'truncated': lengths > 8,
     },
   )
+
+
+@pytest.mark.parametrize('slots, halved', [(5, 0), (9, 2)])
+def test_a_plan_counts_the_blocks_of_whole_traces(
+  params, slots, halved, monkeypatch
+):
+  """12 traces of 9 tokens each, 2 a block: 5 blocks, for each S of them."""
+  monkeypatch.setattr(refill, '_FEWEST', 2 if halved else 8)
+  run = functools.partial(
+    generate, MODEL, max_new_tokens=COLUMNS, group_size=3, eos_id=EOS
+  )
+  run = functools.partial(run, check_every=2, slots=slots)
+  lowered = jax.jit(run).lower(
+    params, jnp.asarray(PROMPTS), jnp.asarray(PROMPT_MASK), jax.random.key(3)
+  )
+  module = lowered.compiler_ir('hlo').as_hlo_module()
+  program = hlo.parse(module.to_string())
+  loops = lambda name: [
+    each
+    for each in program.computations[name].values()
+    if each.opcode == 'while'
+  ]
+  # What decodes has a loop of steps inside.
+  trips = [
+    program.trips(each)
+    for each in loops(program.entry)
+    if loops(each.called('body'))
+  ]
+  assert trips == [-(-12 // slots) * 5] + [1] * halved
 
 
 def test_a_stop_that_ends_in_eos_ends_the_trace():

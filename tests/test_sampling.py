@@ -235,6 +235,20 @@ def test_other_generators_draw_as_jax_does():
     np.testing.assert_array_equal(sampling.sample(keys, logits), tokens)
 
 
+def test_noise_of_a_high_dynamic_range_is_jax_s():
+  keys = sampling.row_keys(jax.random.key(5), jnp.arange(4), 3)
+  logits = jnp.zeros((4, 9))
+  before = sampling._gumbel(keys, logits)
+  jax.config.update('jax_high_dynamic_range_gumbel', True)
+  try:
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, (9,)))(keys)
+    found = sampling._gumbel(keys, logits)
+  finally:
+    jax.config.update('jax_high_dynamic_range_gumbel', False)
+  assert (noise != before).any()
+  np.testing.assert_array_equal(found, noise)
+
+
 def test_a_row_of_its_own_step():
   rows, steps = jnp.array([3, 3, 9]), jnp.array([0, 4, 4])
   keys = sampling.row_keys(jax.random.key(5), rows, steps)

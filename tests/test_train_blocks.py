@@ -98,6 +98,19 @@ def test_a_block_ends_where_something_is_due(step, stop_at, length, small):
   assert train_blocks.block_length(config, step, stop_at) == 1
 
 
+def test_no_program_is_larger_than_a_block_can_be(small):
+  config = small.config('mrt', '', parallel__fused_steps=10**9)
+  assert train_blocks.most_steps(config) == config.checkpoint.every == 5
+  config.checkpoint.every = 100
+  config.eval.every = config.log.samples_every = 50
+  config.total_steps = 40
+  assert train_blocks.most_steps(config) == 40
+  config.parallel.fused_steps = 3
+  assert train_blocks.most_steps(config) == 3
+  config.parallel.fused_steps = 0
+  assert train_blocks.most_steps(config) == 1
+
+
 def test_a_short_block_is_of_the_steps_that_it_may_take(small):
   config = small.config('mrt', '', parallel__fused_steps=2)
   lengths = [train_blocks.block_length(config, step, 60) for step in range(5)]

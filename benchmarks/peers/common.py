@@ -161,11 +161,11 @@ def turn(once: Callable, mode: dict, seconds: float) -> Callable:
   Args:
     once: `(mode, fresh) -> answer`.
     mode: the one to run.
-    seconds: about how long it takes.
+    seconds: about how long it takes; 0 where that is not known.
   """
 
   def run():
-    if seconds < _SHORT_S:
+    if 0 < seconds < _SHORT_S:
       once(mode)
     return once(mode)
 

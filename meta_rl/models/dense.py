@@ -53,6 +53,8 @@ def dense_attend(
       what it gets otherwise; both are finite.
     softcap: c, for scores c tanh(q k^T / c); None: scores as they are.
   """
+  if not q.shape[2]:
+    return q
   # A device that has a run of the queries would wait for those of others.
   cut = causal and places.parts('length') == 1
   spans = causal_spans(q.shape[2]) if cut else ((0, q.shape[2]),)
@@ -117,7 +119,7 @@ def _block(softcap, q, k, v, mask):
     jnp.float32,
   )
   y = (y.reshape(q.shape) / norm).astype(q.dtype)
-  return y, (weights, norm, slope)
+  return y, (weights, norm, slope, mask.any(-1))
 
 
 def _backward(spans, softcap, kept, cotangent):
@@ -145,8 +147,11 @@ def _block_backward(part, q, k, v, y, cotangent):
   bfloat16 both that and dy y, of a rounded y, would cost digits: p is divided
   and sum_l p_l dp_l taken.
   """
-  weights, norm, slope = part
+  weights, norm, slope, seeing = part
   kv_heads, dtype = k.shape[1], q.dtype
+  # Scores of a query without any key are no function of it, nor of the keys.
+  seeing = seeing[:, None, :, None]
+  q = jnp.where(seeing, q, 0)
   out = cotangent
   if dtype == jnp.float32:
     out = out / norm
@@ -164,6 +169,7 @@ def _block_backward(part, q, k, v, y, cotangent):
   slopes = _fold(slopes.astype(dtype), kv_heads)
   weights = _fold(weights.astype(dtype), kv_heads)
   to_q = _product('bnql,bnle->bnqe', slopes, k, dtype).reshape(q.shape)
+  to_q = jnp.where(seeing, to_q, 0)
   to_k = _product('bnql,bnqe->bnle', slopes, _fold(q, kv_heads), jnp.float32)
   to_v = _product('bnql,bnqe->bnle', weights, out, jnp.float32)
   return to_q, to_k, to_v
