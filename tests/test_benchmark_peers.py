@@ -246,6 +246,24 @@ def test_a_peer_that_can_do_nothing_is_left_out(
     assert 'trl is left out: trl: ' in capsys.readouterr().err
 
 
+def test_the_limit_without_a_peer_that_has_ended(module):
+  common, error = module('peers.common'), module('peers.engines').EngineError
+  asked = []
+
+  class Ended:
+    def ask(self, do, **request):
+      raise error('trl: the worker ended')
+
+  class Ours:
+    def ask(self, do, **request):
+      asked.append((do, request.get('others')))
+      return {'shapes': []}
+
+  workers = {'meta_rl': Ours(), 'trl': Ended()}
+  common.bare_products(workers, 8, backward=False)
+  assert asked == [('shapes', None), ('limits', [])]
+
+
 def test_a_way_is_tried_three_times_where_that_is_short(module, monkeypatch):
   common = module('peers.common')
   monkeypatch.setattr(common, 'FLAGS', types.SimpleNamespace(ways=[]))
