@@ -38,6 +38,7 @@ def measure(size: str, names: list[str], folder, before: dict) -> dict:
   measured = {}
   with engines.started(names, folder) as workers:
     found = common.load(workers, size, folder)
+    before = common.comparable(before, found)
     for case in FLAGS.cases:
       workers[engines.OURS].ask('score', path=paths[case])
       measured[case] = rows = measure_case(workers, paths[case])
@@ -45,7 +46,6 @@ def measure(size: str, names: list[str], folder, before: dict) -> dict:
       bound = limit(workers, shape, found['parameters'], mask)
       for row in rows.values():
         row |= bound
-  before = common.comparable(before, found)
   found['cases'] = dict(before.get('cases', {}))
   for case, rows in measured.items():
     for name, row in rows.items():
