@@ -53,7 +53,7 @@ def measure_case(workers: dict, path: str) -> dict[str, dict]:
   """Returns the seconds of each engine at its best."""
   case = np.load(path)
   count, batch = len(case['lengths']), int(case['batch'])
-  calls, more = {}, {}
+  more = {}
 
   def run(name, mode, fresh=False):
     del fresh  # a rollout leaves nothing behind
@@ -63,12 +63,12 @@ def measure_case(workers: dict, path: str) -> dict[str, dict]:
     offered = workers[name].ask('modes', rows=count, batch=batch)
     return common.best_of(name, offered, functools.partial(run, name))
 
-  for name, (best, tried) in common.best_ways(workers, choose).items():
-    seconds = tried[best['name']]
-    calls[name] = common.turn(functools.partial(run, name), best, seconds)
+  ways = common.best_ways(workers, choose)
+  for name, (best, tried) in ways.items():
     slots = best.get('more', {}).get('slots')
     at_once = min(slots or best['batch'], count)
     more[name] = {'way': best['name'], 'rows_at_once': at_once, 'tried': tried}
+  calls = common.turns(run, ways)
   found = compare.side_by_side(compare.alternate(calls, FLAGS.rounds))
   return {name: row | more[name] for name, row in found.items()}
 

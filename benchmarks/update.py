@@ -63,7 +63,7 @@ def measure_case(workers: dict, path: str) -> dict[str, dict]:
     EngineError: a loss that is not ours.
   """
   count = len(np.load(path)['tokens'])
-  calls, more = {}, {}
+  more = {}
   losses = {}
 
   def run(name, mode, fresh=False):
@@ -82,12 +82,12 @@ def measure_case(workers: dict, path: str) -> dict[str, dict]:
         once(best, i == 0)
     return best, tried
 
-  for name, (best, tried) in common.best_ways(workers, choose).items():
-    once = functools.partial(run, name)
-    calls[name] = common.turn(once, best, tried[best['name']])
+  ways = common.best_ways(workers, choose)
+  for name, (best, tried) in ways.items():
     more[name] = {'way': best['name'], 'mode': best, 'loss': losses[name]}
     more[name]['tried'] = tried
   check_losses({name: row['loss'] for name, row in more.items()})
+  calls = common.turns(run, ways)
   found = compare.side_by_side(compare.alternate(calls, FLAGS.rounds))
   return {name: row | more[name] for name, row in found.items()}
 

@@ -49,6 +49,7 @@ def continued(
   cache: TraceCache | None = None,
   row_offset: int | Array = 0,
   block_rows: int = 64,
+  begin_fn: Callable | None = None,
 ) -> tuple[Array, Array, Array]:
   """Returns the value of every prefix under the policy that goes on by itself.
 
@@ -91,6 +92,7 @@ def continued(
     'top_k': top_k,
     'stop_table': stop_table,
     'row_offset': row_offset,
+    'begin_fn': begin_fn,
   }
   tokens, token_mask, ends = probes.traces_of(
     tokens, token_mask, ends, stop_ids
@@ -142,6 +144,7 @@ def sample_continuations(
   stop_table: StopTable | None = None,
   row_offset: int | Array = 0,
   block_rows: int = 64,
+  begin_fn: Callable | None = None,
 ) -> tuple[Array, Array, Array]:
   """Returns answers i32[B,K+1,M,A] of free continuations, mask and tokens fed.
 
@@ -174,6 +177,7 @@ def sample_continuations(
     stop_table: as in `rollout.generate`.
     row_offset: global index of the first trace.
     block_rows: prefixes at a time; bounds memory, changes no number.
+    begin_fn: as in `prover.sample_answers`, of the answers [r,M,A] of a block.
 
   Raises:
     ValueError: shapes, dtypes, a number outside its range, or a token that the
@@ -196,6 +200,7 @@ def sample_continuations(
   row_offset = checks.check_counts('continuations: row_offset', row_offset)
   sampling.check_truncation('continuations: ', temperature, top_k, top_p)
   checks.check_callable('continuations: observe_fn', observe_fn, optional=True)
+  checks.check_callable('continuations: begin_fn', begin_fn, optional=True)
   rows, width = ends.shape
   pairs = rows * width
   block_rows = min(block_rows, pairs)
@@ -246,6 +251,10 @@ def sample_continuations(
     fed = (drawn - 1).reshape(block_rows, num_branches).sum(1)
     fed += prefix_mask.sum(1)
     here = real[pair]
+    if begin_fn is not None:
+      split = lambda x: x.reshape(block_rows, num_branches, max_answer_len)
+      begun = begin_fn(split(answers), split(mask) & here[:, None, None], row)
+      answers += begun.reshape(-1, 1)
 
     def write(whole, part):
       part = part.reshape(block_rows, *whole.shape[1:]).astype(whole.dtype)

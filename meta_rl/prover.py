@@ -176,6 +176,7 @@ def sampled(
   cache: TraceCache | None = None,
   row_offset: int | Array = 0,
   block_rows: int = 16,
+  begin_fn: Callable | None = None,
   return_mask: bool = False,
 ) -> Array | tuple[Array, Array]:
   """Returns J f32[B,K+1]: the share of `num_branches` sampled answers right.
@@ -237,6 +238,7 @@ def sampled(
     cache=cache,
     row_offset=row_offset,
     block_rows=block_rows,
+    begin_fn=begin_fn,
   )
   success = probes.rewards_of(verify_fn, found, mask).mean(-1)
   success = probes.repeat_past_count(success, ends)
@@ -266,6 +268,7 @@ def control_variate(
   cache: TraceCache | None = None,
   row_offset: int | Array = 0,
   block_rows: int = 16,
+  begin_fn: Callable | None = None,
   return_mask: bool = False,
 ) -> Array | tuple[Array, Array]:
   """Returns J f32[B,K+1]: listed answers exactly, the others by sampling.
@@ -346,6 +349,7 @@ def control_variate(
     eos_id=eos_id,
     stop_table=stop_table,
     row_offset=row_offset,
+    begin_fn=begin_fn,
     return_mask=True,
     **shared,
   )
@@ -374,6 +378,7 @@ def sample_answers(
   cache: TraceCache | None = None,
   row_offset: int | Array = 0,
   block_rows: int = 16,
+  begin_fn: Callable | None = None,
   return_log_probs: bool = False,
   raw_log_probs: bool = False,
 ) -> tuple[Array, ...]:
@@ -401,6 +406,10 @@ def sample_answers(
     cache: KV cache that holds the traces; None: prefilled once here.
     row_offset: global index of the first trace.
     block_rows: traces at a time; bounds memory, changes no number.
+    begin_fn: `(answers i32[b,N,A], mask bool[b,N,A], row i32[b]) -> i32[b,N]`,
+      zeros, traceable: told the answers of each block of traces as soon as they
+      are drawn, for a verifier on the host that need not wait for the last;
+      None: nobody is.
     return_log_probs: also return f32[B,K+1,M,A], nats, of each token under the
       distribution that it was drawn from; 0 where the mask is False.
     raw_log_probs: these under the model's own softmax instead, at temperature 1
@@ -425,6 +434,7 @@ def sample_answers(
   sampling.check_truncation('prover: ', temperature, top_k, top_p)
   checks.check_flag('prover: return_log_probs', return_log_probs)
   checks.check_flag('prover: raw_log_probs', raw_log_probs)
+  checks.check_callable('prover: begin_fn', begin_fn, optional=True)
   rows, width = ends.shape
   branches = width * num_branches
   stop = tuple(stop_ids)
@@ -464,6 +474,8 @@ def sample_answers(
         row_offset + row
       ),
     )
+    if begin_fn is not None:
+      new[0] += begin_fn(new[0], new[1], row)[..., None]
     write = lambda x, y: jax.lax.dynamic_update_slice(x, y, (start, 0, 0))
     return jax.tree.map(write, found, tuple(new))
 

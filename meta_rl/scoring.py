@@ -75,7 +75,8 @@ def score(
     positions: i32[B,T], where they are not simply 0, 1, 2 … (packed rows).
     mask: bool[B,T,T], attention, where it is not causal (packed rows).
     temperature: > 0, the one that sampling used.
-    chunk: positions at a time; None takes all at once.
+    chunk: positions at a time, or fewer, so that all chunks are about equal;
+      None takes all at once.
     features: f32[B,T,D], what `model.features_fn` gives on these arguments, for
       a caller that reads them too: the forward pass is then not run again.
 
@@ -95,7 +96,7 @@ def score(
   token_mask = checks.as_array('token_mask', token_mask, 'bool[B,T]', dims)
   checks.check_scalar('temperature', temperature, above=0, below=math.inf)
   if chunk is not None:
-    chunk = checks.check_count('chunk', chunk)
+    chunk = _even(tokens.shape[1], checks.check_count('chunk', chunk))
   if mask is not None:
     mask = checks.as_array('mask', mask, 'bool[B,T,T]', dims)
   if positions is None:
@@ -142,6 +143,19 @@ def score(
   known = token_mask & (positions > 0)
   shift = lambda x: jnp.where(known, jnp.roll(x, 1, axis=1), 0.0)
   return shift(log_probs), shift(entropy)
+
+
+def _even(length: int, chunk: int) -> int:
+  """Returns the least chunk that needs no more of them: little is padding.
+
+  A multiple of 8, where chunks are, so that a mesh can cut it as before.
+
+  Example:
+    >>> _even(144, 64)  # three of 48, and not of 64
+    48
+  """
+  even = -(-length // -(-length // chunk))
+  return even if chunk % 8 else -(-even // 8) * 8
 
 
 def _split(x, chunk):

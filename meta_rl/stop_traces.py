@@ -17,6 +17,7 @@ What is right at the own stop is the answer that is forced there.
 Axes: N traces, K episodes, D features, A answer tokens.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
@@ -57,8 +58,10 @@ def make_calls(config, model, task, *, forced: bool = False) -> dict:
     )
   own = setup_steps.measuring_config(config, task)
   budget = own.rollout.thinking_budget
+  # What the traces' own answers are worth is not read: none is begun with.
+  ungraded = dataclasses.replace(task, verify=lambda *args: task.verify(*args))
   generate, prove = setup_steps.make_calls(
-    own, model, task, group_size=1, min_thinking=budget if forced else None
+    own, model, ungraded, group_size=1, min_thinking=budget if forced else None
   )
 
   def look(params, batch, traces, cache, key, row_offset=0):

@@ -170,7 +170,7 @@ def expected(rule, threshold, found):
 @pytest.mark.parametrize(
   'rule, forced',
   [
-    ('progress', False),
+    pytest.param('progress', False, marks=pytest.mark.full),
     ('confidence', False),
     ('agreement', False),
     pytest.param('progress', True, marks=pytest.mark.full),
@@ -299,6 +299,7 @@ def test_no_looks_are_left():
   chex.assert_trees_all_equal(traces.tokens, plain.tokens)
 
 
+@pytest.mark.full
 def test_rows_do_not_depend_on_their_neighbours():
   task, model, params, prompts, mask = world()
   threshold = middle('confidence', whole())

@@ -166,8 +166,11 @@ def test_an_update_beside_two_peers(started, tmp_path):
   assert table[-1].endswith('20  0.250000  2.00 (2.00-2.00)')
 
 
-def test_ways_and_peers_that_are_asked_for(started, module, tmp_path, capsys):
+def test_ways_and_peers_that_are_asked_for(
+  started, module, tmp_path, capsys, monkeypatch
+):
   rollout, _ = started
+  monkeypatch.setattr(module('peers.common'), 'revision', lambda: 'abc')
   rollout.FLAGS.ways, rollout.FLAGS.cases = ['slow'], ['equal']
   rows = rollout.measure('micro', ['meta_rl', 'trl'], tmp_path, {})['cases']
   assert rows['equal']['trl']['ours_faster']['ratio'] == 3
@@ -217,15 +220,16 @@ def test_rounds_are_added_to_those_of_a_file(module):
 
 
 def test_rounds_of_something_else_are_dropped(
-  started, module, tmp_path, capsys
+  started, module, tmp_path, capsys, monkeypatch
 ):
   rollout, update = started
   common = module('peers.common')
+  monkeypatch.setattr(common, 'revision', lambda: 'abc')
   for benchmark in (rollout, update):
     first = benchmark.measure('micro', ALL, tmp_path, {})
     again = benchmark.measure('micro', ALL, tmp_path, first)
     assert len(again['cases']['equal']['trl']['seconds']) == 4
-    for key in ('revision', 'machine', 'parameters'):
+    for key in ('revision', 'machine', 'parameters', 'threads'):
       capsys.readouterr()
       other = first | {key: 'other'}
       alone = benchmark.measure('micro', ALL, tmp_path, other)
@@ -233,6 +237,16 @@ def test_rounds_of_something_else_are_dropped(
       (line,) = capsys.readouterr().err.splitlines()
       assert f'are of {key} other, not' in line
   assert common.comparable({}, {}) == {}
+  capsys.readouterr()
+  now = first | {'versions': {'trl': {'torch': '1'}}}
+  assert common.comparable(now | {'versions': {}}, now)  # no rounds of trl's
+  other = {'versions': {'trl': {'torch': '2'}}}
+  assert common.comparable(now | other, now) == {}
+  assert "versions of trl {'torch': '2'}, not" in capsys.readouterr().err
+  for revision in ('abc+', 'unknown'):
+    now = first | {'revision': revision}
+    assert common.comparable(now, now) == {}
+    assert 'commit first' in capsys.readouterr().err
 
 
 def test_a_peer_that_can_do_nothing_is_left_out(
@@ -278,11 +292,21 @@ def test_a_way_is_tried_three_times_where_that_is_short(module, monkeypatch):
 
 
 def test_a_short_run_comes_behind_one_that_does_not_count(module):
-  turn, calls = module('peers.common').turn, []
-  once = lambda mode: calls.append(mode) or len(calls)
-  assert turn(once, 'way', 1.0)() == 2
-  assert turn(once, 'way', 3.0)() == 3
-  assert turn(once, 'way', 0.0)() == 4
+  calls = []
+  run = lambda name, mode: calls.append((name, mode['name'])) or len(calls)
+  ways = lambda ours, theirs: {
+    'meta_rl': ({'name': 'a'}, {'a': ours, 'b': 9.0}),
+    'trl': ({'name': 'c'}, {'c': theirs}),
+  }
+  turns = module('peers.common').turns(run, ways(3.0, 1.9))
+  # Where one is short all are warmed.
+  assert [turns['meta_rl'](), turns['trl']()] == [2, 4]
+  turns = module('peers.common').turns(run, ways(3.0, 2.5))
+  assert [turns['meta_rl'](), turns['trl']()] == [5, 6]
+  assert calls == [('meta_rl', 'a')] * 2 + [('trl', 'c')] * 2 + [
+    ('meta_rl', 'a'),
+    ('trl', 'c'),
+  ]
 
 
 def test_rows_at_a_time(module):

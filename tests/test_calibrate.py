@@ -50,7 +50,7 @@ def scored(forced=False):
 @pytest.mark.parametrize(
   'rule, forced',
   [
-    ('confidence', False),
+    pytest.param('confidence', False, marks=pytest.mark.full),
     pytest.param('agreement', True, marks=pytest.mark.full),
     ('episodes', True),
   ],

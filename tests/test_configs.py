@@ -474,8 +474,6 @@ VARIANTS = {
 }
 
 
-# Beyond these, an update of its own compiles: several seconds each.
-SHORT = ('grpo',)
 # A config of which another variant runs.
 SECOND = (
   *('RLOO', 'Dr. GRPO', 'REINFORCE, one trace a prompt', 'LCPO-max'),
@@ -485,9 +483,7 @@ SECOND = (
 
 
 def marks_of(variant):
-  """Returns which tests a variant is run with."""
-  if variant in SHORT:
-    return []
+  """Returns which tests a variant is run with; each compiles an update."""
   soak = [pytest.mark.soak] if variant in SECOND else []
   return [pytest.mark.full, *soak]
 

@@ -342,6 +342,7 @@ def test_requests_that_cannot_be_served(made, changes, message):
     made.submit(dataclasses.replace(serving.request(), **changes), print)
 
 
+@pytest.mark.full
 def test_the_longest_request_that_fits(made):
   asked = serving.request((5,) * 9, **LONG)  # 49 tokens, the last not fed
   assert serving.Inbox(made, asked).all()[0] == serving.generated_long(asked)

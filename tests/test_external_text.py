@@ -214,9 +214,8 @@ def measure(config):
   return run
 
 
-@pytest.mark.parametrize(
-  'kind', ['exact', pytest.param('sampled', marks=pytest.mark.full)]
-)
+@pytest.mark.full
+@pytest.mark.parametrize('kind', ['exact', 'sampled'])
 def test_mrt_on_rows_of_text(
   kind, config, kit, problems, texts, measure, tmp_path
 ):

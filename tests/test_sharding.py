@@ -309,6 +309,51 @@ def test_a_grader_is_asked_once_of_each_row(run_python):
   run_python(ONCE)
 
 
+BEGUN = """
+import dataclasses, sys
+import jax, numpy as np
+import test_steps as toy
+from meta_rl import sharding, steps
+
+kind = sys.argv[1]
+asked = toy.HostVerify()
+prove = steps.make_prove(
+  toy.counting_model(),
+  dataclasses.replace(toy.toy_task(), verify=asked),
+  group_size=2,
+  max_episodes=3,
+  kind=kind,
+  num_branches=4,
+  block_rows=1,
+  thinking_budget=4,
+)
+
+def fn(params, batch, traces):
+  return prove(params, batch, traces, None, jax.random.key(1))
+
+mesh = sharding.make_mesh(data=2, tensor=2, context=2)
+call = jax.jit(sharding.rows_call(mesh, fn, 'wrr'))
+rows = sharding.batch_sharding(mesh)
+batch, traces = jax.device_put((toy.PROBLEMS, toy.TOY), rows)
+found = jax.block_until_ready(call(toy.toy_params(), batch, traces))
+assert np.asarray(found.rewards).tolist() == [1, 1, 0, 0], found.rewards
+names = [name for name, *_ in asked.calls]
+# Of the four devices that hold the same rows one asks: once of the traces' own
+# answers, and of those of a prover.
+answers = {'exact': 0, 'sampled': 1, 'continued': 2}[kind]
+blocks = {'exact': 0, 'sampled': 2, 'continued': 2}[kind]
+assert names.count('verify') == 2 * (1 + answers), names
+assert names.count('begin') == 2 * (1 + blocks), names
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('kind', ['exact', 'sampled', 'continued'])
+def test_a_grader_begins_once_with_each_row(kind, run_python, root):
+  path = f'{root}:{root / "tests"}'
+  run_python(BEGUN, kind, env={'PYTHONPATH': path})
+
+
 def abstract_mesh(**sizes):
   sizes = {axis: sizes.get(axis, 1) for axis in sharding.MESH_AXES}
   return jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))

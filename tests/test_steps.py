@@ -11,7 +11,7 @@ import optax
 import pytest
 from toys import SPECIAL, counting_model, lively_params, tiny
 
-from meta_rl import losses, models, scoring, steps, update
+from meta_rl import losses, models, places, scoring, steps, update
 from meta_rl.algorithms import Measured
 from meta_rl.tasks import Task, countdown, countdown_task
 from meta_rl.types import Episodes, Rollout, WeightedSum
@@ -240,6 +240,119 @@ def test_prove_by_sampling():
     assert (gap < 4 * sigma[boundaries]).all()
   assert not found.success[2:].any()
   np.testing.assert_array_equal(found.success[1, 1:], found.success[1, 1])
+
+
+class HostVerify:
+  """The toy's verifier on the host, which notes when it is asked for what."""
+
+  def __init__(self):
+    self.calls = []
+
+  def ask(self, name, result, *args):
+    def answer(*args):
+      self.calls.append((name, *map(np.array, args)))
+      return np.zeros(result.shape, result.dtype)
+
+    out = jax.ShapeDtypeStruct(result.shape, result.dtype)
+    zero = places.once(lambda *x: jax.pure_callback(answer, out, *x), *args)
+    return result + zero.astype(result.dtype)
+
+  def begin(self, answers, mask, batch):
+    target = jnp.broadcast_to(batch['target'], mask.shape[:-1])
+    zeros = jnp.zeros(mask.shape[:-1], jnp.int32)
+    return self.ask('begin', zeros, answers, mask, target)
+
+  def __call__(self, answers, mask, batch):
+    score = toy_task().verify(answers, mask, batch)
+    target = jnp.broadcast_to(batch['target'], mask.shape[:-1])
+    return self.ask('verify', score, answers, mask, target)
+
+  def model(self):
+    counting = counting_model()
+
+    def apply_fn(*args):
+      logits, cache = counting.apply_fn(*args)
+      return self.ask('model', logits, logits), cache
+
+    return models.from_apply_fn(apply_fn)
+
+  def prove(self, kind):
+    prove = steps.make_prove(
+      self.model(),
+      dataclasses.replace(toy_task(), verify=self),
+      group_size=2,
+      max_episodes=3,
+      kind=kind,
+      num_branches=8,
+      block_rows=2,
+      thinking_budget=4,
+    )
+    found = jax.jit(lambda t: prove(t, PROBLEMS, TOY, None, jax.random.key(1)))(
+      toy_params()
+    )
+    return jax.block_until_ready(found)
+
+  def texts(self, name, shape):
+    """What was asked in calls of one shape: {(target, answer)}."""
+    found = set()
+    for call, *args in self.calls:
+      if call != name or args[0].ndim != len(shape) + 1:
+        continue
+      answers, mask, target = args
+      for index in np.argwhere(mask.any(-1)):
+        own = tuple(index)
+        found.add((int(target[own]), *answers[own][mask[own]].tolist()))
+    return found
+
+
+@pytest.mark.parametrize('kind', ['exact', 'sampled', 'control_variate'])
+def test_the_host_grades_while_the_device_proves(kind):
+  asked = HostVerify()
+  found = asked.prove(kind)
+  chex.assert_trees_all_close(found, prove_toy(kind, **BRANCHES[kind]))
+  names = [name for name, *_ in asked.calls]
+  work = [i for i, name in enumerate(names) if name == 'model']
+  # The traces' own answers: begun with before the proof (of which a prefill of
+  # the traces is no part), asked for behind it.
+  first = names.index('begin')
+  assert asked.calls[first][1].ndim == 2
+  assert first < work[-1]
+  assert names[-1] == 'verify'
+  assert asked.calls[-1][1].ndim == 2
+  if kind != 'exact':
+    # Those of a block: while the next one is sampled.
+    blocks = [
+      i
+      for i, (name, *args) in enumerate(asked.calls)
+      if name == 'begin' and args[0].ndim == 3
+    ]
+    assert len(blocks) == 2
+    assert blocks[0] < work[-1]
+    begun = asked.texts('begin', ('rows', 'branches'))
+    assert begun == asked.texts('verify', ('rows', 'boundaries', 'branches'))
+    assert len(begun) > 4
+
+
+BRANCHES = {
+  'exact': {},
+  'sampled': {'num_branches': 8, 'block_rows': 2},
+  'control_variate': {'num_branches': 8, 'block_rows': 2},
+}
+
+
+def test_continuations_tell_the_host_of_their_answers():
+  asked = HostVerify()
+  asked.prove('continued')
+  begun = asked.texts('begin', ('rows', 'branches'))
+  assert begun == asked.texts('verify', ('rows', 'boundaries', 'branches'))
+  assert len(begun) > 4
+
+
+def test_without_a_prover_nothing_is_begun():
+  asked = HostVerify()
+  found = asked.prove('none')
+  np.testing.assert_array_equal(found.rewards, [1, 1, 0, 0])
+  assert [name for name, *_ in asked.calls] == ['verify']
 
 
 def test_prove_with_the_only_answer_listed_is_exact():

@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import re
+import threading
 import time
 import types
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from meta_rl import tasks, text_tokenizer
+from meta_rl import tasks, text_tokenizer, verifiers
 from meta_rl.steps import boundaries
 from meta_rl.tasks import text, text_countdown, text_host, verify
 from meta_rl.tasks.expressions import expression_table
@@ -151,7 +152,7 @@ def test_what_could_not_be_graded_is_counted(source, tmp_path, monkeypatch):
   scores = jax.jit(kit.make_task().verify)(*answers_of(texts), {'gold': gold})
   np.testing.assert_array_equal(scores, [1, 0, 0, 1])
   # As of two processes, the other of which graded 4 answers well, in no time.
-  other = np.zeros(len(pool.STATUSES) + 3)
+  other = np.zeros(len(pool.STATUSES) + 4)
   other[[0, -1]] = 4, 1
   found = kit.metrics(lambda own: own + other)
   assert found['verifier/timeout_share'] == 0.125
@@ -600,6 +601,109 @@ def test_one_pool_for_all_devices(monkeypatch):
     asked = [[(str(i), b'{"answer":"1"}')] for i in range(4)]
     assert list(threads.map(grader, asked)) == [[0.0], [1.0], [0.0], [0.0]]
   assert len(made) == 1
+
+
+@pytest.fixture
+def graded(monkeypatch):
+  """The texts that a pool was asked for, call by call; `go` lets it begin."""
+  calls = types.SimpleNamespace(texts=[], go=threading.Event())
+  calls.go.set()
+
+  class Noted(text_host.pool.Pool):
+    def grade(self, answers, records):
+      assert calls.go.wait(60)
+      calls.texts += answers
+      return super().grade(answers, records)
+
+  monkeypatch.setattr(text_host.pool, 'Pool', Noted)
+  return calls
+
+
+def test_what_is_begun_with_is_graded_once(graded):
+  graded.go.clear()
+  grader = text_host.Grader('integer', workers=1)
+  gold = b'{"answer":"1"}'
+  grader.begin(lambda: [('1', gold), ('2', gold)])
+  grader.begin(lambda: [('1', gold), ('3', gold)])
+  assert not graded.texts  # neither is waited for
+  graded.go.set()
+  assert grader([('3', gold), ('1', gold), ('4', gold)]) == [0.0, 1.0, 0.0]
+  assert grader([('2', gold), ('1', gold)]) == [0.0, 1.0]
+  assert sorted(graded.texts) == ['1', '2', '3', '4']
+  assert grader.metrics()['time/verify_wait_s'] > 0
+  assert grader([('1', gold)]) == [1.0]  # known for one step more
+  assert len(graded.texts) == 4
+  grader.metrics()
+  grader.metrics()
+  assert grader([('1', gold)]) == [1.0]
+  assert graded.texts[4:] == ['1']
+
+
+def test_not_all_grades_are_kept(graded, monkeypatch):
+  monkeypatch.setattr(text_host, '_MOST_KNOWN', 2)
+  grader = text_host.Grader('integer', workers=1)
+  asked = lambda *texts: grader([(x, b'{"answer":"1"}') for x in texts])
+  assert asked('1', '2', '3') == [1.0, 0.0, 0.0]
+  assert asked('3', '4', '5', '1', '6') == [0.0, 0.0, 0.0, 1.0, 0.0]
+  assert graded.texts == ['1', '2', '3', '4', '5', '6']
+  assert asked('1') == [1.0]
+  assert graded.texts[6:] == ['1']  # of the first call
+
+
+def test_what_fails_ahead_is_said_when_it_is_asked(monkeypatch):
+  started = []
+
+  class Broken:
+    def __init__(self, **options):
+      started.append(options)
+      raise verifiers.VerifierError('no such thing')
+
+  monkeypatch.setattr(text_host.pool, 'Pool', Broken)
+  grader = text_host.Grader('integer')
+  grader.begin(lambda: [('1', b'{}')])
+  while grader._error is None:
+    time.sleep(0.01)
+  grader.begin(lambda: [('2', b'{}')])  # not tried again
+  with pytest.raises(verifiers.VerifierError, match='no such thing'):
+    grader([('1', b'{}')])
+  assert len(started) == 1
+  with pytest.raises(verifiers.VerifierError, match='no such thing'):
+    grader([('1', b'{}')])  # tried again: it may have been mended
+  assert len(started) == 2
+
+
+def test_begin_on_the_device(source, graded):
+  kit = make()
+  task = kit.make_task()
+  gold = kit.record_arrays(source[0])['gold']
+  right = source[0]['accepted'][0]
+  asked = *answers_of([right, '1', '']), {'gold': gold[None]}
+  zeros = jax.jit(task.verify.begin)(*asked)
+  np.testing.assert_array_equal(zeros, [0, 0, 0])
+  assert zeros.dtype == np.int32
+  scores = jax.jit(task.verify)(*asked)
+  np.testing.assert_array_equal(scores, [1, 0, 0])
+  assert sorted(graded.texts) == sorted([right, '1'])  # once each
+
+
+ENDED = """
+import jax
+from meta_rl.tasks import text_host
+
+grader = text_host.Grader('slow_one:grade', workers=1, timeout_s=100.0)
+grader.begin(lambda: [('1', b'{}')])
+while grader._pool is None:
+  pass
+"""
+
+
+def test_no_end_waits_for_what_was_begun(run_python, root, tmp_path):
+  (tmp_path / 'slow_one.py').write_text(
+    'import time\ndef grade(answer, record): time.sleep(90)\n'
+  )
+  began = time.monotonic()
+  run_python(ENDED, env={'PYTHONPATH': f'{root}:{tmp_path}'})
+  assert time.monotonic() - began < 60
 
 
 def test_what_a_verifier_is_told_keeps_its_tuples():

@@ -1,6 +1,7 @@
 """What `rollout` and `update` do alike: flags, loading, limits, the end."""
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -97,6 +98,7 @@ def load(workers: dict, size: str, folder: pathlib.Path) -> dict:
   return {
     'machine': own['machine'],
     'revision': revision(),
+    'threads': FLAGS.threads,
     'parameters': own['parameters'],
     'versions': {name: x['versions'] for name, x in loaded.items()},
     'logits_apart': logits_apart(workers, folder),
@@ -143,34 +145,33 @@ def best_of(name: str, offered: dict, once: Callable) -> tuple:
   def seconds(mode):
     for i in range(warm):
       once(mode, i == 0)
-    if len(modes) == 1:
-      return 0.0  # nothing to choose: what is compiled is all that is needed
     found = [once(mode, not warm)['seconds']]
-    while len(found) < _TRIES and sum(found) < _TRYING_S:
+    while len(modes) > 1 and len(found) < _TRIES and sum(found) < _TRYING_S:
       found.append(once(mode)['seconds'])
     return min(found)
 
   return compare.best_mode(modes, seconds)
 
 
-def turn(once: Callable, mode: dict, seconds: float) -> Callable:
-  """Returns what is timed when it is an engine's turn: one run of its mode.
+def turns(run: Callable, found: dict[str, tuple]) -> dict[str, Callable]:
+  """Returns what is timed when it is an engine's turn: one run at its best.
 
   Others have had the cores and their caches since its last one. Where that
-  could tell, a short run goes before it that does not count.
+  could tell of any engine, each has a run before it that does not count.
 
   Args:
-    once: `(mode, fresh) -> answer`.
-    mode: the one to run.
-    seconds: about how long it takes; 0 where that is not known.
+    run: `(name, mode) -> answer`.
+    found: of `best_ways`.
   """
+  shortest = min(tried[best['name']] for best, tried in found.values())
 
-  def run():
-    if 0 < seconds < _SHORT_S:
-      once(mode)
-    return once(mode)
+  def turn(name):
+    best, _ = found[name]
+    if shortest < _SHORT_S:
+      run(name, best)
+    return run(name, best)
 
-  return run
+  return {name: functools.partial(turn, name) for name in found}
 
 
 def best_ways(
@@ -204,11 +205,27 @@ def comparable(before: dict, now: dict) -> dict:
   """
   if not before:
     return {}
-  for key in ('revision', 'machine', 'parameters'):
-    if before.get(key) != now[key]:
+  if now['revision'].endswith(('+', 'unknown')):
+    print(
+      f'--add: revision {now["revision"]} does not say which files these are: '
+      'earlier rounds may be of others, and are dropped; commit first.',
+      file=sys.stderr,
+    )
+    return {}
+  was = before | {
+    f'versions of {name}': versions
+    for name, versions in before.get('versions', {}).items()
+  }
+  new = now | {
+    f'versions of {name}': versions
+    for name, versions in now['versions'].items()
+    if name in before.get('versions', {})
+  }
+  for key in sorted(new.keys() - {'versions', 'logits_apart'}):
+    if was.get(key) != new[key]:
       print(
-        f'--add: the rounds in the file are of {key} {before.get(key)}, not '
-        f'{now[key]}: they are dropped.',
+        f'--add: the rounds in the file are of {key} {was.get(key)}, not '
+        f'{new[key]}: they are dropped.',
         file=sys.stderr,
       )
       return {}

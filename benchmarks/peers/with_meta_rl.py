@@ -30,7 +30,7 @@ _LAST_NORM = 'final_norm/scale'
 _READ = ('attention_norm/scale', 'ffn_norm/scale')
 _WRITTEN = ('attention/o/kernel', 'down/kernel')
 
-_SMALL_VOCABULARY = 8192
+_MOST_LOGITS_MB = 128  # of a micro-batch
 # Columns that micro-batches are cut to, prompts of 16 tokens included.
 _BUCKETS = [48, 80, 144]
 # New tokens that the cache has room for, one after the other.
@@ -187,9 +187,9 @@ class Engine:
 
   def update(self, path: str, mode: dict, fresh: bool) -> dict:
     """Takes one optimizer step on a case; returns seconds, loss and tokens."""
-    if fresh:
-      self._begin(mode)
     case = np.load(path)
+    if fresh:
+      self._begin(mode, case['tokens'].size // mode['parts'])
     batch = {
       'tokens': case['tokens'],
       'token_mask': _real(case),
@@ -214,16 +214,22 @@ class Engine:
     self.update(path, mode, False)
     return {'peak_mb': worker.peak_mb() - before}
 
-  def _begin(self, mode):
-    """Makes the optimizer's state and the jitted step of a mode."""
+  def _begin(self, mode, tokens):
+    """Makes the optimizer's state and the jitted step of a mode.
+
+    Args:
+      mode: of `update_modes`.
+      tokens: of a micro-batch, padding included.
+    """
     optimizer, _ = optimizers.make_optimizer(
       learning_rate=1e-6, b2=0.999, max_grad_norm=1.0
     )
     _, params, _ = hf.load_model(self.folder, tokenizer=False)
     self.params = None  # the step gives its own away
     self.state = update.init_state(params, optimizer, 0)
-    # Logits of a small vocabulary are not worth computing twice.
-    chunk = 64 if self.config.vocab_size > _SMALL_VOCABULARY else None
+    # Logits that memory has room for are not worth computing twice.
+    logits_mb = 4 * tokens * self.config.vocab_size / 1e6
+    chunk = 64 if logits_mb > _MOST_LOGITS_MB else None
     step = functools.partial(
       update.update,
       loss_fn=steps.make_loss(self.model, chunk=chunk),

@@ -22,7 +22,9 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 
 # Tokens of the KV cache that continuous batching gives out at a time.
 PAGE = 32
-SILENCE_S = 120  # without a row that is finished: it hangs
+# Without a row that is finished it hangs: so many seconds, and what all rows
+# would take at so many FLOP/s.
+SILENCE_S, _LEAST_RATE = 120, 5e9
 _LEAST_FLOPS = 2e8  # of bare products that are timed together
 
 
@@ -142,6 +144,8 @@ class Engine:
       timeout=5,
     )
     counts = {}
+    flops = 2 * sum(p.numel() for p in self.model.parameters())
+    silence = SILENCE_S + int(lengths.sum()) * flops / _LEAST_RATE
     heard = time.monotonic()
     with manager as running:
       for i, row in enumerate(rows.tolist()):
@@ -153,8 +157,8 @@ class Engine:
           heard = time.monotonic()
         elif result is None and not running.is_running():
           raise RuntimeError('continuous batching stopped')
-        elif time.monotonic() - heard > SILENCE_S:
-          raise RuntimeError(f'nothing was finished in {SILENCE_S} s')
+        elif time.monotonic() - heard > silence:
+          raise RuntimeError(f'nothing was finished in {silence:.0f} s')
     return np.array([counts[i] for i in range(len(rows))])
 
   def update_modes(self, rows: int) -> dict:

@@ -9,7 +9,7 @@ from meta_rl import algorithms, checks, continuations, costs, prover
 from meta_rl.rollout import answers_of
 from meta_rl.steps.boundaries import check_boundaries, find_boundaries
 from meta_rl.steps.summaries import sample_summaries
-from meta_rl.tasks.base import Task, verifier
+from meta_rl.tasks.base import Task, after, begin, block_begin, verifier
 from meta_rl.types import Array, Episodes, Model, Params, Rollout, TraceCache
 
 
@@ -102,12 +102,13 @@ def make_prove(
     # A policy ends thinking with the marker, the budget with all of stop_ids.
     more = jnp.where(traces.forced, len(task.stop_ids) - 1, 0)
     answer, mask = answers_of(traces, stop_index + more, task.answer_length)
-    rewards = task.verify(answer, mask, rows)
+    # A host that grades begins here, and is asked behind the proof.
+    begun = 0 if kind == 'none' else begin(task, answer, mask, rows)[:, None]
     asked = Prefixes(
       model=model,
       params=params,
       traces=traces,
-      found=found,
+      found=dataclasses.replace(found, ends=found.ends + begun),
       rows=rows,
       cache=cache,
       key=key,
@@ -121,13 +122,14 @@ def make_prove(
       thinking_budget=thinking_budget,
       summaries_per_trace=summaries_per_trace,
     )
+    proved = measure(asked)
     return algorithms.Measured(
-      rewards=rewards,
+      rewards=task.verify(answer, after(task, mask, proved['success']), rows),
       episodes=found,
       stop_index=stop_index,
       answered=mask.any(1),
       inside=inside,
-      **measure(asked),
+      **proved,
     )
 
   return prove
@@ -205,6 +207,7 @@ class Prefixes:
       'stop_table': self.task.stop_table,
       'cache': self.cache,
       'row_offset': self.row_offset,
+      'begin_fn': block_begin(self.task, self.rows),
       **self.support,
     }
 

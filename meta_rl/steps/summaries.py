@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from meta_rl import costs, prover
 from meta_rl.algorithms import Summaries
 from meta_rl.probes import repeat_past_count
-from meta_rl.tasks.base import Task, verifier
+from meta_rl.tasks.base import Task, block_begin, verifier
 from meta_rl.types import Array, Episodes, Model, Params, Rollout, TraceCache
 
 
@@ -73,6 +73,7 @@ def sample_summaries(
     stop_table=task.stop_table,
     cache=cache,
     row_offset=row_offset,
+    begin_fn=block_begin(task, rows),
     return_log_probs=True,
     **support,
   )

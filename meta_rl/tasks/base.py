@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from meta_rl.stops import StopTable
@@ -55,7 +56,9 @@ class Task:
     answer_length: A, tokens of the longest answer, EOS included.
     verify: `(answers i32[...,A], mask bool[...,A], batch) -> f32[...]`, the
       reward; `batch` holds the arrays of the problems, whose leading axes
-      broadcast against those of the answers.
+      broadcast against those of the answers. One that asks the host may have an
+      attribute `begin`, `(answers, mask, batch) -> i32[...]`, zeros, which lets
+      the host grade them while the device goes on (`begin`).
     observe: `(last i32[B], thinking bool[B], batch) -> i32[B]`, the token that
       the environment puts behind `last`, -1 where it is the policy's turn;
       `batch` holds the arrays of the problems, one row a trace. None: nothing
@@ -159,6 +162,59 @@ class TaskKit:
   difficulty: Callable[..., tuple[str, float | str] | None] | None = None
   optimum: Callable[[Record, int], np.ndarray] | None = None
   metrics: Callable[[Callable], dict[str, float]] | None = None
+
+
+def begin(task: Task, answers: Array, mask: Array, rows: dict) -> Array:
+  """Returns zeros i32[...]; a verifier on the host begins with the answers.
+
+  It is not waited for. What depends on the zeros comes behind its beginning,
+  what `verify` is told may come later still: see `after`.
+
+  Args:
+    task: whose `verify` will be asked of the same answers.
+    answers, mask, rows: as it takes them.
+  """
+  begun = getattr(task.verify, 'begin', None)
+  if begun is None:
+    return jnp.zeros(mask.shape[:-1], jnp.int32)
+  return begun(answers, mask, rows)
+
+
+def after(task: Task, mask: Array, done: Array) -> Array:
+  """Returns the mask, which no program has before the numbers `done`.
+
+  For a verifier on the host, which a program may else ask, and wait for, before
+  it has done what the host has time for.
+
+  Args:
+    task: whose `verify` will be asked.
+    mask: bool[B,A].
+    done: f32[B,...].
+  """
+  if getattr(task.verify, 'begin', None) is None:
+    return mask
+  never = (done < 0) & (done > 0)
+  return mask & ~never.reshape(len(mask), -1).any(1, keepdims=True)
+
+
+def block_begin(task: Task, rows: dict[str, Array]) -> Callable | None:
+  """Returns `(answers i32[b,N,A], mask, row i32[b]) -> i32[b,N]` of a batch.
+
+  `begin` of the answers of some rows, for provers that sample block by block;
+  None where there is nothing to begin with.
+
+  Args:
+    task: whose `verify` will be asked.
+    rows: the problems' arrays, one row a trace.
+  """
+  if getattr(task.verify, 'begin', None) is None:
+    return None
+  return lambda answers, mask, row: begin(
+    task,
+    answers,
+    mask,
+    {k: jnp.asarray(x)[row][:, None] for k, x in rows.items()},
+  )
 
 
 def verifier(task: Task, rows: dict[str, Array]) -> Callable:

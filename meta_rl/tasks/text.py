@@ -297,7 +297,7 @@ class _Encoder:
       delimiter_ids=words.line_break_ids(1 + (own.delimiter == 'paragraph')),
       episode_length=1,
       answer_length=own.answer_length,
-      verify=text_host.make_verify(words, self.grader, tuple(own.stop_strings)),
+      verify=text_host.Verify(words, self.grader, tuple(own.stop_strings)),
       segment=text_host.make_segment(words, **own.segments),
       stop_table=words.stop_table(own.stop_strings),
     )

@@ -6,9 +6,11 @@ prover, mesh and fused step takes a text task as it takes any other.
 """
 
 import collections
+import contextlib
 import functools
 import json
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +25,9 @@ from meta_rl.types import Episodes
 from meta_rl.verifiers import pool
 
 _TUPLE = '__tuple__'
+Asked = tuple[str, bytes]  # a text, and its record as JSON
+# Grades that are known for certain; of older ones at most as many.
+_MOST_KNOWN = 1 << 15
 
 
 def to_json(value: Any) -> bytes:
@@ -110,7 +115,12 @@ def make_segment(words: TextTokenizer, **options) -> Callable:
 
 
 class Grader:
-  """A pool of verifiers, started when it is first asked, and its counts."""
+  """A pool of verifiers, started when it is first asked, and its counts.
+
+  What is equal is graded once, be it begun with ahead, asked by several devices
+  or at several boundaries: a grade is known until `metrics` is called twice, or
+  many others have come.
+  """
 
   def __init__(self, verifier: str, answer_prefix: str = '', **options):
     """Notes what to start; nothing is started yet.
@@ -125,16 +135,91 @@ class Grader:
     self._counts = collections.Counter()
     # Each device of a mesh calls from a thread of its own.
     self._lock = threading.Lock()
+    self._grading = threading.Lock()  # held while the pool is asked
+    self._ahead: list[Callable] = []
+    self._thread: threading.Thread | None = None
+    self._error: Exception | None = None  # of grading ahead
+    self._known: dict[Asked, float] = {}  # by `_grading`
+    self._older: dict[Asked, float] = {}
+    self._waiting, self._since = 0, 0.0
 
-  def __call__(self, asked: Sequence[tuple[str, bytes]]) -> list[float]:
+  def begin(self, asked: Callable[[], Sequence[Asked]]):
+    """Grades ahead what will be asked, and does not wait for it.
+
+    Args:
+      asked: `() -> [(text, record as JSON)]`, called by a thread of its own,
+        which takes all that has come at once.
+    """
+    with self._lock:
+      if self._error is not None:
+        return  # it is said when the answers are asked for
+      self._ahead.append(asked)
+      if self._thread is None:
+        # A daemon: no end of a process waits for answers nobody asked for.
+        self._thread = threading.Thread(target=self._grade_ahead, daemon=True)
+        self._thread.start()
+
+  def __call__(self, asked: Sequence[Asked]) -> list[float]:
     """Returns 0.0 or 1.0 of each (text, record as JSON).
 
     Where the prefix was forced the text goes on from it, and where it was not
     the model may have written its own: both readings count.
     """
+    with self.waited_for(), self._grading:
+      with self._lock:
+        error, self._error = self._error, None
+      if error is not None:
+        raise error
+      self._learn(asked)
+      known, older = self._known, self._older
+      self._forget()
+      return [known[k] if k in known else older[k] for k in asked]
+
+  @contextlib.contextmanager
+  def waited_for(self):
+    """Counts the seconds inside as some that a device waits, once for all."""
     with self._lock:
-      if self._pool is None:
-        self._pool = pool.Pool(**self._options)
+      self._waiting += 1
+      if self._waiting == 1:
+        self._since = time.monotonic()
+    try:
+      yield
+    finally:
+      with self._lock:
+        self._waiting -= 1
+        if not self._waiting:
+          self._counts['waited'] += time.monotonic() - self._since
+
+  def _grade_ahead(self):
+    while True:
+      with self._grading:
+        with self._lock:
+          ahead, self._ahead = self._ahead, []
+          if not ahead:
+            self._thread = None
+            return
+        try:
+          self._learn([each for asked in ahead for each in asked()])
+          self._forget()
+        except Exception as error:  # raised by who asks
+          with self._lock:
+            self._error, self._ahead, self._thread = error, [], None
+          return
+
+  def _learn(self, asked):
+    """Grades what is not known; `_grading` is held."""
+    known = self._known.keys() | self._older.keys()
+    new = [each for each in dict.fromkeys(asked) if each not in known]
+    if new:
+      self._known.update(zip(new, self._grade(new)))
+
+  def _forget(self):
+    if len(self._known) > _MOST_KNOWN:
+      self._known, self._older = {}, self._known
+
+  def _grade(self, asked):
+    if self._pool is None:
+      self._pool = pool.Pool(**self._options)
     records = [from_json(gold) for _, gold in asked]
     texts = [text for text, _ in asked]
     if self._prefix:
@@ -153,62 +238,92 @@ class Grader:
 
     Args:
       add_up: `f64[K] -> f64[K]`, the sum over all processes, each of which
-        grades answers of its own. The seconds are their mean.
+        grades answers of its own. The seconds are their mean: those that
+        grading took, and those for which some device waited for it.
     """
     with self._lock:
       counts, self._counts = self._counts, collections.Counter()
-    names = *pool.STATUSES, 'restarts', 'seconds'
+    with self._grading:
+      self._known, self._older = {}, self._known
+    names = *pool.STATUSES, 'restarts', 'seconds', 'waited'
     own = np.array([*(counts[name] for name in names), 1.0], np.float64)
     *found, processes = map(float, add_up(own))
     counts = dict(zip(names, found))
     total = sum(counts[status] for status in pool.STATUSES)
-    if not total:
+    if not (total or counts['waited']):
       return {}
     shares = {
-      f'verifier/{status}_share': counts[status] / total
+      f'verifier/{status}_share': counts[status] / max(total, 1)
       for status in pool.STATUSES[1:]
     }
     return shares | {
       'verifier/restarts': counts['restarts'],
       'time/verify_s': counts['seconds'] / processes,
+      'time/verify_wait_s': counts['waited'] / processes,
     }
 
 
-def make_verify(
-  words: TextTokenizer, grader: Grader, stop_strings: Sequence[str] = ()
-) -> Callable:
-  """Returns the `Task.verify` of a text task.
+class Verify:
+  """The `Task.verify` of a text task: `(answers, mask, batch) -> f32[...]`.
 
   What is equal is graded once. A row whose answer is empty scores 0 unasked.
-
-  Args:
-    words: the tokenizer of the answers.
-    grader: of the texts.
-    stop_strings: an answer ends at the first of them.
   """
 
-  def grade(answers, mask, gold):
-    answers, mask, gold = map(np.asarray, (answers, mask, gold))
-    shape, length = mask.shape[:-1], mask.shape[-1]
-    answers, mask = answers.reshape(-1, length), mask.reshape(-1, length)
-    gold = gold.reshape(-1, gold.shape[-1])
-    asked = {}  # (text, gold) -> rows
-    for row in np.flatnonzero(mask.any(1)):
-      text = words.decode(answers[row][mask[row]], special=False)
-      text = chat_template.cut(text, stop_strings)[0]
-      asked.setdefault((text, gold[row].tobytes()), []).append(row)
-    scores = np.zeros(len(mask), np.float32)
-    if asked:
-      for rows, score in zip(asked.values(), grader(list(asked))):
-        scores[rows] = score
-    return scores.reshape(shape)
+  def __init__(
+    self,
+    words: TextTokenizer,
+    grader: Grader,
+    stop_strings: Sequence[str] = (),
+  ):
+    """Notes whom to ask.
 
-  def verify(answers, mask, batch):
+    Args:
+      words: the tokenizer of the answers.
+      grader: of the texts.
+      stop_strings: an answer ends at the first of them.
+    """
+    self._words, self._grader = words, grader
+    self._stop_strings = stop_strings
+
+  def __call__(self, answers, mask, batch):
+    return self._ask(self._grade, jnp.float32, answers, mask, batch)
+
+  def begin(self, answers, mask, batch):
+    """Returns zeros i32[...]: the grader works ahead (`tasks.base.begin`)."""
+    return self._ask(self._begin, jnp.int32, answers, mask, batch)
+
+  def _ask(self, fn, dtype, answers, mask, batch):
     gold = jnp.asarray(batch['gold'])
     gold = jnp.broadcast_to(gold, (*mask.shape[:-1], gold.shape[-1]))
-    out = jax.ShapeDtypeStruct(mask.shape[:-1], jnp.float32)
-    ask = functools.partial(jax.pure_callback, grade, out)
+    out = jax.ShapeDtypeStruct(mask.shape[:-1], dtype)
+    ask = functools.partial(jax.pure_callback, fn, out)
     # A grader with a time limit may judge twice, and otherwise.
     return places.once(ask, answers, mask, gold)
 
-  return verify
+  def _grade(self, *given):
+    mask = np.asarray(given[1])
+    scores = np.zeros(mask[..., 0].size, np.float32)
+    with self._grader.waited_for():
+      asked = self._texts(*map(np.asarray, given))
+      if asked:
+        for rows, score in zip(asked.values(), self._grader(list(asked))):
+          scores[rows] = score
+    return scores.reshape(mask.shape[:-1])
+
+  def _begin(self, *given):
+    given = [np.array(x) for x in given]  # they may end with the call
+    self._grader.begin(lambda: list(self._texts(*given)))
+    return np.zeros(given[1].shape[:-1], np.int32)
+
+  def _texts(self, answers, mask, gold):
+    """Returns {(text, gold): rows} of the answers that have a token."""
+    length = mask.shape[-1]
+    answers, mask = answers.reshape(-1, length), mask.reshape(-1, length)
+    gold = gold.reshape(-1, gold.shape[-1])
+    found = {}
+    for row in np.flatnonzero(mask.any(1)):
+      text = self._words.decode(answers[row][mask[row]], special=False)
+      text = chat_template.cut(text, self._stop_strings)[0]
+      record = gold[row].tobytes().rstrip(b'\0')
+      found.setdefault((text, record), []).append(row)
+    return found
