@@ -400,3 +400,12 @@ def test_ours_takes_lengths_weights_and_traces(module, monkeypatch, tmp_path):
     assert 0 < first['loss'] - second['loss'] < 1e-3
     bare = ours.ask('limits', rows=8, backward=True, rounds=1, others=[])
     assert bare['gflops'] > 0
+
+
+def test_only_buckets_that_are_needed_are_compiled(module, monkeypatch):
+  monkeypatch.syspath_prepend(ROOT / 'benchmarks' / 'peers')
+  needed = module('with_meta_rl')._needed
+  mask = np.arange(20) < np.array([3, 20, 4, 9, 5, 6])[:, None]
+  # Sorted in twos: 3 4, 5 6, 9 20, of which the last fits none.
+  assert needed([4, 5, 8, 16], 3, mask) == [4, 8]
+  assert needed([4, 5, 8, 16], 1, mask) == []

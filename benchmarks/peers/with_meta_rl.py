@@ -32,7 +32,7 @@ _WRITTEN = ('attention/o/kernel', 'down/kernel')
 
 _MOST_LOGITS_MB = 128  # of a micro-batch
 # Columns that micro-batches are cut to, prompts of 16 tokens included.
-_BUCKETS = [48, 80, 144]
+_BUCKETS = [24, 32, 48, 64, 96, 144]
 # New tokens that the cache has room for, one after the other.
 _ROOMS = [32, 64, 96, 128, 160, 192, 224]
 
@@ -189,7 +189,7 @@ class Engine:
     """Takes one optimizer step on a case; returns seconds, loss and tokens."""
     case = np.load(path)
     if fresh:
-      self._begin(mode, case['tokens'].size // mode['parts'])
+      self._begin(mode, case)
     batch = {
       'tokens': case['tokens'],
       'token_mask': _real(case),
@@ -214,13 +214,8 @@ class Engine:
     self.update(path, mode, False)
     return {'peak_mb': worker.peak_mb() - before}
 
-  def _begin(self, mode, tokens):
-    """Makes the optimizer's state and the jitted step of a mode.
-
-    Args:
-      mode: of `update_modes`.
-      tokens: of a micro-batch, padding included.
-    """
+  def _begin(self, mode, case):
+    """Makes the optimizer's state and the jitted step of a mode on a case."""
     optimizer, _ = optimizers.make_optimizer(
       learning_rate=1e-6, b2=0.999, max_grad_norm=1.0
     )
@@ -228,6 +223,7 @@ class Engine:
     self.params = None  # the step gives its own away
     self.state = update.init_state(params, optimizer, 0)
     # Logits that memory has room for are not worth computing twice.
+    tokens = case['tokens'].size // mode['parts']
     logits_mb = 4 * tokens * self.config.vocab_size / 1e6
     chunk = 64 if logits_mb > _MOST_LOGITS_MB else None
     step = functools.partial(
@@ -235,7 +231,7 @@ class Engine:
       loss_fn=steps.make_loss(self.model, chunk=chunk),
       optimizer=optimizer,
       micro_batches=mode['parts'],
-      length_buckets=mode['buckets'],
+      length_buckets=_needed(mode['buckets'], mode['parts'], _real(case)),
     )
     self.step = jax.jit(step, donate_argnums=0)
 
@@ -265,6 +261,13 @@ def _generate(model, group, longest, more, params, prompts, budgets, key, row):
     row_offset=row,
     **more,
   )
+
+
+def _needed(buckets, parts: int, mask) -> list[int]:
+  """Returns the buckets that some micro-batch takes: others only compile."""
+  lengths = np.sort(mask.sum(1)).reshape(parts, -1)
+  fits = [[n for n in buckets if n >= part.max()] for part in lengths]
+  return sorted({found[0] for found in fits if found})
 
 
 def _real(case) -> np.ndarray:
