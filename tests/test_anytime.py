@@ -167,15 +167,16 @@ def expected(rule, threshold, found):
   return stop, stopped
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
   'rule, forced',
   [
-    pytest.param('progress', False, marks=pytest.mark.full),
+    ('progress', False),
     ('confidence', False),
     ('agreement', False),
-    pytest.param('progress', True, marks=pytest.mark.full),
+    ('progress', True),
     ('confidence', True),
-    pytest.param('agreement', True, marks=pytest.mark.full),
+    ('agreement', True),
   ],
 )
 def test_rows_stop_where_their_scores_say(rule, forced):
@@ -322,6 +323,7 @@ def test_rows_do_not_depend_on_their_neighbours():
   np.testing.assert_array_equal(one.tokens[0], all_.tokens[5])
 
 
+@pytest.mark.full
 def test_group_and_thresholds_of_each_row():
   prompts = world()[3]
   thresholds = jnp.where(jnp.arange(ROWS) % 2 == 0, 0.0, 2.0)

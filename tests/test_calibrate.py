@@ -47,13 +47,10 @@ def scored(forced=False):
   return task, model, batches, found
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
   'rule, forced',
-  [
-    pytest.param('confidence', False, marks=pytest.mark.full),
-    pytest.param('agreement', True, marks=pytest.mark.full),
-    ('episodes', True),
-  ],
+  [('confidence', False), ('agreement', True), ('episodes', True)],
 )
 def test_scored_traces_tell_what_a_rule_does(rule, forced):
   """The simulated rule does what `anytime.generate` does with the same key.

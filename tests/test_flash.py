@@ -132,7 +132,7 @@ def test_cudnn_takes_any_length(length, monkeypatch):
   'options',
   [
     pytest.param({}, marks=pytest.mark.full),
-    {'scan_layers': True, 'remat': True},
+    pytest.param({'scan_layers': True, 'remat': True}, marks=pytest.mark.full),
     {'sliding_window': 9, 'local_layers': (True, False)},
     {
       'sliding_window': 9,

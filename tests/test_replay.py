@@ -305,6 +305,7 @@ def config_of(small, file, arg='tiny', **changes):
   )
 
 
+@pytest.mark.full
 def test_a_run_on_a_file(small, file, tmp_path):
   config = config_of(small, file, external__buckets=(34,))
   result = small.run(config, tmp_path / 'run')

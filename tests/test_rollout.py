@@ -808,6 +808,7 @@ def test_a_stop_string_without_a_marker_ends_a_response():
   assert trace.used == 1 + 4
 
 
+@pytest.mark.full
 def test_a_stop_string_changes_nothing_before_it():
   """Sampled tokens and log-probs are those of a run without it, cut."""
   model = models.make_model(tiny())

@@ -646,8 +646,30 @@ def test_not_all_grades_are_kept(graded, monkeypatch):
   assert asked('1', '2', '3') == [1.0, 0.0, 0.0]
   assert asked('3', '4', '5', '1', '6') == [0.0, 0.0, 0.0, 1.0, 0.0]
   assert graded.texts == ['1', '2', '3', '4', '5', '6']
-  assert asked('1') == [1.0]
-  assert graded.texts[6:] == ['1']  # of the first call
+  assert asked('1', '2') == [1.0, 0.0]
+  assert graded.texts[6:] == ['2']  # of the first call alone
+
+
+def test_a_grade_that_failed_is_tried_again_in_the_next_step(
+  graded, tmp_path, monkeypatch
+):
+  (tmp_path / 'mended_verifier.py').write_text(
+    'import pathlib\n'
+    'def grade(answer, record):\n'
+    "  if answer == 'bad' and not pathlib.Path(record['path']).exists():\n"
+    "    raise RuntimeError('not yet')\n"
+    '  return 1.0\n'
+  )
+  monkeypatch.syspath_prepend(str(tmp_path))
+  grader = text_host.Grader('mended_verifier:grade', workers=1)
+  record = text_host.to_json({'path': str(tmp_path / 'there')})
+  asked = [('bad', record), ('good', record)]
+  assert grader(asked) == [0.0, 1.0]
+  (tmp_path / 'there').touch()
+  assert grader(asked) == [0.0, 1.0]  # not asked again within a step
+  assert grader.metrics()['verifier/error_share'] == 0.5
+  assert grader(asked) == [1.0, 1.0]
+  assert graded.texts == ['bad', 'good', 'bad']
 
 
 def test_what_fails_ahead_is_said_when_it_is_asked(monkeypatch):

@@ -141,6 +141,7 @@ class Grader:
     self._error: Exception | None = None  # of grading ahead
     self._known: dict[Asked, float] = {}  # by `_grading`
     self._older: dict[Asked, float] = {}
+    self._failed: set[Asked] = set()  # of a time limit, say: tried once a step
     self._waiting, self._since = 0, 0.0
 
   def begin(self, asked: Callable[[], Sequence[Asked]]):
@@ -171,9 +172,9 @@ class Grader:
       if error is not None:
         raise error
       self._learn(asked)
-      known, older = self._known, self._older
+      known = self._known
       self._forget()
-      return [known[k] if k in known else older[k] for k in asked]
+      return [known[each] for each in asked]
 
   @contextlib.contextmanager
   def waited_for(self):
@@ -208,10 +209,11 @@ class Grader:
 
   def _learn(self, asked):
     """Grades what is not known; `_grading` is held."""
-    known = self._known.keys() | self._older.keys()
-    new = [each for each in dict.fromkeys(asked) if each not in known]
-    if new:
-      self._known.update(zip(new, self._grade(new)))
+    known, older = self._known, self._older
+    asked = dict.fromkeys(asked)
+    known.update((each, older[each]) for each in asked if each in older)
+    if new := [each for each in asked if each not in known]:
+      known.update(zip(new, self._grade(new)))
 
   def _forget(self):
     if len(self._known) > _MOST_KNOWN:
@@ -231,6 +233,9 @@ class Grader:
       self._counts['restarts'] += grades.restarts
       self._counts['seconds'] += grades.seconds
     scores, size = grades.scores(), len(asked)
+    for i, each in enumerate(asked):
+      if set(grades.statuses[i::size]) != {'ok'}:
+        self._failed.add(each)
     return [max(scores[i::size]) for i in range(size)]
 
   def metrics(self, add_up: Callable = lambda x: x) -> dict[str, float]:
@@ -244,7 +249,9 @@ class Grader:
     with self._lock:
       counts, self._counts = self._counts, collections.Counter()
     with self._grading:
-      self._known, self._older = {}, self._known
+      for each in self._failed:
+        self._known.pop(each, None)
+      self._known, self._older, self._failed = {}, self._known, set()
     names = *pool.STATUSES, 'restarts', 'seconds', 'waited'
     own = np.array([*(counts[name] for name in names), 1.0], np.float64)
     *found, processes = map(float, add_up(own))
