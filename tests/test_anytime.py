@@ -173,8 +173,8 @@ def expected(rule, threshold, found):
   [
     ('progress', False),
     ('confidence', False),
-    ('agreement', False),
-    ('progress', True),
+    pytest.param('agreement', False, marks=pytest.mark.soak),
+    pytest.param('progress', True, marks=pytest.mark.soak),
     ('confidence', True),
     ('agreement', True),
   ],

@@ -50,7 +50,11 @@ def scored(forced=False):
 @pytest.mark.full
 @pytest.mark.parametrize(
   'rule, forced',
-  [('confidence', False), ('agreement', True), ('episodes', True)],
+  [
+    ('confidence', False),
+    pytest.param('agreement', True, marks=pytest.mark.soak),
+    ('episodes', True),
+  ],
 )
 def test_scored_traces_tell_what_a_rule_does(rule, forced):
   """The simulated rule does what `anytime.generate` does with the same key.

@@ -89,6 +89,7 @@ def test_an_update_gathers_a_layer_at_a_time_and_no_logits(topology):
   assert not logits(program, rows * length)
 
 
+@pytest.mark.soak
 def test_logits_of_whole_traces_would_be_seen():
   program, rows, length, _ = compile_update('v5e:2x2', fsdp=4, chunk=2048)
   assert logits(program, rows * length)

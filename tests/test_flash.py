@@ -131,7 +131,7 @@ def test_cudnn_takes_any_length(length, monkeypatch):
 @pytest.mark.parametrize(
   'options',
   [
-    pytest.param({}, marks=pytest.mark.full),
+    pytest.param({}, marks=[pytest.mark.full, pytest.mark.soak]),
     pytest.param({'scan_layers': True, 'remat': True}, marks=pytest.mark.full),
     {'sliding_window': 9, 'local_layers': (True, False)},
     {
