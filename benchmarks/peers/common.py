@@ -212,20 +212,18 @@ def comparable(before: dict, now: dict) -> dict:
       file=sys.stderr,
     )
     return {}
-  was = before | {
-    f'versions of {name}': versions
+  keys = 'revision', 'machine', 'parameters', 'threads'
+  compared = [(key, before.get(key), now[key]) for key in keys]
+  compared += [
+    (f'versions of {name}', versions, now['versions'][name])
     for name, versions in before.get('versions', {}).items()
-  }
-  new = now | {
-    f'versions of {name}': versions
-    for name, versions in now['versions'].items()
-    if name in before.get('versions', {})
-  }
-  for key in sorted(new.keys() - {'versions', 'logits_apart'}):
-    if was.get(key) != new[key]:
+    if name in now['versions']
+  ]
+  for key, was, new in compared:
+    if was != new:
       print(
-        f'--add: the rounds in the file are of {key} {was.get(key)}, not '
-        f'{new[key]}: they are dropped.',
+        f'--add: the rounds in the file are of {key} {was}, not {new}: they '
+        'are dropped.',
         file=sys.stderr,
       )
       return {}

@@ -164,6 +164,10 @@ class TaskKit:
   metrics: Callable[[Callable], dict[str, float]] | None = None
 
 
+def _asks_host(task: Task) -> bool:
+  return hasattr(task.verify, 'begin')
+
+
 def begin(task: Task, answers: Array, mask: Array, rows: dict) -> Array:
   """Returns zeros i32[...]; a verifier on the host begins with the answers.
 
@@ -174,10 +178,9 @@ def begin(task: Task, answers: Array, mask: Array, rows: dict) -> Array:
     task: whose `verify` will be asked of the same answers.
     answers, mask, rows: as it takes them.
   """
-  begun = getattr(task.verify, 'begin', None)
-  if begun is None:
+  if not _asks_host(task):
     return jnp.zeros(mask.shape[:-1], jnp.int32)
-  return begun(answers, mask, rows)
+  return task.verify.begin(answers, mask, rows)
 
 
 def after(task: Task, mask: Array, done: Array) -> Array:
@@ -191,7 +194,7 @@ def after(task: Task, mask: Array, done: Array) -> Array:
     mask: bool[B,A].
     done: f32[B,...].
   """
-  if getattr(task.verify, 'begin', None) is None:
+  if not _asks_host(task):
     return mask
   never = (done < 0) & (done > 0)
   return mask & ~never.reshape(len(mask), -1).any(1, keepdims=True)
@@ -207,7 +210,7 @@ def block_begin(task: Task, rows: dict[str, Array]) -> Callable | None:
     task: whose `verify` will be asked.
     rows: the problems' arrays, one row a trace.
   """
-  if getattr(task.verify, 'begin', None) is None:
+  if not _asks_host(task):
     return None
   return lambda answers, mask, row: begin(
     task,
