@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import limits
 from absl import app, flags, logging
 
-from meta_rl import env, hf, models, rollout, scoring
+from meta_rl import env, heap, hf, models, rollout, scoring
 
 FLAGS = flags.FLAGS
 BATCH, PROMPT, NEW = 16, 32, 128
@@ -123,7 +123,7 @@ def main(argv):
   """Runs the benchmark and prints a line a figure."""
   del argv
   logging.set_verbosity(logging.WARNING)
-  env.keep_memory()
+  heap.keep_memory()
   env.enable_compile_cache()
   found = run(FLAGS.model, FLAGS.pairs, FLAGS.dtype)
   for name, value in found.items():

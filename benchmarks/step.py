@@ -38,6 +38,7 @@ from meta_rl import (
   check_config,
   data,
   env,
+  heap,
   models,
   setup_run,
   steps,
@@ -281,7 +282,7 @@ def main(argv):
   """Runs the benchmark and prints its figures as JSON."""
   del argv
   logging.set_verbosity(logging.WARNING)
-  env.keep_memory()
+  heap.keep_memory()
   env.enable_compile_cache()
   try:
     if FLAGS.growth:

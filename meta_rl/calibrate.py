@@ -16,6 +16,11 @@ import os
 import sys
 from collections.abc import Callable
 
+from meta_rl import env
+
+if __name__ == '__main__':
+  env.check_versions()  # before jax is imported
+
 import jax
 import numpy as np
 from absl import app, flags, logging
@@ -27,9 +32,9 @@ from meta_rl import (
   checkpoint,
   checks,
   command_line,
-  env,
   eval_partial,
   evaluate,
+  heap,
   held_out,
   progress_head,
   setup_run,
@@ -238,7 +243,7 @@ def main(argv):
   """Runs the command."""
   command_line.refuse_arguments(argv)
   logging.set_verbosity(logging.WARNING)
-  env.keep_memory()
+  heap.keep_memory()
   env.enable_compile_cache()
   try:
     config, params = evaluate.policy(
@@ -280,6 +285,5 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  env.check_versions()
   define_flags()
   app.run(main, flags_parser=command_line.parse_flags)

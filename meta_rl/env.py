@@ -4,7 +4,6 @@ Imports jax only inside functions, so that `check_versions` can speak before a
 jax of the wrong version fails in its own words.
 """
 
-import ctypes
 import difflib
 import hashlib
 import importlib.metadata
@@ -157,41 +156,6 @@ def enable_compile_cache(path: str | os.PathLike | None = None) -> str | None:
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   return str(folder)
-
-
-# Of glibc's malloc.h: options of mallopt.
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
-_ACCELERATORS = ('accel*', 'vfio/[0-9]*', 'nvidia[0-9]*', 'kfd')  # in /dev
-
-
-def keep_memory() -> bool:
-  """Returns whether this process now keeps the memory that it has freed.
-
-  On CPUs XLA allocates the temporary memory of a program at each call and
-  gives it back after. glibc maps large blocks anew each time, and the first
-  touch of every page is a trip into the kernel: a third of a small model's
-  update. Kept, memory is touched once; the peak stays what it was, and the
-  process stays at it.
-
-  Call it before jax starts its threads. It does nothing where there is an
-  accelerator, whose hosts have other uses for many malloc arenas; on another C
-  library; and where the environment says how malloc should work
-  (GLIBC_TUNABLES, MALLOC_*, LD_PRELOAD).
-  """
-  said = [
-    name
-    for name in os.environ
-    if name in ('GLIBC_TUNABLES', 'LD_PRELOAD') or name.startswith('MALLOC_')
-  ]
-  devices = pathlib.Path('/dev')
-  if said or any(any(devices.glob(name)) for name in _ACCELERATORS):
-    return False
-  if platform.libc_ver()[0] != 'glibc':
-    return False
-  mallopt = ctypes.CDLL(None).mallopt
-  # One arena: others are of 64 MB each, and map what is larger all the same.
-  options = {_ARENA_MAX: 1, _MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1}
-  return all(mallopt(name, value) == 1 for name, value in options.items())
 
 
 def _expand(folder: pathlib.Path) -> pathlib.Path:

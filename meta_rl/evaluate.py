@@ -26,6 +26,11 @@ import os
 import sys
 import time
 
+from meta_rl import env
+
+if __name__ == '__main__':
+  env.check_versions()  # before jax is imported
+
 import jax
 from absl import app, flags, logging
 from etils import epath
@@ -35,11 +40,11 @@ from meta_rl import (
   checkpoint,
   checks,
   command_line,
-  env,
   eval_compare,
   eval_partial,
   eval_policies,
   headline,
+  heap,
   metrics,
   setup_run,
   signals,
@@ -434,7 +439,7 @@ def main(argv):
   """Runs the command."""
   command_line.refuse_arguments(argv)
   logging.set_verbosity(logging.WARNING)
-  env.keep_memory()
+  heap.keep_memory()
   env.enable_compile_cache()
   try:
     with signals.as_interrupt():
@@ -454,6 +459,5 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  env.check_versions()
   define_flags()
   app.run(main, flags_parser=command_line.parse_flags)

@@ -13,12 +13,16 @@ import dataclasses
 import json
 import sys
 
+from meta_rl import env
+
+if __name__ == '__main__':
+  env.check_versions()  # before jax is imported
+
 from absl import app, flags, logging
 
 from meta_rl import (
   checkpoint,
   command_line,
-  env,
   files,
   hf,
   lora,
@@ -237,6 +241,5 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  env.check_versions()
   define_flags()
   app.run(main, flags_parser=command_line.parse_flags)

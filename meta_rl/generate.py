@@ -16,6 +16,11 @@ import json
 import sys
 from collections.abc import Iterator
 
+from meta_rl import env
+
+if __name__ == '__main__':
+  env.check_versions()  # before jax is imported
+
 import jax
 import numpy as np
 from absl import app, flags, logging
@@ -27,9 +32,9 @@ from meta_rl import (
   checks,
   command_line,
   converse,
-  env,
   external,
   files,
+  heap,
   held_out,
   setup_run,
   setup_steps,
@@ -243,7 +248,7 @@ def main(argv):
   command_line.refuse_arguments(argv)
   logging.set_verbosity(logging.WARNING)
   jax.config.update('jax_threefry_partitionable', True)
-  env.keep_memory()
+  heap.keep_memory()
   env.enable_compile_cache()
   try:
     check_flags()
@@ -291,6 +296,5 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  env.check_versions()
   define_flags()
   app.run(main, flags_parser=command_line.parse_flags)

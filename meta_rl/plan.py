@@ -20,6 +20,11 @@ import re
 import sys
 import time
 
+from meta_rl import env
+
+if __name__ == '__main__':
+  env.check_versions()  # before jax is imported
+
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -28,7 +33,6 @@ from meta_rl import (
   check_config,
   checks,
   command_line,
-  env,
   files,
   plan_programs,
   plan_report,
@@ -324,7 +328,6 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  env.check_versions()
   jax.config.update('jax_platforms', 'cpu')
   define_flags()
   app.run(main, flags_parser=command_line.parse_flags)

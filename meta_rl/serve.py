@@ -32,6 +32,11 @@ import signal
 import socket
 import sys
 
+from meta_rl import env
+
+if __name__ == '__main__':
+  env.check_versions()  # before jax is imported
+
 import jax
 import jax.numpy as jnp
 from absl import app, flags, logging
@@ -41,8 +46,8 @@ from meta_rl import (
   checkpoint,
   command_line,
   converse,
-  env,
   generate,
+  heap,
   hf,
   signals,
   stop_rules,
@@ -343,7 +348,7 @@ def main(argv):
   command_line.refuse_arguments(argv)
   logging.set_verbosity(logging.WARNING)
   jax.config.update('jax_threefry_partitionable', True)
-  env.keep_memory()
+  heap.keep_memory()
   env.enable_compile_cache()
   try:
     try:
@@ -379,6 +384,5 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  env.check_versions()
   define_flags()
   app.run(main, flags_parser=command_line.parse_flags)

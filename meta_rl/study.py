@@ -31,12 +31,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from meta_rl import env
+
+if __name__ == '__main__':
+  env.check_versions()  # before jax is imported
+
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from meta_rl import (
   command_line,
-  env,
   metrics,
   signals,
   study_cells,
@@ -408,6 +412,5 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  env.check_versions()
   define_flags()
   app.run(main, flags_parser=command_line.parse_flags)

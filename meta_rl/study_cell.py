@@ -24,6 +24,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from meta_rl import env
+
+if __name__ == '__main__':
+  env.check_versions()  # before jax is imported
+
 import jax
 import numpy as np
 from absl import logging
@@ -31,8 +36,8 @@ from absl import logging
 from meta_rl import (
   checkpoint,
   config_keys,
-  env,
   evaluation,
+  heap,
   metrics,
   setup_run,
   signals,
@@ -306,7 +311,7 @@ def main(arguments: Sequence[str] | None = None, *, run: Callable = run) -> int:
   options = parser.parse_args(arguments)
   logging.set_verbosity(logging.WARNING)
   jax.config.update('jax_threefry_partitionable', True)
-  env.keep_memory()
+  heap.keep_memory()
   env.enable_compile_cache()
   end_with_parent()
   spec = json.loads(Path(options.spec).read_text(encoding='utf-8'))
@@ -314,5 +319,4 @@ def main(arguments: Sequence[str] | None = None, *, run: Callable = run) -> int:
 
 
 if __name__ == '__main__':
-  env.check_versions()
   sys.exit(main())

@@ -14,6 +14,11 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 
+from meta_rl import env
+
+if __name__ == '__main__':
+  env.check_versions()  # before jax is imported
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +26,6 @@ import numpy as np
 from meta_rl import (
   costs,
   data,
-  env,
   gradient_variance,
   probes,
   prover,
@@ -231,5 +235,4 @@ def make_gradient(config, model, task):
 
 
 if __name__ == '__main__':
-  env.check_versions()
   sys.exit(study_cell.main(run=run))

@@ -26,6 +26,11 @@ import sys
 import time
 import traceback
 
+from meta_rl import env
+
+if __name__ == '__main__':
+  env.check_versions()  # before jax is imported
+
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -38,9 +43,9 @@ from meta_rl import (
   config_keys,
   costs,
   data,
-  env,
   files,
   guards,
+  heap,
   held_out,
   lora,
   metrics,
@@ -638,7 +643,7 @@ def main(argv):
   command_line.refuse_arguments(argv)
   logging.set_verbosity(logging.WARNING)
   jax.config.update('jax_threefry_partitionable', True)
-  env.keep_memory()
+  heap.keep_memory()
   env.enable_compile_cache()
   try:
     sharding.initialize_from_environment()
@@ -657,7 +662,6 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  env.check_versions()
   sys.stdout.reconfigure(line_buffering=True)  # seen at once through a pipe
   define_flags()
   app.run(main, flags_parser=command_line.parse_flags)

@@ -42,6 +42,27 @@ def test_check_versions_stops_with_the_line(monkeypatch):
     env.check_versions()
 
 
+COMMANDS = 'train evaluate calibrate generate serve export plan study'.split()
+COMMANDS += ['study_cell', 'study_variance']
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_a_command_speaks_of_versions_before_it_imports_jax(name, tmp_path):
+  old = tmp_path / 'jax-0.4.1.dist-info'
+  old.mkdir()
+  (old / 'METADATA').write_text('Name: jax\nVersion: 0.4.1\n')
+  (tmp_path / 'jax.py').write_text('raise AttributeError("too old")')
+  done = subprocess.run(
+    [sys.executable, '-m', f'meta_rl.{name}', '--help'],
+    env=os.environ | {'PYTHONPATH': f'{tmp_path}:{os.getcwd()}'},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 1
+  assert done.stderr.count('\n') == 1
+  assert 'this is 0.4.1: run: ' in done.stderr
+
+
 @pytest.fixture
 def configs(tmp_path, monkeypatch):
   """A folder of configs in the place of the installed one, and an empty cwd."""
@@ -161,56 +182,3 @@ sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '--co', sys.argv[1]]))
 def test_the_nearest_config_is_named():
   with pytest.raises(ValueError, match='did you mean mrt_countdown or'):
     env.resolve_config('mrt_countdwn')
-
-
-FAULTS = """
-import resource
-import jax, jax.numpy as jnp
-from meta_rl import env
-kept = {keep} and env.keep_memory()
-x, w = jnp.ones((1 << 18, 64)), jnp.ones((64, 64))  # 64 MB, 16384 pages
-turned = jax.jit(lambda x: (x.T.reshape(x.shape) @ w).sum())  # as much again
-faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(8):
-  turned(x).block_until_ready()
-before = faults()
-for _ in range(3):
-  turned(x).block_until_ready()
-print(kept, faults() - before)
-"""
-
-
-@pytest.mark.full
-def test_memory_that_is_kept_is_not_touched_anew():
-  quiet = {k: v for k, v in os.environ.items() if k != 'GLIBC_TUNABLES'}
-
-  def run(keep):
-    done = subprocess.run(
-      [sys.executable, '-c', FAULTS.format(keep=keep)],
-      capture_output=True,
-      check=True,
-      env=quiet,
-      text=True,
-    )
-    kept, faults = done.stdout.split()
-    return kept == 'True', int(faults)
-
-  kept, faults = run(True)
-  if not kept:
-    pytest.skip('another C library than glibc, or an accelerator')
-  _, plain = run(False)
-  assert plain > 16384
-  assert faults < plain / 2
-
-
-@pytest.mark.parametrize(
-  'name', ['GLIBC_TUNABLES', 'MALLOC_ARENA_MAX', 'LD_PRELOAD']
-)
-def test_an_environment_that_speaks_of_malloc_is_left_alone(monkeypatch, name):
-  monkeypatch.setenv(name, '1')
-  assert not env.keep_memory()
-
-
-def test_another_c_library_is_left_alone(monkeypatch):
-  monkeypatch.setattr(env.platform, 'libc_ver', lambda: ('', ''))
-  assert not env.keep_memory()

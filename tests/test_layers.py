@@ -15,7 +15,7 @@ PACKAGE = ROOT / 'meta_rl'
 
 # A new module needs a place here; a package (`models`) counts as one module.
 LAYERS = [
-  'types checks masked env stops places aot',
+  'types checks masked env heap stops places aot',
   'episodes regret advantages shaping losses sampling costs curriculum '
   'stopping',
   'models cache scoring decode refill rollout streaming probes tries '

@@ -12,6 +12,7 @@ import workload
 
 from meta_rl import (
   env,
+  heap,
   hf,
   models,
   optimizers,
@@ -290,5 +291,5 @@ def _config(shape: workload.Size) -> models.TransformerConfig:
 
 
 if __name__ == '__main__':
-  env.keep_memory()  # as the commands do
+  heap.keep_memory()  # as the commands do
   worker.serve(Engine())
