@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import jax
 
-_COMPILED = '/jax/core/compile/backend_compile_duration'
+COMPILED = '/jax/core/compile/backend_compile_duration'
 _HIT = '/jax/compilation_cache/cache_hits'
 
 
@@ -54,7 +54,7 @@ class _Compiled:
     self.hits += name == _HIT
 
   def _duration(self, name, seconds, **_):
-    if name == _COMPILED:
+    if name == COMPILED:
       self.programs += 1
       self.seconds += seconds
 

@@ -234,7 +234,8 @@ def test_rounds_of_something_else_are_dropped(
       other = first | {key: 'other'}
       alone = benchmark.measure('micro', ALL, tmp_path, other)
       assert len(alone['cases']['equal']['trl']['seconds']) == 2
-      (line,) = capsys.readouterr().err.splitlines()
+      said = capsys.readouterr().err.splitlines()
+      (line,) = [line for line in said if line.startswith('--add')]
       assert f'are of {key} other, not' in line
   assert common.comparable({}, {}) == {}
   capsys.readouterr()
@@ -291,18 +292,23 @@ def test_a_way_is_tried_three_times_where_that_is_short(module, monkeypatch):
   assert [next(left, None) for left in took.values()] == [None] * 3
 
 
-def test_a_short_run_comes_behind_one_that_does_not_count(module):
+def test_a_short_run_comes_behind_one_that_does_not_count(module, capsys):
   calls = []
-  run = lambda name, mode: calls.append((name, mode['name'])) or len(calls)
+
+  def run(name, mode):
+    calls.append((name, mode['name']))
+    return {'seconds': len(calls)}
+
   ways = lambda ours, theirs: {
     'meta_rl': ({'name': 'a'}, {'a': ours, 'b': 9.0}),
     'trl': ({'name': 'c'}, {'c': theirs}),
   }
   turns = module('peers.common').turns(run, ways(3.0, 1.9))
   # Where one is short all are warmed.
-  assert [turns['meta_rl'](), turns['trl']()] == [2, 4]
+  assert [turns[name]()['seconds'] for name in turns] == [2, 4]
+  assert capsys.readouterr().err == 'meta_rl: 2.00 s\ntrl: 4.00 s\n'
   turns = module('peers.common').turns(run, ways(3.0, 2.5))
-  assert [turns['meta_rl'](), turns['trl']()] == [5, 6]
+  assert [turns[name]()['seconds'] for name in turns] == [5, 6]
   assert calls == [('meta_rl', 'a')] * 2 + [('trl', 'c')] * 2 + [
     ('meta_rl', 'a'),
     ('trl', 'c'),

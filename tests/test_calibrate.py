@@ -199,6 +199,7 @@ def test_command_says_what_is_wrong(tmp_path, capsys, monkeypatch):
   def out_of_memory(*args, **options):
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED:\n9 bytes')
 
+  monkeypatch.setattr(calibrate.heap, 'keep_memory', lambda: False)
   with monkeypatch.context() as patch:
     patch.setattr(calibrate.evaluate, 'policy', out_of_memory)
     with pytest.raises(SystemExit) as left:

@@ -54,7 +54,8 @@ def test_a_command_speaks_of_versions_before_it_imports_jax(name, tmp_path):
   (tmp_path / 'jax.py').write_text('raise AttributeError("too old")')
   done = subprocess.run(
     [sys.executable, '-m', f'meta_rl.{name}', '--help'],
-    env=os.environ | {'PYTHONPATH': f'{tmp_path}:{os.getcwd()}'},
+    env=os.environ
+    | {'PYTHONPATH': os.pathsep.join([str(tmp_path), os.getcwd()])},
     capture_output=True,
     text=True,
   )

@@ -4,16 +4,22 @@ Each test needs a process of its own: malloc takes its settings once.
 """
 
 import os
+import pathlib
+import platform
 import subprocess
 import sys
 
+import jax
 import pytest
 
-from meta_rl import heap
+from meta_rl import compiled, heap
 
 
 def in_a_process(code):
   """What a process prints whose malloc nobody has spoken of."""
+  devices = [any(pathlib.Path('/dev').glob(n)) for n in heap._ACCELERATORS]
+  if platform.libc_ver()[0] != 'glibc' or any(devices):
+    pytest.skip('another C library than glibc, or an accelerator')
   quiet = {
     k: v
     for k, v in os.environ.items()
@@ -27,8 +33,7 @@ def in_a_process(code):
     timeout=300,
   )
   assert done.returncode == 0, done.stderr
-  if not done.stdout.startswith('True'):
-    pytest.skip('another C library than glibc, or an accelerator')
+  assert done.stdout.startswith('True')
   return done.stdout.split()[1:]
 
 
@@ -67,31 +72,100 @@ def test_pieces_between_blocks_are_set_aside_and_blocks_stay():
   assert int(after) < 100
 
 
-def test_a_second_of_compiling_clears_the_heap():
-  tell = 'jax.monitoring.record_event_duration_secs(heap._COMPILED, {})'
-  clear = 'import jax\n' + '\n'.join(tell.format(s) for s in (0.4, 0.7))
-  before, after = in_a_process(PIECES.format(clear=clear))
+def test_pieces_are_given_back_and_are_one_with_what_is_free_by_then():
+  clear = """
+first = heap.set_aside()
+for block in kept[100:]:
+  libc.free(block)
+kept = kept[:100]
+print(first, heap.set_aside())
+"""
+  _, first, second, after = in_a_process(PIECES.format(clear=clear))
+  assert int(first) > 2500
+  assert int(second) < 600
+  assert int(after) < 500
+
+
+def test_few_pieces_stay():
+  assert in_a_process("""
+from meta_rl import heap
+print(heap.keep_memory(), heap.set_aside(), len(heap._ASIDE))
+""") == ['0', '0']
+
+
+def test_several_arenas_are_left_alone():
+  code = """
+import ctypes, threading
+libc = ctypes.CDLL(None)
+libc.mallopt(-8, 4)
+done = threading.Event()
+threading.Thread(target=lambda: (libc.malloc(100), done.wait())).start()
+from meta_rl import heap
+print(heap.keep_memory(), heap.free_pieces())
+done.set()
+"""
+  assert in_a_process(code) == ['[]']
+
+
+def test_other_threads_of_python_do_not_hold_it_up():
+  clear = """
+import threading, time
+def busy():
+  while True:
+    pass
+threading.Thread(target=busy, daemon=True).start()
+began = time.perf_counter()
+heap.set_aside()
+print(time.perf_counter() - began)
+sys.stdout.flush()
+os._exit(0)
+"""
+  code = 'import os, sys\n' + PIECES.format(clear=clear)
+  _, seconds = in_a_process(code)
+  assert float(seconds) < 1
+
+
+COMPILING = """
+import time
+import jax
+from meta_rl import compiled
+def compile(seconds, name=compiled.COMPILED):
+  jax.monitoring.record_scalar(name, 0.0)
+  jax.monitoring.record_event_duration_secs(name, seconds)
+"""
+
+
+@pytest.mark.parametrize(
+  'calls, cleared',
+  [
+    ('compile(0.4); compile(0.7); time.sleep(0.9)', True),
+    ('compile(0.4); compile(0.7); time.sleep(0.2)', False),
+    ('compile(0.9); compile(9.0, "/jax/other"); time.sleep(0.9)', False),
+    (
+      'compile(2.0); jax.monitoring.record_scalar(compiled.COMPILED, 0.0); '
+      'time.sleep(1.2)',
+      False,  # the next one is being compiled
+    ),
+  ],
+)
+def test_the_heap_is_cleared_once_compiling_has_paused(calls, cleared):
+  before, after = in_a_process(PIECES.format(clear=COMPILING + calls))
   assert int(before) > 2500
-  assert int(after) < 100
+  assert (int(after) < 100) == cleared
 
 
-def test_less_than_a_second_of_it_does_not():
-  tell = 'jax.monitoring.record_event_duration_secs(heap._COMPILED, {})'
-  other = "jax.monitoring.record_event_duration_secs('/jax/other', 9.0)"
-  clear = 'import jax\n' + '\n'.join([tell.format(0.9), other])
-  before, after = in_a_process(PIECES.format(clear=clear))
-  assert int(after) > int(before) / 2
-
-
-def test_jax_tells_of_compiling_under_the_name_that_is_listened_for():
-  import jax
-
+def test_jax_tells_when_compiling_begins_and_ends():
   heard = []
-  jax.monitoring.register_event_duration_secs_listener(
-    lambda name, seconds, **_: heard.append(name)
-  )
+  begins = lambda name, value, **_: heard.append(('begins', name))
+  ends = lambda name, seconds, **_: heard.append(('ends', name))
+  jax.monitoring.register_scalar_listener(begins)
+  jax.monitoring.register_event_duration_secs_listener(ends)
   jax.jit(lambda x: x * 2 + 1)(3.0)
-  assert heap._COMPILED in heard
+  jax.monitoring.unregister_scalar_listener(begins)
+  jax.monitoring.unregister_event_duration_listener(ends)
+  heard = [what for what, name in heard if name == compiled.COMPILED]
+  assert heard == ['begins', 'ends'] * (len(heard) // 2)
+  assert heard
 
 
 FAULTS = """
@@ -115,8 +189,9 @@ print(kept or not {keep}, sorted(counts)[10])
 def test_memory_that_is_kept_is_not_touched_anew():
   (kept,) = in_a_process(FAULTS.format(keep=True))
   (plain,) = in_a_process(FAULTS.format(keep=False))
-  assert int(plain) >= 16384
-  assert int(kept) < 100
+  if int(plain) < 1000:
+    pytest.skip('huge pages, or large ones')
+  assert int(kept) < int(plain) / 10
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ PACKAGE = ROOT / 'meta_rl'
 
 # A new module needs a place here; a package (`models`) counts as one module.
 LAYERS = [
-  'types checks masked env heap stops places aot',
+  'types checks masked env stops places aot',
   'episodes regret advantages shaping losses sampling costs curriculum '
   'stopping',
   'models cache scoring decode refill rollout streaming probes tries '
@@ -27,7 +27,7 @@ LAYERS = [
   'gradient_variance calibration stop_figures stop_rules '
   'signals workdir files leaves chat profiler rewards external guards hf '
   'verifiers segments chat_template',
-  'steps compiled dynamic_sampling',
+  'steps compiled heap dynamic_sampling',
   'setup_run setup_steps setup_own setup_devices preemption train_calls '
   'train_blocks check_config command_line config_keys trace_text held_out '
   'stop_traces stop_evaluation '

@@ -148,9 +148,15 @@ def best_of(name: str, offered: dict, once: Callable) -> tuple:
     found = [once(mode, not warm)['seconds']]
     while len(modes) > 1 and len(found) < _TRIES and sum(found) < _TRYING_S:
       found.append(once(mode)['seconds'])
+    _tell(f'{name}, {mode["name"]}: {min(found):.2f} s')
     return min(found)
 
   return compare.best_mode(modes, seconds)
+
+
+def _tell(line: str):
+  """Says at once what a run of minutes has found so far."""
+  print(line, file=sys.stderr, flush=True)
 
 
 def turns(run: Callable, found: dict[str, tuple]) -> dict[str, Callable]:
@@ -169,7 +175,9 @@ def turns(run: Callable, found: dict[str, tuple]) -> dict[str, Callable]:
     best, _ = found[name]
     if shortest < _SHORT_S:
       run(name, best)
-    return run(name, best)
+    answer = run(name, best)
+    _tell(f'{name}: {answer["seconds"]:.2f} s')
+    return answer
 
   return {name: functools.partial(turn, name) for name in found}
 
