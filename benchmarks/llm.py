@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 
+import figures
 import jax
 import jax.numpy as jnp
 import limits
@@ -139,6 +140,6 @@ if __name__ == '__main__':
   flags.DEFINE_enum(
     'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
   )
-  flags.DEFINE_string('json', '', 'File for the figures.')
+  figures.define_json()
   app.run(main)
   sys.exit(0)

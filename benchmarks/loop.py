@@ -31,6 +31,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import figures
 from absl import app, flags
 
 FLAGS = flags.FLAGS
@@ -50,7 +51,7 @@ def define_flags():
   flags.DEFINE_list('fused', ['0'], 'Numbers of fused steps to compare.')
   flags.DEFINE_string('against', '', 'Another checkout, run as it is.')
   flags.DEFINE_string('flags', '', 'More flags of meta_rl.train, for all.')
-  flags.DEFINE_string('json', '', 'File for the figures.')
+  figures.define_json()
 
 
 def variants() -> dict[str, tuple[Path, list[str]]]:
@@ -277,6 +278,8 @@ def table(found: dict) -> str:
 def main(argv):
   """Runs the benchmark and prints its figures."""
   del argv
+  # Its finally ends the training, which would else run on.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   found = measure()
   print(table(found))
   if FLAGS.json:

@@ -29,6 +29,7 @@ import json
 import statistics
 import sys
 
+import figures
 import jax
 import jax.numpy as jnp
 import limits
@@ -376,5 +377,5 @@ if __name__ == '__main__':
   env.check_versions()
   for _name, (_value, _help) in SIZES.items():
     flags.DEFINE_integer(_name, _value, _help)
-  flags.DEFINE_string('json', '', 'File for the figures.')
+  figures.define_json()
   app.run(main)

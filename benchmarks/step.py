@@ -25,6 +25,7 @@ import resource
 import statistics
 import sys
 
+import figures
 import growth
 import jax
 import jax.numpy as jnp
@@ -307,5 +308,5 @@ if __name__ == '__main__':
   )
   flags.DEFINE_list('growth', [], 'What to grow, in place of the figures.')
   flags.DEFINE_integer('pairs', 5, 'Alternations.')
-  flags.DEFINE_string('json', '', 'File for the figures.')
+  figures.define_json()
   app.run(main)

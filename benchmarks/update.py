@@ -162,10 +162,10 @@ def lines(found: dict) -> str:
 
 def main(argv):
   """Runs the benchmark and prints its table."""
-  del argv
-  common.run(measure, lines)
+  common.run(measure, lines, argv)
 
 
 if __name__ == '__main__':
   common.define_flags()
+  flags.adopt_module_key_flags(common)  # for --help
   app.run(main)

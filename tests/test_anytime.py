@@ -206,7 +206,14 @@ def test_rows_stop_where_their_scores_say(rule, forced):
   np.testing.assert_array_equal(looks.late_tokens, 0)
 
 
-@pytest.mark.parametrize('rule', ['progress', 'confidence', 'agreement'])
+@pytest.mark.parametrize(
+  'rule',
+  [
+    pytest.param('progress', marks=pytest.mark.full),
+    'confidence',
+    pytest.param('agreement', marks=pytest.mark.full),
+  ],
+)
 def test_the_answer_is_the_greedy_one_of_the_prefix(rule):
   task, found = world()[0], whole()
   threshold = 2.0 if rule == 'agreement' else middle(rule, found)

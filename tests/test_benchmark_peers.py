@@ -180,16 +180,16 @@ def test_ways_and_peers_that_are_asked_for(
   assert rows['equal']['meta_rl']['limit_tokens_per_s'] == pytest.approx(8000)
   rollout.FLAGS.only_ours = True
   rollout.FLAGS.json = str(tmp_path / 'found.json')
-  module('peers.common').run(rollout.measure, rollout.lines)
+  module('peers.common').run(rollout.measure, rollout.lines, ['rollout.py'])
   assert capsys.readouterr().out.splitlines()[1].endswith('-')
   read = lambda: json.loads((tmp_path / 'found.json').read_text())
   assert read()['micro']['cases']['equal']['meta_rl']['seconds'] == [1, 1]
   rollout.FLAGS.add = True
-  module('peers.common').run(rollout.measure, rollout.lines)
+  module('peers.common').run(rollout.measure, rollout.lines, ['rollout.py'])
   assert read()['micro']['cases']['equal']['meta_rl']['seconds'] == [1] * 4
 
 
-def test_rounds_are_added_to_those_of_a_file(module):
+def test_rounds_are_added_to_those_of_a_file(module, capsys):
   compare = module('peers.compare')
   now = lambda ours, theirs, name='tunix': compare.side_by_side(
     {
@@ -217,6 +217,14 @@ def test_rounds_are_added_to_those_of_a_file(module):
   assert rates['meta_rl']['tokens_per_s'] == 6 / 1.5
   other = compare.joined(way(now([1], [5]), tunix='b'), both)
   assert other['tunix']['seconds'] == [5]
+  assert 'rounds of tunix in the file are dropped' in capsys.readouterr().err
+  # A ratio is of one way of ours: no round beside another is kept.
+  other = compare.joined(way(now([9], [5]), meta_rl='b'), both)
+  assert other['tunix']['ours_seconds'] == other['meta_rl']['seconds'] == [9]
+  assert 'trl' not in other
+  assert "of all in the file are dropped: they were with 'a', " in (
+    capsys.readouterr().err
+  )
 
 
 def test_rounds_of_something_else_are_dropped(
@@ -229,14 +237,14 @@ def test_rounds_of_something_else_are_dropped(
     first = benchmark.measure('micro', ALL, tmp_path, {})
     again = benchmark.measure('micro', ALL, tmp_path, first)
     assert len(again['cases']['equal']['trl']['seconds']) == 4
-    for key in ('revision', 'machine', 'parameters', 'threads'):
-      capsys.readouterr()
-      other = first | {key: 'other'}
-      alone = benchmark.measure('micro', ALL, tmp_path, other)
-      assert len(alone['cases']['equal']['trl']['seconds']) == 2
-      said = capsys.readouterr().err.splitlines()
-      (line,) = [line for line in said if line.startswith('--add')]
-      assert f'are of {key} other, not' in line
+    other = first | {'revision': 'other'}
+    alone = benchmark.measure('micro', ALL, tmp_path, other)
+    assert len(alone['cases']['equal']['trl']['seconds']) == 2
+  for key in ('revision', 'machine', 'parameters', 'threads'):
+    capsys.readouterr()
+    assert common.comparable(first | {key: 'other'}, first) == {}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f'are of {key} other, not' in line
   assert common.comparable({}, {}) == {}
   capsys.readouterr()
   now = first | {'versions': {'trl': {'torch': '1'}}}
@@ -415,3 +423,35 @@ def test_only_buckets_that_are_needed_are_compiled(module, monkeypatch):
   # Sorted in twos: 3 4, 5 6, 9 20, of which the last fits none.
   assert needed([4, 5, 8, 16], 3, mask) == [4, 8]
   assert needed([4, 5, 8, 16], 1, mask) == []
+
+
+@pytest.mark.parametrize(
+  'given, said',
+  [
+    (['--json=/nowhere/x.json'], 'name a file in a folder that exists'),
+    (['--json=/'], 'it is a folder, or lies in one that is not there'),
+    (['--cases', 'equal', 'long-tailed'], "'long-tailed' is no flag"),
+    (['--add'], '--add adds to the file of --json: name it'),
+    (['--sizes='], "--sizes: allowed are ['0.5M', '10M', '135M', 'micro']"),
+  ],
+)
+def test_a_wrong_command_line_is_refused_before_anything_runs(given, said):
+  done = subprocess.run(
+    [sys.executable, ROOT / 'benchmarks/rollout.py', *given],
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  assert done.returncode == 1
+  assert said in done.stderr
+  assert 'Traceback' not in done.stderr
+
+
+def test_help_names_the_flags():
+  done = subprocess.run(
+    [sys.executable, ROOT / 'benchmarks/update.py', '--help'],
+    capture_output=True,
+    text=True,
+  )
+  for name in ('only_ours', 'ways', 'threads', 'folder', 'json'):
+    assert name in done.stdout

@@ -153,6 +153,7 @@ def test_any_end_token_ends_an_answer(folder, monkeypatch):
   assert pieces == ['so', ' it']
 
 
+@pytest.mark.full
 def test_the_likeliest_token_alone(folder):
   turns = [{'role': 'user', 'content': 'Hi'}]
   said = lambda **options: ''.join(

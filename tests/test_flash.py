@@ -133,7 +133,10 @@ def test_cudnn_takes_any_length(length, monkeypatch):
   [
     pytest.param({}, marks=[pytest.mark.full, pytest.mark.soak]),
     pytest.param({'scan_layers': True, 'remat': True}, marks=pytest.mark.full),
-    {'sliding_window': 9, 'local_layers': (True, False)},
+    pytest.param(
+      {'sliding_window': 9, 'local_layers': (True, False)},
+      marks=pytest.mark.full,
+    ),
     {
       'sliding_window': 9,
       'local_layers': (True, False),

@@ -408,6 +408,7 @@ def test_control_variate_with_all_or_none_listed():
   np.testing.assert_array_equal(mixed(0), mixed(0, 'sampled'))
 
 
+@pytest.mark.full
 def test_a_listed_answer_is_one_from_first_to_last_token():
   """A sample that a listed answer begins with is another answer."""
   longer = np.array([[[ANSWER, ANSWER, EOS]]], np.int32)

@@ -33,7 +33,7 @@ def whole(key, **options):
   return found.tokens[0, start:][found.token_mask[0, start:]].tolist()
 
 
-@pytest.mark.parametrize('every', [1, 8])
+@pytest.mark.parametrize('every', [pytest.param(1, marks=pytest.mark.full), 8])
 def test_the_tokens_are_those_of_generate(every):
   key = jax.random.key(0)
   parts = list(

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 
+import figures
 import numpy as np
 from absl import flags
 
@@ -44,7 +45,7 @@ def define_flags():
     'threads', cores(), 'Of torch; XLA takes all cores.', lower_bound=1
   )
   flags.DEFINE_string('folder', '', 'Keeps checkpoints and logs here.')
-  flags.DEFINE_string('json', '', 'File for the figures.')
+  figures.define_json()
   flags.DEFINE_bool('add', False, 'Adds rounds to those that are in the file.')
   for name, allowed in (
     ('sizes', workload.SIZES),
@@ -53,19 +54,28 @@ def define_flags():
   ):
     flags.register_validator(
       name,
-      lambda given, allowed=allowed: set(given) <= set(allowed),
+      lambda given, name=name, allowed=allowed: (
+        set(given) <= set(allowed) and (given or name == 'peers')
+      ),
       f'--{name}: allowed are {list(allowed)}, with commas between',
     )
 
 
-def run(measure: Callable[..., dict], lines: Callable[[dict], str]):
+def run(
+  measure: Callable[..., dict], lines: Callable[[dict], str], argv: list[str]
+):
   """Measures size after size and prints a table of each.
 
   Args:
     measure: `(size, names, folder, before) -> figures`; before: those of the
       file, {} for none.
     lines: the table of `{size: figures}`.
+    argv: the command and what is no flag, for which there is no use.
   """
+  if argv[1:]:
+    raise SystemExit(f'error: {argv[1]!r} is no flag: values stand behind =')
+  if FLAGS.add and not FLAGS.json:
+    raise SystemExit('error: --add adds to the file of --json: name it')
   names = [engines.OURS]
   if not FLAGS.only_ours:
     names += engines.present(FLAGS.peers)
@@ -80,6 +90,8 @@ def run(measure: Callable[..., dict], lines: Callable[[dict], str]):
         found[size] = measure(size, names, folder, before)
       except engines.EngineError as error:
         raise SystemExit(f'error: {error}') from None
+      except KeyboardInterrupt:
+        raise SystemExit(f'stopped; of {size} nothing is kept') from None
       print(lines({size: found[size]}), flush=True)
       if FLAGS.json:
         file.write_text(json.dumps(found, indent=2) + '\n', 'utf-8')
@@ -140,6 +152,8 @@ def best_of(name: str, offered: dict, once: Callable) -> tuple:
   modes, warm = offered['modes'], offered['warm']
   if name != engines.OURS and FLAGS.ways:
     kept = [m for m in modes if any(way in m['name'] for way in FLAGS.ways)]
+    if not kept:
+      _tell(f'{name}: none of --ways, so all: {[m["name"] for m in modes]}')
     modes = kept or modes
 
   def seconds(mode):

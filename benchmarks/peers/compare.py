@@ -6,6 +6,7 @@ quartiles of the ratios of single pairs for its spread.
 """
 
 import statistics
+import sys
 from collections.abc import Callable, Iterable
 
 from peers import engines
@@ -107,16 +108,24 @@ def joined(rows: dict[str, dict], before: dict[str, dict]) -> dict[str, dict]:
   """Returns rows with the rounds of earlier ones that did the same.
 
   Engines that were not measured now are as they were. One that went another
-  way, or did other work, begins anew.
+  way, or did other work, begins anew, and all do where ours did; a line on
+  stderr says so.
 
   Args:
     rows: of `side_by_side`, with the `way` of each engine.
     before: the same of an earlier run.
   """
+  did = lambda row: (row['way'], row['tokens'])
+  ours = engines.OURS
+  if ours in before and ours in rows and did(before[ours]) != did(rows[ours]):
+    _dropped('all', before[ours], rows[ours])
+    before = {}
   found = {name: before[name] for name in before if name not in rows}
   for name, row in rows.items():
-    old = before.get(name, {})
-    if all(old.get(key) == row[key] for key in ('way', 'tokens')):
+    old = before.get(name)
+    if old and did(old) != did(row):
+      _dropped(name, old, row)
+    elif old:
       row = row | {
         key: old[key] + row[key]
         for key in ('seconds', 'ours_seconds')
@@ -124,6 +133,15 @@ def joined(rows: dict[str, dict], before: dict[str, dict]) -> dict[str, dict]:
       }
     found[name] = row
   return found
+
+
+def _dropped(whose, old, new):
+  print(
+    f'--add: the rounds of {whose} in the file are dropped: they were with '
+    f'{old["way"]!r}, {old["tokens"]} tokens, not {new["way"]!r}, '
+    f'{new["tokens"]}',
+    file=sys.stderr,
+  )
 
 
 def with_rates(rows: dict[str, dict]) -> dict[str, dict]:

@@ -69,8 +69,7 @@ class Engine:
         stderr=log,
         text=True,
         env=_environment(name),
-      )
-    self._signal('SIGSTOP')
+      )  # it is stopped behind its first answer, when it dies with this process
 
   def ask(self, do: str, **request) -> dict:
     """Returns the answer to a request.
@@ -87,7 +86,11 @@ class Engine:
     except BrokenPipeError:
       answer = ''
     if not answer:
-      raise EngineError(f'{self.name}: the worker ended; see {self.log}')
+      said = self.log.read_text('utf-8', 'replace').split('\n')
+      last = next((line for line in reversed(said) if line.strip()), 'nothing')
+      raise EngineError(
+        f'{self.name}: the worker ended; its last line in {self.log}: {last}'
+      )
     self._signal('SIGSTOP')
     answer = json.loads(answer)
     if 'error' in answer:
