@@ -16,8 +16,8 @@ timed. Each way that it offers is tried, three times if that is short, and the
 fastest of an engine is run in turn with the others, A B C A B C, a short run
 behind one that does not count. What is printed are medians, with quartiles; a
 ratio is ours by theirs, with the quartiles of its single pairs. A comparison
-may be made in pieces: --add keeps what is in the file of --json, where it is of
-the same commit and machine, and adds the rounds to it.
+may be made in pieces: --add keeps what is in the file of --json, which has to
+be of the same commit and machine, and adds the rounds to it.
 
 The limit is what the machine itself can do at the model's own shapes: a step
 takes at least as long as its bare matrix products on so many rows, the faster

@@ -8,8 +8,9 @@ import pytest
 from conftest import ROOT
 
 
-@pytest.fixture(scope='module')
-def loop():
+@pytest.fixture
+def loop(monkeypatch):
+  monkeypatch.syspath_prepend(ROOT / 'benchmarks')
   spec = importlib.util.spec_from_file_location(
     'loop', ROOT / 'benchmarks' / 'loop.py'
   )

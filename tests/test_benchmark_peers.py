@@ -227,10 +227,11 @@ def test_rounds_are_added_to_those_of_a_file(module, capsys):
   )
 
 
-def test_rounds_of_something_else_are_dropped(
-  started, module, tmp_path, capsys, monkeypatch
+def test_rounds_of_something_else_are_refused(
+  started, module, tmp_path, monkeypatch
 ):
   rollout, update = started
+  error = module('peers.engines').EngineError
   common = module('peers.common')
   monkeypatch.setattr(common, 'revision', lambda: 'abc')
   for benchmark in (rollout, update):
@@ -238,24 +239,21 @@ def test_rounds_of_something_else_are_dropped(
     again = benchmark.measure('micro', ALL, tmp_path, first)
     assert len(again['cases']['equal']['trl']['seconds']) == 4
     other = first | {'revision': 'other'}
-    alone = benchmark.measure('micro', ALL, tmp_path, other)
-    assert len(alone['cases']['equal']['trl']['seconds']) == 2
+    with pytest.raises(error, match='are of revision other, not abc: name'):
+      benchmark.measure('micro', ALL, tmp_path, other)
   for key in ('revision', 'machine', 'parameters', 'threads'):
-    capsys.readouterr()
-    assert common.comparable(first | {key: 'other'}, first) == {}
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f'are of {key} other, not' in line
+    with pytest.raises(error, match=f'are of {key} other, not'):
+      common.comparable(first | {key: 'other'}, first)
   assert common.comparable({}, {}) == {}
-  capsys.readouterr()
   now = first | {'versions': {'trl': {'torch': '1'}}}
   assert common.comparable(now | {'versions': {}}, now)  # no rounds of trl's
   other = {'versions': {'trl': {'torch': '2'}}}
-  assert common.comparable(now | other, now) == {}
-  assert "versions of trl {'torch': '2'}, not" in capsys.readouterr().err
+  with pytest.raises(error, match="versions of trl {'torch': '2'}, not"):
+    common.comparable(now | other, now)
   for revision in ('abc+', 'unknown'):
     now = first | {'revision': revision}
-    assert common.comparable(now, now) == {}
-    assert 'commit first' in capsys.readouterr().err
+    with pytest.raises(error, match='commit first'):
+      common.comparable(now, now)
 
 
 def test_a_peer_that_can_do_nothing_is_left_out(

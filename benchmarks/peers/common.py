@@ -219,21 +219,22 @@ def best_ways(
 
 
 def comparable(before: dict, now: dict) -> dict:
-  """Returns earlier figures, or none where they are of something else.
+  """Returns earlier figures, which have to be of the same.
 
   Args:
     before: of a file, {} for none.
     now: what the engines of this run say of themselves.
+
+  Raises:
+    EngineError: they are of other files, another machine, model or version.
   """
   if not before:
     return {}
   if now['revision'].endswith(('+', 'unknown')):
-    print(
+    raise engines.EngineError(
       f'--add: revision {now["revision"]} does not say which files these are: '
-      'earlier rounds may be of others, and are dropped; commit first.',
-      file=sys.stderr,
+      'earlier rounds may be of others; commit first, or name another --json'
     )
-    return {}
   keys = 'revision', 'machine', 'parameters', 'threads'
   compared = [(key, before.get(key), now[key]) for key in keys]
   compared += [
@@ -243,12 +244,10 @@ def comparable(before: dict, now: dict) -> dict:
   ]
   for key, was, new in compared:
     if was != new:
-      print(
-        f'--add: the rounds in the file are of {key} {was}, not {new}: they '
-        'are dropped.',
-        file=sys.stderr,
+      raise engines.EngineError(
+        f'--add: the rounds in the file are of {key} {was}, not {new}: name '
+        'another --json'
       )
-      return {}
   return before
 
 
