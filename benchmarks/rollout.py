@@ -30,6 +30,8 @@ import numpy as np
 from absl import app, flags
 from peers import common, compare, engines, workload
 
+from meta_rl import command_line
+
 FLAGS = flags.FLAGS
 
 
@@ -122,4 +124,4 @@ def main(argv):
 if __name__ == '__main__':
   common.define_flags()
   flags.adopt_module_key_flags(common)  # for --help
-  app.run(main)
+  app.run(main, flags_parser=command_line.parse_flags)

@@ -155,7 +155,7 @@ class _Listener:
   def _clear(self):
     with self._lock:
       left = self._ended + _PAUSE_S - time.monotonic()
-      if self._running or left > 0:
+      if self._running > 0 or left > 0:
         self._wait(max(left, _PAUSE_S / 2))
         return
       self._seconds, self._timer = 0.0, None

@@ -428,7 +428,7 @@ def test_only_buckets_that_are_needed_are_compiled(module, monkeypatch):
   [
     (['--json=/nowhere/x.json'], 'name a file in a folder that exists'),
     (['--json=/'], 'it is a folder, or lies in one that is not there'),
-    (['--cases', 'equal', 'long-tailed'], "'long-tailed' is no flag"),
+    (['--cases', 'equal', 'long-tailed'], "'long-tailed' is no flag: flags"),
     (['--add'], '--add adds to the file of --json: name it'),
     (['--sizes='], "--sizes: allowed are ['0.5M', '10M', '135M', 'micro']"),
   ],

@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 
@@ -14,6 +13,7 @@ import figures
 import numpy as np
 from absl import flags
 
+from meta_rl import command_line
 from peers import compare, engines, workload
 
 FLAGS = flags.FLAGS
@@ -72,8 +72,7 @@ def run(
     lines: the table of `{size: figures}`.
     argv: the command and what is no flag, for which there is no use.
   """
-  if argv[1:]:
-    raise SystemExit(f'error: {argv[1]!r} is no flag: values stand behind =')
+  command_line.refuse_arguments(argv)
   if FLAGS.add and not FLAGS.json:
     raise SystemExit('error: --add adds to the file of --json: name it')
   names = [engines.OURS]
@@ -153,7 +152,9 @@ def best_of(name: str, offered: dict, once: Callable) -> tuple:
   if name != engines.OURS and FLAGS.ways:
     kept = [m for m in modes if any(way in m['name'] for way in FLAGS.ways)]
     if not kept:
-      _tell(f'{name}: none of --ways, so all: {[m["name"] for m in modes]}')
+      compare.tell(
+        f'{name}: none of --ways, so all: {[m["name"] for m in modes]}'
+      )
     modes = kept or modes
 
   def seconds(mode):
@@ -162,15 +163,10 @@ def best_of(name: str, offered: dict, once: Callable) -> tuple:
     found = [once(mode, not warm)['seconds']]
     while len(modes) > 1 and len(found) < _TRIES and sum(found) < _TRYING_S:
       found.append(once(mode)['seconds'])
-    _tell(f'{name}, {mode["name"]}: {min(found):.2f} s')
+    compare.tell(f'{name}, {mode["name"]}: {min(found):.2f} s')
     return min(found)
 
   return compare.best_mode(modes, seconds)
-
-
-def _tell(line: str):
-  """Says at once what a run of minutes has found so far."""
-  print(line, file=sys.stderr, flush=True)
 
 
 def turns(run: Callable, found: dict[str, tuple]) -> dict[str, Callable]:
@@ -190,7 +186,7 @@ def turns(run: Callable, found: dict[str, tuple]) -> dict[str, Callable]:
     if shortest < _SHORT_S:
       run(name, best)
     answer = run(name, best)
-    _tell(f'{name}: {answer["seconds"]:.2f} s')
+    compare.tell(f'{name}: {answer["seconds"]:.2f} s')
     return answer
 
   return {name: functools.partial(turn, name) for name in found}
@@ -214,7 +210,7 @@ def best_ways(
     except engines.EngineError as error:
       if name == engines.OURS:
         raise
-      print(f'{name} is left out: {error}', file=sys.stderr)
+      compare.tell(f'{name} is left out: {error}')
   return found
 
 

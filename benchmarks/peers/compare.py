@@ -80,6 +80,11 @@ def best_mode(modes: list[dict], run: Callable[[dict], float]) -> tuple:
   return best, tried
 
 
+def tell(line: str):
+  """Says at once, on stderr, what a run of minutes has found so far."""
+  print(line, file=sys.stderr, flush=True)
+
+
 def alternate(calls: dict[str, Callable], rounds: int) -> dict[str, list]:
   """Returns what each call gives, A B C A B C."""
   found = {name: [] for name in calls}
@@ -136,11 +141,10 @@ def joined(rows: dict[str, dict], before: dict[str, dict]) -> dict[str, dict]:
 
 
 def _dropped(whose, old, new):
-  print(
+  tell(
     f'--add: the rounds of {whose} in the file are dropped: they were with '
     f'{old["way"]!r}, {old["tokens"]} tokens, not {new["way"]!r}, '
-    f'{new["tokens"]}',
-    file=sys.stderr,
+    f'{new["tokens"]}'
   )
 
 
